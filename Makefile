@@ -1,0 +1,40 @@
+# One command each; every target installs what it needs into .venv on first use.
+#   make demo    fetch the model, answer a question, complete four prompts, report
+#   make test    every test (no GPU, no network beyond the package index)
+#   make lint    ruff: style, docstrings, types on every signature
+#   make lab     JupyterLab on notebooks/
+#   make bench   throughput against Hugging Face, interleaved, on this machine
+
+PYTHON ?= python3
+BIN    := .venv/bin
+
+.PHONY: demo test lint lab bench install clean
+
+# The stamp file is newer than the requirements exactly when .venv is up to date.
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "minivllm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+install: .venv/.installed
+
+demo: install
+	$(BIN)/python -m minivllm demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: install
+	$(BIN)/jupyter lab notebooks
+
+bench: install
+	$(BIN)/python -m minivllm bench throughput
+
+clean:
+	rm -rf .venv build *.egg-info

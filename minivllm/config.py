@@ -1,0 +1,201 @@
+"""Settings: what the engine was told (`EngineConfig`) and what the model is (`ModelConfig`).
+
+Both are frozen. Whoever needs a different setting makes a new config with `dataclasses.replace`; nobody
+changes one that somebody else already read. An unknown key is an error, never ignored: a typo in a
+setting that silently does nothing costs more time than any bug.
+
+Worked example, SmolLM2-135M in float32::
+
+    >>> config = ModelConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536,
+    ...                      num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+    ...                      head_dim=64)
+    >>> config.kv_bytes_per_token(bytes_per_element=4)    # 2 (K and V) * 30 * 3 * 64 * 4
+    46080
+
+So one block of 16 tokens is 720 KiB, and one GiB of KV cache holds 1,456 blocks.
+
+Paper: section 3 (the same arithmetic for OPT-13B gives 800 KB a token).
+vLLM V1: `vllm/config/` (one file for each of about twenty configs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ROPE_TYPES = ("default", "linear", "llama3")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+PREEMPTION_MODES = ("recompute", "swap")
+ATTENTION_BACKENDS = ("auto", "torch", "triton")
+
+
+def require_int(name: str, value: object, minimum: int) -> None:
+    """Raise TypeError unless `value` is an int (bool does not count), ValueError if below `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, but is of type {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a bool: the string "False" is true in Python."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How positions become rotation angles (see `llama.RotaryEmbedding`).
+
+    `rope_type` is one of `ROPE_TYPES`. `linear` divides every position by `factor`. `llama3` divides
+    only the low frequencies, those whose wavelength exceeds the length the model was first trained on.
+    """
+
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(
+                f"rope scaling type {self.rope_type!r} is not supported "
+                f"(supported: {', '.join(ROPE_TYPES)}). Running it as another type would give wrong text."
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one Llama. Field names are those of Hugging Face's `config.json`.
+
+    `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
+    `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope: RopeConfig = RopeConfig()
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings",
+        ):  # fmt: skip
+            require_int(name, getattr(self, name), minimum=1)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}): each KV head serves whole query heads."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}.")
+
+    @property
+    def num_queries_per_kv(self) -> int:
+        """Query heads that share one KV head (grouped-query attention); 1 is plain multi-head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def kv_bytes_per_token(self, bytes_per_element: int) -> int:
+        """Bytes of KV cache that one token takes in all layers: K and V, every KV head.
+
+        Example (OPT-13B, the paper's): 2 * 40 layers * 40 heads * 128 * 2 bytes = 819,200 bytes.
+        """
+        per_layer = 2 * self.num_key_value_heads * self.head_dim
+        return per_layer * self.num_hidden_layers * bytes_per_element
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything a user may set about the engine. Names and defaults are vLLM's where it has them.
+
+    Sizes count tokens or blocks unless the name says bytes. `None` means "derive it": `max_model_len`
+    from the model, `num_blocks` from the memory at hand (see `model_runner.derive_num_blocks`).
+    """
+
+    model: str
+    tokenizer: str | None = None
+    skip_tokenizer_init: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    swap_space_bytes: int = 0
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    preemption_mode: str = "recompute"
+    attention_backend: str = "auto"
+    enforce_eager: bool = False
+    max_logprobs: int = 20
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise TypeError(f"model must be a name or a path, got {self.model!r}.")
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("device", self.device, DEVICES)
+        require_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
+        require_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        for name in (
+            "skip_tokenizer_init",
+            "enable_prefix_caching",
+            "enable_chunked_prefill",
+            "enforce_eager",
+        ):
+            require_bool(name, getattr(self, name))
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            require_int(name, getattr(self, name), minimum=1)
+        for name in ("max_model_len", "num_blocks", "kv_cache_memory_bytes"):
+            if getattr(self, name) is not None:
+                require_int(name, getattr(self, name), minimum=1)
+        for name in ("seed", "swap_space_bytes", "max_logprobs"):
+            require_int(name, getattr(self, name), minimum=0)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.")
+        if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
+            raise ValueError("Give num_blocks or kv_cache_memory_bytes, not both: each sizes the KV cache.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to "
+                f"max_num_seqs ({self.max_num_seqs}): every running sequence needs one token a step."
+            )
+        if self.preemption_mode == "swap" and self.swap_space_bytes == 0:
+            raise ValueError(
+                'preemption_mode="swap" needs swap_space_bytes > 0: there is nowhere to swap to.'
+            )
+
+    @classmethod
+    def from_kwargs(cls, model: str, options: dict[str, Any]) -> EngineConfig:
+        """Build a config from keyword arguments; an unknown one is a TypeError that names it."""
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(
+                f"unknown engine option {', '.join(unknown)}. Known options: {', '.join(sorted(known))}."
+            )
+        return cls(model=model, **options)
