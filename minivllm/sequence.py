@@ -1,0 +1,200 @@
+"""A sequence is one stream of tokens; a sequence group is all streams that grew from one prompt.
+
+Plain requests are a group with one sequence. Asking for n completions, or for beam search, makes the one
+sequence fork when its prompt has been computed::
+
+    add_request(n=3)        prompt done, 3 tokens sampled        later
+
+    group                   group                                group
+      seq 0 [prompt]          seq 0 [prompt, a]                    seq 0 [prompt, a, d, e]   FINISHED_STOPPED
+                              seq 1 [prompt, b]                    seq 1 [prompt, b, f, g]   RUNNING
+                              seq 2 [prompt, c]                    seq 2 [prompt, c, h, i]   RUNNING
+
+Two numbers describe how far a sequence is. `len(seq)` counts the tokens that are known: the prompt and
+everything sampled. `num_computed_tokens` counts those whose K and V are in the cache. The newest sampled
+token is known but not computed; its K and V are written by the step that samples the next one.
+
+Who changes what: the scheduler owns status, tokens and `num_computed_tokens`. Everybody else reads.
+
+Paper: section 5.1 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
+requests in `vllm/v1/engine/parallel_sampling.py`); v0.1: `vllm/sequence.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+from minivllm.outputs import TokenLogprobs
+from minivllm.sampling_params import BeamSearchParams, SamplingParams
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands. The FINISHED ones are final."""
+
+    WAITING = "waiting"  # holds no block
+    RUNNING = "running"  # holds blocks on the device
+    SWAPPED = "swapped"  # holds blocks in CPU memory
+    FINISHED_STOPPED = "stop"  # end-of-sequence token, stop token or stop string
+    FINISHED_LENGTH_CAPPED = "length"  # max_tokens or max_model_len
+    FINISHED_ABORTED = "abort"  # by the user
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no more tokens will come."""
+        return self in _FINISHED
+
+    @property
+    def finish_reason(self) -> str | None:
+        """vLLM's word for it: "stop", "length", "abort", or None while unfinished."""
+        return self.value if self.is_finished else None
+
+
+_FINISHED = frozenset(
+    {SequenceStatus.FINISHED_STOPPED, SequenceStatus.FINISHED_LENGTH_CAPPED, SequenceStatus.FINISHED_ABORTED}
+)
+
+
+class Sequence:
+    """One token stream: prompt, sampled tokens, and how much of it is in the KV cache.
+
+    Attributes:
+        seq_id: unique in the engine; the key of its block table.
+        index: its place among the n completions.
+        seed: with the position, decides every random draw (`sampler.uniform`), so that a draw depends on
+            nothing else: not on batch mates, not on preemption.
+        token_ids: prompt and sampled tokens.
+        sample_logprobs: one entry a sampled token, if the request asked for them.
+        cumulative_logprob: their sum.
+        stop_reason: the stop string or stop token that ended it; None for end of sequence.
+    """
+
+    def __init__(self, seq_id: int, prompt_token_ids: list[int], seed: int, index: int = 0) -> None:
+        self.seq_id = seq_id
+        self.index = index
+        self.seed = seed
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.status = SequenceStatus.WAITING
+        self.stop_reason: int | str | None = None
+        self.cumulative_logprob = 0.0
+        self.sample_logprobs: list[TokenLogprobs] = []
+        self._block_hashes: list[bytes] = []
+
+    def __len__(self) -> int:
+        """Tokens known: prompt and sampled."""
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.seq_id}, {self.status.name}, {self.num_computed_tokens} of {len(self)} "
+            f"tokens computed)"
+        )
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens known whose K and V are not in the cache: what a step may work on."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """A copy of the sampled tokens."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
+        """Add one sampled token."""
+        self.token_ids.append(token_id)
+        if logprobs is not None:
+            self.sample_logprobs.append(logprobs)
+            self.cumulative_logprob += logprobs.logprob
+
+    def fork(self, seq_id: int, index: int, seed: int) -> Sequence:
+        """A copy that will go its own way. Its KV is shared by `KVCacheManager.fork`."""
+        child = Sequence(seq_id, self.token_ids, seed, index)
+        child.num_prompt_tokens = self.num_prompt_tokens
+        child.num_computed_tokens = self.num_computed_tokens
+        child.status = self.status
+        child.cumulative_logprob = self.cumulative_logprob
+        child.sample_logprobs = list(self.sample_logprobs)
+        child._block_hashes = list(self._block_hashes)
+        return child
+
+    def block_hash(self, index: int, block_size: int) -> bytes:
+        """Name of the content of full logical block `index`: a hash of its tokens *and all before them*.
+
+        The chain matters. K and V of a token depend on every earlier token, so equal tokens after
+        different beginnings have different content. Computed once a block and remembered.
+        """
+        while len(self._block_hashes) <= index:
+            start = len(self._block_hashes) * block_size
+            parent = self._block_hashes[-1] if self._block_hashes else b""
+            tokens = array("q", self.token_ids[start : start + block_size])
+            self._block_hashes.append(hashlib.sha256(parent + tokens.tobytes()).digest())
+        return self._block_hashes[index]
+
+
+@dataclass
+class SequenceGroup:
+    """One request: its prompt, what it asked for, and the sequences that came of it.
+
+    The scheduler admits, schedules, preempts and resumes a group as a whole (paper, section 4.5).
+
+    Attributes:
+        max_num_tokens: prompt and output may grow to this (max_tokens and max_model_len decided already).
+        stop_token_ids: all token ids that end a sequence: end-of-sequence (unless ignored) and the
+            request's own. `eos_token_ids` are those for which `stop_reason` stays None.
+        bad_words_token_ids: token sequences that must not appear, from `SamplingParams.bad_words`.
+        num_cached_tokens: prompt tokens found in the prefix cache at first admission; None before it.
+        prompt_logprobs: one entry for each prompt position from 1 on, if asked for.
+    """
+
+    request_id: str
+    prompt: str | None
+    seqs: list[Sequence]
+    params: SamplingParams | BeamSearchParams
+    max_num_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    num_cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt, the same for all sequences."""
+        return self.seqs[0].num_prompt_tokens
+
+    @property
+    def width(self) -> int:
+        """How many sequences the prompt will fork into: n, or the beam width."""
+        return self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        """Sequences that want more tokens."""
+        return [seq for seq in self.seqs if not seq.status.is_finished]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence is done. A group that has yet to fork has an unfinished one."""
+        return all(seq.status.is_finished for seq in self.seqs)
+
+    @property
+    def has_forked(self) -> bool:
+        """Whether the first tokens have been sampled, so that `seqs` is complete."""
+        return len(self.seqs) > 1 or self.seqs[0].num_output_tokens > 0
+
+    @property
+    def num_reserved_seqs(self) -> int:
+        """Sequences this group counts as, against max_num_seqs: before the fork already all of them."""
+        if isinstance(self.params, BeamSearchParams) or not self.has_forked:
+            return self.width
+        return len(self.unfinished)
