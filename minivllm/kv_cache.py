@@ -1,0 +1,150 @@
+"""The KV cache: the physical tensors behind the block ids, and the four ways to move what is in them.
+
+The memory manager (`block_pool`, `kv_cache_manager`) decides which sequence owns which block and never
+touches a tensor; this module owns the tensors and decides nothing. A block id is a row number here::
+
+    block_size = 4, one layer, K (V looks the same):          slot = block_id * 4 + offset
+
+    block 0   [ slot  0 | slot  1 | slot  2 | slot  3 ]
+      ...
+    block 2   [ slot  8 | slot  9 |   ...   |   ...   ]   <- tokens 4, 5 of the example sequence
+      ...
+    block 7   [ slot 28 | slot 29 | slot 30 | slot 31 ]   <- tokens 0, 1, 2, 3
+
+The example sequence has 6 tokens and the block table [7, 2], so its slot_mapping is
+[28, 29, 30, 31, 8, 9]: consecutive tokens, scattered blocks. Each slot holds one token's (Hkv, D) keys.
+
+Paper: sections 4.2 (blocks), 4.4 (copy-on-write), 4.5 (swapping).
+vLLM V1: the tensors are made in `v1/worker/gpu_model_runner.py`, the copies in `csrc/cache_kernels.cu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minivllm.config import ModelConfig, require_int
+
+BlockPairs = Sequence[tuple[int, int]]
+"""Pairs of (source block id, destination block id)."""
+
+
+class KVCache:
+    """K and V of every layer, cut into blocks, and a swap space of the same shape in CPU memory.
+
+    `key[layer]` and `value[layer]` are views of shape (B, S, Hkv, D); so are `cpu_key[layer]` and
+    `cpu_value[layer]`, with B = `num_cpu_blocks`. All layers lie in one tensor, so that moving a block
+    moves it in all layers with one call.
+
+    Everything starts as zeros and not as uninitialised memory: attention multiplies the unused slots at
+    the end of a block by a weight of 0, and 0 * NaN is NaN.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        num_cpu_blocks: int = 0,
+    ) -> None:
+        require_int("num_blocks", num_blocks, minimum=1)
+        require_int("block_size", block_size, minimum=1)
+        require_int("num_cpu_blocks", num_cpu_blocks, minimum=0)
+        device = torch.device(device)
+        slot_shape = (block_size, config.num_key_value_heads, config.head_dim)
+        layers = config.num_hidden_layers
+        self.num_blocks, self.num_cpu_blocks, self.block_size = num_blocks, num_cpu_blocks, block_size
+        self._blocks = torch.zeros(layers, 2, num_blocks, *slot_shape, dtype=dtype, device=device)
+        self._cpu_blocks = torch.zeros(
+            # Pinned memory is what lets a GPU copy it without a detour through a staging buffer.
+            (layers, 2, num_cpu_blocks, *slot_shape), dtype=dtype, pin_memory=device.type == "cuda"
+        )  # fmt: skip
+        self.key = [layer[0] for layer in self._blocks]  # L x (B, S, Hkv, D)
+        self.value = [layer[1] for layer in self._blocks]
+        self.cpu_key = [layer[0] for layer in self._cpu_blocks]
+        self.cpu_value = [layer[1] for layer in self._cpu_blocks]
+        # The same memory seen as slots, for `write`: made once, because a view costs about 2 us.
+        self._key_slots = [key.flatten(0, 1) for key in self.key]  # L x (B * S, Hkv, D)
+        self._value_slots = [value.flatten(0, 1) for value in self.value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device (the swap space is not counted)."""
+        return self._blocks.nbytes
+
+    def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
+        """Put K and V of this step's tokens into their slots.
+
+        This runs once a layer and step, so it is one indexed write a tensor and looks at no number.
+        Every slot has to be real. The padding slot -1 exists only in captured CUDA graphs, which write
+        with the Triton kernel `reshape_and_cache` (it skips -1); who has padding here drops those rows
+        first, once a step and not once a layer. On a CPU a -1 raises IndexError, because `index_copy_`
+        (unlike `slots[slot_mapping] = key`) does not take a negative index to count from the end.
+
+        Args:
+            layer: which layer's cache.
+            key: (T, Hkv, D), any strides: usually a slice of the packed QKV projection.
+            value: (T, Hkv, D).
+            slot_mapping: (T,) int64, all different.
+        """
+        assert key.shape == value.shape == (slot_mapping.shape[0], *self._key_slots[layer].shape[1:])
+        self._key_slots[layer].index_copy_(0, slot_mapping, key)
+        self._value_slots[layer].index_copy_(0, slot_mapping, value)
+
+    def copy_blocks(self, pairs: BlockPairs) -> None:
+        """Copy blocks on the device, in all layers: the copy of copy-on-write.
+
+        All sources are read before any destination is written, so a block may be the source of one pair
+        and the destination of another; then its old contents are copied.
+        """
+        self._move(self._blocks, self._blocks, pairs)
+
+    def swap_out(self, pairs: BlockPairs) -> None:
+        """Copy blocks of a preempted group from the device to the swap space: pairs (device, cpu)."""
+        self._move(self._blocks, self._cpu_blocks, pairs)
+
+    def swap_in(self, pairs: BlockPairs) -> None:
+        """Copy blocks of a resumed group from the swap space to the device: pairs (cpu, device)."""
+        self._move(self._cpu_blocks, self._blocks, pairs)
+
+    @staticmethod
+    def _move(source: Tensor, destination: Tensor, pairs: BlockPairs) -> None:
+        """Copy `destination[:, :, dst] = source[:, :, src]` for each pair, checked first."""
+        if not pairs:
+            return
+        sources, destinations = zip(*pairs, strict=True)
+        for name, blocks, tensor in (("source", sources, source), ("destination", destinations, destination)):
+            wrong = [block for block in blocks if not 0 <= block < tensor.shape[2]]
+            if wrong:
+                raise ValueError(f"{name} block ids {wrong} are not in [0, {tensor.shape[2]}).")
+        if len(set(destinations)) != len(destinations):
+            raise ValueError(
+                f"two copies into one block in {list(pairs)}: the result would be a matter of luck."
+            )
+        moved = source.index_select(2, torch.tensor(sources, device=source.device))  # (L, 2, n, S, Hkv, D)
+        index = torch.tensor(destinations, device=destination.device)
+        destination.index_copy_(2, index, moved.to(destination.device))
+
+
+def write_kv_reference(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """What `KVCache.write` and the Triton kernel `reshape_and_cache` have to do, one token at a time.
+
+    Args:
+        key: (T, Hkv, D).
+        value: (T, Hkv, D).
+        key_cache: (B, S, Hkv, D), changed in place.
+        value_cache: (B, S, Hkv, D), changed in place.
+        slot_mapping: (T,) int64; a token with slot -1 is padding and is skipped.
+    """
+    block_size = key_cache.shape[1]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            block, offset = slot // block_size, slot % block_size
+            key_cache[block, offset] = key[token]
+            value_cache[block, offset] = value[token]

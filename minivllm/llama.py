@@ -1,0 +1,335 @@
+"""The Llama model, reading its past from the paged KV cache.
+
+It is the Llama of the paper and of Hugging Face, with three differences that serving asks for. The batch
+is one row of T tokens with no padding: where a sequence begins is known only to the attention backend.
+Positions are an argument, because a row's index says nothing about its place in its sequence. And Q, K, V
+(and gate, up) are one matrix product each, because a decode step reads every weight for a few rows, so
+its time is the number of passes over memory::
+
+    input_ids (T,) -> embed -> 30 x [ hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)) ] -> norm
+
+Weights are held transposed, (in, out): `mm(x, weight)` is 1.2 to 1.8 times as fast as `F.linear` on the
+usual (out, in) layout at 1 to 64 rows on a CPU.
+
+vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_llama.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivllm.attention import AttentionBackend, AttentionMetadata
+from minivllm.config import ModelConfig, RopeConfig
+from minivllm.kv_cache import KVCache
+
+
+def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """y = x W + b with W (in, out), which is Hugging Face's weight transposed."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.weight = empty_parameter(in_features, out_features, dtype=dtype, device=device)
+        self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        if self.bias is None:
+            return torch.mm(x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean of squares taken in float32 as Hugging Face does."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.weight = empty_parameter(size, dtype=dtype, device=device)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, size) -> (T, size), a new tensor."""
+        wide = x.float()
+        # sum(x^2) by way of the norm: one pass and no temporary, where pow and mean need three.
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (T, 1)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (wide * inverse_rms).to(x.dtype).mul_(self.weight)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position embedding: rotates each pair of a head by an angle proportional to the position.
+
+    Pair i is (x[i], x[i + D/2]), Hugging Face's half-split layout; its angle is
+    `position * inverse_frequency[i]`. With the pair's halves swapped the rotation is two products::
+
+        x * [cos, cos] + swap(x) * [-sin, sin]
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device | str) -> None:
+        super().__init__()
+        inverse_frequency = rope_inverse_frequencies(config.rope, config.head_dim)  # (D / 2,)
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+        angles = torch.outer(positions, inverse_frequency)
+        table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+        # (max_position_embeddings, D), float32: D / 2 cosines, then D / 2 sines.
+        self.register_buffer("cos_sin_cache", table, persistent=False)
+
+    def look_up(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Positions (T,) -> [cos, cos] and [-sin, sin], each (T, 1, D). Once a step, for all layers."""
+        cos, sin = self.cos_sin_cache[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    @staticmethod
+    def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate query and key heads together, (T, Hq + Hkv, D); a new tensor."""
+        swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+        return (heads * cos).addcmul_(swapped, sin)
+
+
+def rope_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Radians per position of each pair, (D / 2,) float32.
+
+    `linear` slows every pair down by `factor`. `llama3` slows down only those that had not completed
+    `low_freq_factor` turns over the length the model was first trained on, leaves those alone that had
+    completed `high_freq_factor`, and blends in between.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    inverse_frequency = 1.0 / (rope.rope_theta**exponents)
+    if rope.rope_type == "linear":
+        return inverse_frequency / rope.factor
+    if rope.rope_type == "llama3":
+        turns = rope.original_max_position_embeddings * inverse_frequency / (2 * math.pi)
+        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = keep.clamp(0, 1)
+        return inverse_frequency * keep + inverse_frequency / rope.factor * (1 - keep)
+    return inverse_frequency
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention: project, rotate, attend over the KV cache, project back."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        attention: AttentionBackend,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.layer, self.attention = config.head_dim, layer, attention
+        self.scale = config.head_dim**-0.5
+        query_size = config.num_attention_heads * config.head_dim
+        qkv_size = query_size + 2 * config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias
+        self.qkv_proj = Linear(config.hidden_size, qkv_size, bias, dtype, device)
+        self.o_proj = Linear(query_size, config.hidden_size, bias, dtype, device)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """(T, hidden) -> (T, hidden)."""
+        heads = self.qkv_proj(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, Hq + 2 * Hkv, D)
+        query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        query_key = RotaryEmbedding.rotate(query_key, *rotation)
+        query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
+        attended = self.attention.forward(query, key, value, kv_cache, self.layer, metadata, self.scale)
+        return self.o_proj(attended.flatten(1))
+
+
+class LlamaMLP(nn.Module):
+    """The gated feed-forward network: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, dtype, device)
+        self.down_proj = Linear(inner, hidden, config.mlp_bias, dtype, device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(T, hidden) -> (T, hidden)."""
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)  # (T, inner) each
+        return self.down_proj(F.silu(gate).mul_(up))
+
+
+class LlamaDecoderLayer(nn.Module):
+    """One block of the network: attention and MLP, each behind a norm and beside a residual path."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        attention: AttentionBackend,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, layer, attention, dtype, device)
+        self.mlp = LlamaMLP(config, dtype, device)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """(T, hidden) -> (T, hidden), the same tensor: the residual path is added to in place."""
+        hidden += self.self_attn(self.input_layernorm(hidden), rotation, kv_cache, metadata)
+        hidden += self.mlp(self.post_attention_layernorm(hidden))
+        return hidden
+
+
+class LlamaModel(nn.Module):
+    """Embedding, the decoder layers, the final norm."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        attention: AttentionBackend,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = empty_parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(
+            LlamaDecoderLayer(config, layer, attention, dtype, device)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.rotary_emb = RotaryEmbedding(config, device)
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
+    ) -> Tensor:
+        """(T,) token ids and positions -> (T, hidden)."""
+        hidden = F.embedding(input_ids, self.embed_tokens)
+        rotation = self.rotary_emb.look_up(positions, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, rotation, kv_cache, metadata)
+        return self.norm(hidden)
+
+
+class LlamaForCausalLM(nn.Module):
+    """The whole model: token ids in, logits out. Its weights are empty until `load_weights`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        attention: AttentionBackend,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config, self.attention = config, attention
+        self.model = LlamaModel(config, attention, dtype, device)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, dtype, device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights held."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
+    ) -> Tensor:
+        """Run T tokens through the network, writing their K and V into the cache.
+
+        Args:
+            input_ids: (T,) the new tokens of all sequences, packed.
+            positions: (T,) int64, each token's place in its own sequence.
+            kv_cache: changed in place, at `metadata.slot_mapping`.
+            metadata: if its `plan` is None, `prepare` is called here. (Whoever captures CUDA graphs
+                calls it before, outside of the graph.)
+
+        Returns:
+            (T, hidden) after the final norm; `compute_logits` takes the rows that are sampled from.
+        """
+        assert input_ids.shape == positions.shape == metadata.slot_mapping.shape
+        if metadata.plan is None:
+            metadata = self.attention.prepare(metadata)
+        return self.model(input_ids, positions, kv_cache, metadata)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """(N, hidden) -> (N, V) float32: only for rows that are sampled from, this is a large product."""
+        if self.lm_head is None:
+            return F.linear(hidden, self.model.embed_tokens).float()
+        return self.lm_head(hidden).float()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy in weights under their Hugging Face names, in any order, one at a time.
+
+        Raises:
+            ValueError: a weight is missing, unknown, given twice or has the wrong shape. Weights that
+                came before it are loaded, so the model is not to be used then.
+        """
+        missing = self._hugging_face_views()
+        unexpected = []
+        for name, weight in weights:
+            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and self.lm_head is None):
+                continue  # derived from the config; the same tensor as the embedding
+            if name not in missing:
+                unexpected.append(name)
+                continue
+            view = missing.pop(name)
+            if view.shape != weight.shape:
+                raise ValueError(
+                    f"weight {name} has shape {tuple(weight.shape)}, but the config asks for "
+                    f"{tuple(view.shape)}: do config and weights belong to the same model?"
+                )
+            view.copy_(weight)
+        if missing or unexpected:
+            raise ValueError(
+                f"the weights do not fit the config: missing {sorted(missing) or 'none'}, "
+                f"unexpected {sorted(unexpected) or 'none'}."
+            )
+
+    def _hugging_face_views(self) -> dict[str, Tensor]:
+        """Hugging Face's name of each weight -> a view of ours, in Hugging Face's (out, in) layout."""
+        config, model = self.config, self.model
+        views: dict[str, Tensor] = {"model.embed_tokens.weight": model.embed_tokens}
+        views["model.norm.weight"] = model.norm.weight
+
+        def add(prefix: str, linear: Linear, parts: dict[str, int]) -> None:
+            """Enter the parts of a fused projection: consecutive rows of (out, in)."""
+            for part, weight in zip(parts, linear.weight.t().split(list(parts.values())), strict=True):
+                views[f"{prefix}{part}.weight"] = weight
+            if linear.bias is not None:
+                for part, bias in zip(parts, linear.bias.split(list(parts.values())), strict=True):
+                    views[f"{prefix}{part}.bias"] = bias
+
+        query_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        hidden, inner = config.hidden_size, config.intermediate_size
+        for index, layer in enumerate(model.layers):
+            prefix = f"model.layers.{index}."
+            qkv = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+            add(f"{prefix}self_attn.", layer.self_attn.qkv_proj, qkv)
+            add(f"{prefix}self_attn.", layer.self_attn.o_proj, {"o_proj": hidden})
+            add(f"{prefix}mlp.", layer.mlp.gate_up_proj, {"gate_proj": inner, "up_proj": inner})
+            add(f"{prefix}mlp.", layer.mlp.down_proj, {"down_proj": hidden})
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                views[f"{prefix}{norm}.weight"] = getattr(layer, norm).weight
+        if self.lm_head is not None:
+            add("", self.lm_head, {"lm_head": config.vocab_size})
+        return views
