@@ -36,6 +36,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from minivllm.config import ATTENTION_BACKENDS, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
+WORKSPACE_BYTES = 8 << 20
+"""Bytes of K (and as many of V) that one call gathers; only a single longer sequence takes more."""
+LENGTH_RATIO = 1.25
+"""Longest to shortest sequence in a group; up to here padding costs less than another call."""
+PREFILL_TILE = 256
+"""Query rows that meet their keys at once, so that the mask stays small at any prompt length."""
+
 
 @dataclass(frozen=True)
 class AttentionMetadata:
@@ -156,7 +163,7 @@ class TorchPlan:
 
     decode: list[DecodeGroup]
     prefill: list[PrefillSequence]
-    # (PREFILL_TILE, max_seq_len): see `bottom_right_mask`.
+    # (prefill_tile or fewer, max_seq_len): see `bottom_right_mask`.
     mask: Tensor | None
 
 
@@ -206,21 +213,21 @@ class TorchAttention:
     """
 
     name = "torch"
-    WORKSPACE_BYTES = 8 << 20
-    """Bytes of K (and as many of V) that one call gathers; only a longer single sequence takes more."""
-    LENGTH_RATIO = 1.25
-    """Longest to shortest sequence in a group: below, padding costs less than another call."""
-    PREFILL_TILE = 256
-    """Query rows that meet their keys at once, so that the mask stays small at any prompt length."""
 
     def __init__(
-        self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        workspace_bytes: int = WORKSPACE_BYTES,
+        prefill_tile: int = PREFILL_TILE,
     ) -> None:
         self._block_shape = (block_size, config.num_key_value_heads, config.head_dim)
         self._queries_per_kv = config.num_queries_per_kv
-        self._dtype, self._device = dtype, torch.device(device)
+        self._dtype, self._device, self._prefill_tile = dtype, torch.device(device), prefill_tile
         elements_per_block = block_size * config.num_key_value_heads * config.head_dim
-        self._max_blocks = max(1, self.WORKSPACE_BYTES // (elements_per_block * dtype.itemsize))
+        self._max_blocks = max(1, workspace_bytes // (elements_per_block * dtype.itemsize))
         self._workspace = self._allocate(self._max_blocks)
 
     def _allocate(self, num_blocks: int) -> Tensor:
@@ -243,7 +250,7 @@ class TorchAttention:
 
         decode_rows = [row for row, query_len in enumerate(query_lens) if query_len == 1]
         decode_blocks = [num_blocks[row] for row in decode_rows]
-        groups = group_by_length(decode_blocks, self._max_blocks, self.LENGTH_RATIO)
+        groups = group_by_length(decode_blocks, self._max_blocks, LENGTH_RATIO)
         decode = [self._plan_decode([decode_rows[i] for i in group], metadata, seq_lens) for group in groups]
 
         prefill: list[PrefillSequence] = []
@@ -257,7 +264,7 @@ class TorchAttention:
                 prefill.append(PrefillSequence(starts[row], starts[row + 1], blocks, gathered, key, value))
         mask = None
         if any(sequence.blocks is not None for sequence in prefill):
-            rows = min(self.PREFILL_TILE, metadata.max_query_len)
+            rows = min(self._prefill_tile, metadata.max_query_len)
             mask = bottom_right_mask(rows, metadata.max_seq_len, self._dtype, self._device)
         return replace(metadata, plan=TorchPlan(decode, prefill, mask))
 
@@ -334,8 +341,8 @@ class TorchAttention:
             return output.permute(2, 0, 1, 3)
         tiles = []
         num_queries, num_cached = query.shape[2], key.shape[2] - query.shape[2]
-        for start in range(0, num_queries, self.PREFILL_TILE):
-            end = min(start + self.PREFILL_TILE, num_queries)
+        for start in range(0, num_queries, self._prefill_tile):
+            end = min(start + self._prefill_tile, num_queries)
             visible = num_cached + end  # keys that the tile's last query may see
             tile = scaled_dot_product_attention(
                 query[:, :, start:end],
