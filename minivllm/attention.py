@@ -269,8 +269,9 @@ class TorchAttention:
         return replace(metadata, plan=TorchPlan(decode, prefill, mask))
 
     def _plan_decode(self, rows: list[int], metadata: AttentionMetadata, seq_lens: list[int]) -> DecodeGroup:
-        """Plan one group; `rows` (N of them) come longest first."""
-        size, longest, shortest = len(rows), seq_lens[rows[0]], min(seq_lens[row] for row in rows)
+        """Plan one group of N rows. Their lengths may differ within a block, whatever their order."""
+        lengths = [seq_lens[row] for row in rows]
+        size, longest, shortest = len(rows), max(lengths), min(lengths)
         blocks_each = -(-longest // self._block_shape[0])
         index = torch.tensor(rows, device=self._device)
         # A shorter sequence's row of the table ends in padding, block 0: gathered for nothing, and masked.
@@ -281,8 +282,8 @@ class TorchAttention:
         key, value = padded[:, :, :longest].transpose(2, 3)
         mask = None
         if shortest < longest:
-            lengths = metadata.seq_lens[index].view(size, 1, 1, 1)
-            beyond = torch.arange(longest, device=self._device) >= lengths
+            ends = metadata.seq_lens[index].view(size, 1, 1, 1)
+            beyond = torch.arange(longest, device=self._device) >= ends
             mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device)
             mask.masked_fill_(beyond, float("-inf"))
         return DecodeGroup(metadata.query_start_loc[index].long(), blocks, gathered, key, value, mask)

@@ -1,0 +1,423 @@
+"""Paged attention against float64 SDPA on plain contiguous tensors, with every unused slot poisoned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minivllm.attention import (
+    AttentionMetadata,
+    TorchAttention,
+    TorchPlan,
+    bottom_right_mask,
+    group_by_length,
+    make_attention_backend,
+    paged_attention_reference,
+)
+from minivllm.config import ModelConfig
+from minivllm.kv_cache import KVCache
+from tests.helpers_tensor import make_metadata, model_config, poison_
+
+S = 4  # block size
+LAYER = 1
+
+# (query_len, seq_len) of each sequence. Decode is (1, n), fresh prefill (n, n), chunked prefill (q, n > q).
+BATCHES = {
+    "decode at block boundaries": [(1, 1), (1, S - 1), (1, S), (1, S + 1), (1, 2 * S), (1, 2 * S + 1)],
+    "decode of one sequence": [(1, 9)],
+    "decode of very different lengths": [(1, 70), (1, 3), (1, 64), (1, 5), (1, 1), (1, 33)],
+    "decode of equal lengths": [(1, 7), (1, 7), (1, 7)],
+    "fresh prefill": [(1, 1), (S, S), (S + 1, S + 1), (11, 11)],
+    "chunked prefill": [(2, 3), (3, S), (S, 2 * S), (5, 37), (S + 1, 2 * S + 1)],
+    "everything at once": [(1, 6), (9, 9), (3, 20), (1, 1), (1, 41), (2, 2), (7, 8), (1, 40)],
+}
+# Tolerance by dtype: float32 rounding is about 1e-6 here; half precision rounds the result itself.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass
+class Batch:
+    """One step's inputs, and per sequence the contiguous K and V the paged cache must amount to."""
+
+    query: Tensor  # (T, Hq, D)
+    key: Tensor  # (T, Hkv, D): the new tokens
+    value: Tensor
+    kv_cache: KVCache  # past tokens written, all other slots poisoned
+    metadata: AttentionMetadata
+    past_and_new: list[tuple[Tensor, Tensor]]  # R x (n, Hkv, D)
+    scale: float
+
+
+def make_batch(
+    lengths: list[tuple[int, int]],
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    share_prefix: bool = False,
+) -> Batch:
+    """Random inputs in random physical blocks; with `share_prefix` all sequences share their first block."""
+    generator = torch.Generator().manual_seed(seed)
+    needed = [math.ceil(seq_len / S) for _, seq_len in lengths]
+    kv_cache = KVCache(config, sum(needed) + 2, S, dtype, "cpu")
+    for tensor in kv_cache.key + kv_cache.value:
+        poison_(tensor, generator)
+    free = torch.randperm(kv_cache.num_blocks, generator=generator).tolist()
+    tables = [[free.pop() for _ in range(count)] for count in needed]
+    shape = (config.num_key_value_heads, config.head_dim)
+    contents = [
+        (torch.randn(n, *shape, generator=generator), torch.randn(n, *shape, generator=generator))
+        for _, n in lengths
+    ]
+    contents = [(key.to(dtype), value.to(dtype)) for key, value in contents]
+    if share_prefix:
+        for table, (key, value) in zip(tables, contents, strict=True):
+            table[0] = tables[0][0]
+            key[:S], value[:S] = contents[0][0][:S], contents[0][1][:S]
+    for (query_len, seq_len), table, (key, value) in zip(lengths, tables, contents, strict=True):
+        for position in range(seq_len - query_len):
+            kv_cache.key[LAYER][table[position // S], position % S] = key[position]
+            kv_cache.value[LAYER][table[position // S], position % S] = value[position]
+    new = [(key[n - q :], value[n - q :]) for (q, n), (key, value) in zip(lengths, contents, strict=True)]
+    # As in the model: query, key and value are slices of one packed tensor, so none is contiguous.
+    heads = config.num_attention_heads
+    packed = torch.randn(
+        sum(q for q, _ in lengths), heads + 2 * shape[0], config.head_dim, generator=generator
+    )
+    packed = packed.to(dtype)
+    packed[:, heads : heads + shape[0]] = torch.cat([key for key, _ in new])
+    packed[:, heads + shape[0] :] = torch.cat([value for _, value in new])
+    query, key, value = packed.split((heads, *[shape[0]] * 2), dim=1)
+    query_lens, seq_lens = [q for q, _ in lengths], [n for _, n in lengths]
+    metadata = make_metadata(tables, seq_lens, query_lens, S)
+    return Batch(query, key, value, kv_cache, metadata, contents, config.head_dim**-0.5)
+
+
+def dense_attention(batch: Batch, bug: str | None = None) -> Tensor:
+    """Float64 SDPA, sequence by sequence, on the contiguous K and V. `bug` makes it wrong on purpose."""
+    outputs = []
+    starts = batch.metadata.query_start_loc.tolist()
+    for row, (key, value) in enumerate(batch.past_and_new):
+        query = batch.query[starts[row] : starts[row + 1]].double().transpose(0, 1)  # (Hq, q, D)
+        group = query.shape[0] // key.shape[1]
+        if bug == "repeat instead of repeat_interleave":
+            key, value = key.repeat(1, group, 1), value.repeat(1, group, 1)
+        else:
+            key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        key, value = key.double().transpose(0, 1), value.double().transpose(0, 1)  # (Hq, n, D)
+        diagonal = key.shape[1] - query.shape[1]
+        if bug == "mask off by one":
+            diagonal = max(diagonal - 1, 0)
+        elif bug == "mask aligned at the top left":
+            diagonal = 0
+        mask = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(diagonal)
+        scale = 1.0 if bug == "no scale" else batch.scale
+        outputs.append(scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(0, 1))
+    output = torch.cat(outputs)
+    return torch.zeros_like(output) if bug == "zeros" else output
+
+
+def run_reference(batch: Batch, config: ModelConfig) -> Tensor:
+    batch.kv_cache.write(LAYER, batch.key, batch.value, batch.metadata.slot_mapping)
+    key, value = batch.kv_cache.key[LAYER], batch.kv_cache.value[LAYER]
+    return paged_attention_reference(batch.query, key, value, batch.metadata, batch.scale)
+
+
+def run_backend(backend: TorchAttention, batch: Batch) -> Tensor:
+    metadata = backend.prepare(batch.metadata)
+    return backend.forward(batch.query, batch.key, batch.value, batch.kv_cache, LAYER, metadata, batch.scale)
+
+
+def run_torch(batch: Batch, config: ModelConfig) -> Tensor:
+    """A workspace of 16 KiB and tiles of 4 rows, so that small inputs cross every limit."""
+    dtype = batch.query.dtype
+    return run_backend(TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4), batch)
+
+
+RUNNERS = {"reference": run_reference, "torch": run_torch}
+Runner = Callable[[Batch, ModelConfig], Tensor]
+
+
+def assert_matches(actual: Tensor, expected: Tensor) -> None:
+    """The one assertion of this module; the negative controls below must not pass it."""
+    assert actual.shape == expected.shape
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+def test_paged_attention_equals_float64_sdpa(runner: Runner, lengths: list[tuple[int, int]]):
+    """Catches a wrong block, a wrong offset in the last block, a mask off by one, a read of a dead slot."""
+    config = model_config(heads=6, kv_heads=2, head_dim=16)
+    batch = make_batch(lengths, config)
+    assert_matches(runner(batch, config), dense_attention(batch))
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("head_dim", [16, 64, 80])
+@pytest.mark.parametrize("heads", [(3, 3), (6, 2), (8, 2), (8, 1)], ids=lambda h: f"{h[0]}q{h[1]}kv")
+def test_every_head_reads_its_own_kv_head(runner: Runner, heads: tuple[int, int], head_dim: int):
+    """Catches heads mixed up by a fold or a view; group sizes 1, 3, 4, 8 and a row of 80 elements."""
+    config = model_config(*heads, head_dim=head_dim)
+    batch = make_batch(BATCHES["everything at once"], config)
+    assert_matches(runner(batch, config), dense_attention(batch))
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_within_its_rounding(runner: Runner, dtype: torch.dtype):
+    """Catches sums kept in half precision; the oracle starts from the same rounded inputs."""
+    config = model_config(heads=6, kv_heads=2, head_dim=64)
+    batch = make_batch(BATCHES["everything at once"], config, dtype)
+    assert_matches(runner(batch, config), dense_attention(batch))
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[(1, S + 2), (1, 2 * S), (1, 3 * S + 1)], [(1, S + 1), (3, S + 5), (2, 4 * S)]],
+    ids=["decode", "mixed"],
+)
+def test_sequences_may_share_blocks(runner: Runner, lengths: list[tuple[int, int]]):
+    """Catches a gather that takes a block for one sequence only: prefix sharing and forks break."""
+    config = model_config()
+    batch = make_batch(lengths, config, share_prefix=True)
+    tables = batch.metadata.block_tables
+    assert tables[0, 0] == tables[1, 0] == tables[2, 0]
+    assert_matches(runner(batch, config), dense_attention(batch))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "zeros",
+        "no scale",
+        "repeat instead of repeat_interleave",
+        "mask off by one",
+        "mask aligned at the top left",
+    ],
+)
+def test_the_assertion_rejects_known_bugs(bug: str, dtype: torch.dtype):
+    """Negative control: a tolerance that lets one of these pass would prove nothing above."""
+    config = model_config()
+    batch = make_batch(BATCHES["everything at once"], config, dtype)
+    assert_matches(dense_attention(batch).to(dtype), dense_attention(batch))
+    with pytest.raises(AssertionError):
+        assert_matches(dense_attention(batch, bug).to(dtype), dense_attention(batch))
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("off_by", [-1, 1])
+def test_a_length_off_by_one_is_noticed(runner: Runner, off_by: int):
+    """Negative control of the poison: one slot too many is a dead slot, one too few loses a token."""
+    config = model_config()
+    batch = make_batch([(1, S + 2), (1, 2 * S + 1), (1, 3)], config)
+    expected = dense_attention(batch)
+    batch.metadata = replace(
+        batch.metadata,
+        seq_lens=batch.metadata.seq_lens + off_by,
+        max_seq_len=batch.metadata.max_seq_len + off_by,
+    )
+    with pytest.raises(AssertionError):
+        assert_matches(runner(batch, config), expected)
+
+
+def test_the_reference_gives_zeros_for_padding_rows():
+    """Catches NaN from a softmax over nothing; captured CUDA graphs run rows with seq_len 0."""
+    config = model_config()
+    batch = make_batch([(1, 6)], config)
+    expected = dense_attention(batch)
+    batch.kv_cache.write(LAYER, batch.key, batch.value, batch.metadata.slot_mapping)
+    metadata = replace(
+        batch.metadata,
+        seq_lens=torch.tensor([6, 0], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32),
+        block_tables=batch.metadata.block_tables.repeat(2, 1),
+    )
+    key, value = batch.kv_cache.key[LAYER], batch.kv_cache.value[LAYER]
+    output = paged_attention_reference(batch.query.repeat(2, 1, 1), key, value, metadata, batch.scale)
+    assert_matches(output[:1], expected)
+    assert output[1].count_nonzero() == 0
+
+
+def test_the_example_of_the_module_docstring():
+    """The literal numbers of the docstring: slots [10, 22, 23, 12] follow from tables and lengths."""
+    metadata = make_metadata([[7, 2], [5, 3]], [7, 5], [1, 3], block_size=4)
+    assert metadata.slot_mapping.tolist() == [10, 22, 23, 12]
+    assert metadata.query_start_loc.tolist() == [0, 1, 4]
+    allowed = bottom_right_mask(3, 5, torch.float32, torch.device("cpu")) == 0
+    assert allowed.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+def test_a_sequence_alone_gets_what_it_gets_in_a_batch(lengths: list[tuple[int, int]]):
+    """Catches a padded neighbour that leaks in: texts would depend on who else is being served."""
+    config = model_config(head_dim=64)
+    batch = make_batch(lengths, config)
+    together = run_torch(batch, config)
+    starts = batch.metadata.query_start_loc.tolist()
+    for row, (query_len, seq_len) in enumerate(lengths):
+        rows = slice(starts[row], starts[row + 1])
+        table = batch.metadata.block_tables[row].tolist()
+        alone = replace(
+            batch,
+            query=batch.query[rows],
+            key=batch.key[rows],
+            value=batch.value[rows],
+            metadata=make_metadata([table], [seq_len], [query_len], S),
+        )
+        torch.testing.assert_close(run_torch(alone, config), together[rows], rtol=0, atol=2e-6)
+
+
+def test_forward_leaves_the_rest_of_the_cache_alone():
+    """Catches a backend that writes beyond this step's slots, or into another layer."""
+    config = model_config()
+    batch = make_batch(BATCHES["everything at once"], config)
+    expected = [tensor.clone() for tensor in batch.kv_cache.key + batch.kv_cache.value]
+    layers = config.num_hidden_layers
+    expected[LAYER].flatten(0, 1)[batch.metadata.slot_mapping] = batch.key
+    expected[layers + LAYER].flatten(0, 1)[batch.metadata.slot_mapping] = batch.value
+    run_torch(batch, config)
+    for actual, wanted in zip(batch.kv_cache.key + batch.kv_cache.value, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+def test_one_plan_serves_all_layers_and_leaves_the_metadata_unchanged():
+    """Catches a plan that remembers a layer's tensors, and a `prepare` that writes into its argument."""
+    config = model_config()
+    batch = make_batch(BATCHES["everything at once"], config)
+    backend = TorchAttention(config, S, torch.float32, "cpu")
+    prepared = backend.prepare(batch.metadata)
+    assert batch.metadata.plan is None
+    assert prepared.slot_mapping is batch.metadata.slot_mapping
+    batch.kv_cache.key[0].copy_(batch.kv_cache.key[LAYER])
+    batch.kv_cache.value[0].copy_(batch.kv_cache.value[LAYER])
+    tensors = (batch.query, batch.key, batch.value, batch.kv_cache)
+    for layer in (0, LAYER):
+        output = backend.forward(*tensors, layer, prepared, batch.scale)
+        assert_matches(output, dense_attention(batch))
+
+
+def test_forward_without_prepare_says_what_to_do():
+    """Catches a plan quietly rebuilt in each of 30 layers."""
+    config = model_config()
+    batch = make_batch([(1, 3)], config)
+    backend = TorchAttention(config, S, torch.float32, "cpu")
+    with pytest.raises(AssertionError, match="prepare"):
+        backend.forward(
+            batch.query, batch.key, batch.value, batch.kv_cache, LAYER, batch.metadata, batch.scale
+        )
+
+
+def test_the_mask_fits_every_tile_from_its_bottom_right_corner():
+    """Catches a tile whose mask is aligned to another tile's length."""
+    mask = bottom_right_mask(5, 12, torch.float32, torch.device("cpu"))
+    for queries in range(1, 6):
+        for keys in range(queries, 13):
+            expected = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            assert torch.equal(mask[-queries:, -keys:] == 0, expected)
+
+
+@given(
+    num_blocks=st.lists(st.integers(1, 500), max_size=40),
+    max_blocks=st.integers(1, 800),
+    ratio=st.floats(1.0, 4.0),
+)
+@settings(max_examples=200, deadline=None)
+def test_groups_hold_every_sequence_once_within_ratio_and_size(
+    num_blocks: list[int], max_blocks: int, ratio: float
+):
+    """Catches a lost or doubled sequence, a group too uneven to pad, and a group beyond the workspace."""
+    groups = group_by_length(num_blocks, max_blocks, ratio)
+    assert sorted(index for group in groups for index in group) == list(range(len(num_blocks)))
+    for group in groups:
+        lengths = [num_blocks[index] for index in group]
+        assert max(lengths) == lengths[0] <= ratio * min(lengths)
+        assert len(group) == 1 or len(group) * max(lengths) <= max_blocks
+
+
+def test_grouping_example():
+    """The literal example of the docstring."""
+    assert group_by_length([3, 64, 2, 60, 4], max_blocks=1000, ratio=2.0) == [[1, 3], [4, 0, 2]]
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Records the most bytes that one operator's result occupies, views of older tensors not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        given = [tensor for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor)]
+        known = {tensor.untyped_storage().data_ptr() for tensor in given}
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+def test_gathering_stays_inside_a_workspace_of_fixed_size():
+    """Catches a temporary as large as the batch's KV: 64 sequences of 300 tokens in a 16 KiB workspace."""
+    config = model_config(heads=6, kv_heads=2, head_dim=16)
+    batch = make_batch([(1, 300 + row % 7) for row in range(64)], config)
+    block_bytes = S * 2 * 16 * 4
+    backend = TorchAttention(config, S, torch.float32, "cpu", workspace_bytes=200 * block_bytes)
+    before = backend.workspace_nbytes
+    assert before == 2 * 200 * block_bytes  # K and V
+    metadata = backend.prepare(batch.metadata)
+    assert isinstance(metadata.plan, TorchPlan)
+    assert len(metadata.plan.decode) == 32  # 77 blocks each: two sequences fit
+    tensors = (batch.query, batch.key, batch.value, batch.kv_cache)
+    with LargestAllocation() as largest:
+        output = backend.forward(*tensors, LAYER, metadata, batch.scale)
+    assert_matches(output, dense_attention(batch))
+    assert backend.workspace_nbytes == before
+    assert 0 < largest.nbytes <= output.nbytes < 200 * block_bytes
+
+    with LargestAllocation() as largest:  # negative control: the oracle gathers anew, and that is seen
+        run_reference(batch, config)
+    assert largest.nbytes > output.nbytes
+
+
+def test_one_long_sequence_widens_the_workspace_to_just_its_length():
+    """Catches a crash on a sequence longer than the workspace, and one that doubles it for good measure."""
+    config = model_config()
+    batch = make_batch([(1, 5), (1, 50 * S - 1)], config)
+    block_bytes = S * 2 * 16 * 4
+    backend = TorchAttention(config, S, torch.float32, "cpu", workspace_bytes=10 * block_bytes)
+    assert_matches(run_backend(backend, batch), dense_attention(batch))
+    assert backend.workspace_nbytes == 2 * 50 * block_bytes
+
+
+def test_a_long_chunk_needs_a_mask_of_one_tile_only():
+    """Catches a mask of all queries times all keys: 2,048 new tokens after 6,000 would take 66 MB."""
+    config = model_config()
+    batch = make_batch([(130, 300)], config)
+    backend = TorchAttention(config, S, torch.float32, "cpu", prefill_tile=32)
+    metadata = backend.prepare(batch.metadata)
+    assert isinstance(metadata.plan, TorchPlan)
+    assert metadata.plan.mask is not None
+    assert metadata.plan.mask.shape == (32, 300)
+    assert_matches(run_backend(backend, batch), dense_attention(batch))
+
+
+def test_auto_is_torch_on_a_cpu_and_an_unknown_name_is_refused():
+    """Catches a typo in attention_backend that silently runs something else."""
+    config = model_config()
+    for name in ("auto", "torch"):
+        assert make_attention_backend(name, config, S, torch.float32, "cpu").name == "torch"
+    with pytest.raises(ValueError, match="'flash'"):
+        make_attention_backend("flash", config, S, torch.float32, "cpu")
