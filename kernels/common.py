@@ -1,0 +1,192 @@
+"""Importing Triton the right way, and the argument checks every kernel shares.
+
+Every kernel file says `from kernels.common import tl, triton` instead of `import triton`. What that buys:
+
+1. **Interpreter or compiler.** Without a GPU Triton can still run a kernel, one program after the other, in
+   numpy: slow (about 100 microseconds a tensor operation) but the same source, on a laptop, in a debugger.
+   The switch is the environment variable `TRITON_INTERPRET`, read at two moments: when `@triton.jit`
+   decorates a kernel, and, for Triton's own library (`tl.sum`, `tl.cdiv`, ...), when `triton` is imported.
+2. **Somebody imported Triton first.** `import torch` does not, but `torch._dynamo` does, and so does
+   `from transformers import LlamaForCausalLM`. Then the library was decorated for the compiler, and an
+   interpreted kernel that calls `tl.sum` dies with "Cannot call @triton.jit'd outside of the scope of a
+   kernel". `_interpret_library` decorates those few functions again.
+
+The checks run before anything is written. A kernel trusts its arguments completely (a wrong stride reads
+someone else's memory, on a GPU without any message), so this is the only place where an error can teach.
+
+vLLM V1: `vllm/triton_utils/importing.py`.
+"""
+
+import torch
+
+from kernels import use_interpreter_without_gpu
+
+use_interpreter_without_gpu()
+
+import triton  # noqa: E402  (only now: see the docstring)
+import triton.language as tl  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INDEX_DTYPES = (torch.int32, torch.int64)
+MAX_HEAD_DIM = 256
+
+
+def _interpret_library() -> None:
+    """Switch Triton's own jit functions to the interpreter where triton was imported without it."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    for module in (tl, tl.standard):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction):
+                setattr(module, name, InterpretedFunction(value.fn))
+
+
+if INTERPRETED and isinstance(tl.sum, JITFunction):
+    _interpret_library()
+
+
+def needs_float32_dot(dtype: torch.dtype) -> bool:
+    """Whether `tl.dot` has to be fed float32: the interpreter treats bfloat16 as raw 16-bit integers.
+
+    It loads, converts and stores bfloat16 correctly, but adds and multiplies the bit patterns, silently.
+    On a GPU the same source keeps bfloat16 operands, and so the tensor cores.
+    """
+    return INTERPRETED and dtype == torch.bfloat16
+
+
+def check_launchable(tensor: torch.Tensor) -> None:
+    """Raise ValueError unless a kernel can run where `tensor` lives, saying how to make it so."""
+    if tensor.is_cuda:
+        if tensor.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"The tensors are on {tensor.device}, but the current device is "
+                f"cuda:{torch.cuda.current_device()}, where Triton would launch. "
+                f"Call torch.cuda.set_device({tensor.device.index}) first."
+            )
+    elif not INTERPRETED:
+        raise ValueError(
+            f"Triton compiles for the GPU in this process, but the tensors are on {tensor.device}. Move them "
+            "to cuda, or set TRITON_INTERPRET=1 before Python starts to run the kernels in the interpreter."
+        )
+
+
+def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) -> None:
+    """Raise unless `tensor` has `shape`, in which a string names an axis whose size is free.
+
+    The last axis must also be contiguous: the kernels add `d` to a row's address, not `d * stride`.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: another number of axes, another size, or a strided last axis.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
+    wanted = "(" + ", ".join(str(axis) for axis in shape) + ")"
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}.")
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{name} {wanted} must be contiguous along its last axis, got strides {tensor.stride()}. "
+            "Call .contiguous() on it, or slice along another axis."
+        )
+
+
+def check_dtypes(allowed: tuple[torch.dtype, ...], **tensors: torch.Tensor) -> None:
+    """Raise TypeError unless all `tensors` share one dtype, and that dtype is in `allowed`."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in allowed:
+            names = ", ".join(str(dtype) for dtype in allowed)
+            raise TypeError(f"{name} must have one of the dtypes {names}, got {tensor.dtype}.")
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        got = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"{' and '.join(tensors)} must share one dtype, got {got}.")
+
+
+def check_devices(**tensors: torch.Tensor) -> None:
+    """Raise ValueError unless all `tensors` are on one device and a kernel can be launched there."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        got = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"All tensors must be on one device, got {got}.")
+    check_launchable(next(iter(tensors.values())))
+
+
+def check_range(name: str, tensor: torch.Tensor, low: int, high: int) -> None:
+    """Raise ValueError if a value lies outside `[low, high)`, on the CPU only.
+
+    On a GPU reading the values back would make the host wait for the device in every layer, so there the
+    caller's word is taken; the interpreter would end the whole process with a segmentation fault.
+    """
+    if tensor.is_cuda or tensor.numel() == 0:
+        return
+    least, most = int(tensor.min()), int(tensor.max())
+    if least < low or most >= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}), got values from {least} to {most}.")
+
+
+def check_cache(key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
+    """Raise unless both are floating point tensors of one shape (B, S, Hkv, D)."""
+    check_tensor("key_cache", key_cache, ("B", "S", "Hkv", "D"))
+    check_tensor("value_cache", value_cache, tuple(key_cache.shape))
+    check_dtypes(FLOAT_DTYPES, key_cache=key_cache, value_cache=value_cache)
+
+
+def check_block_tables(
+    block_tables: torch.Tensor, seq_lens: torch.Tensor, num_blocks: int, block_size: int
+) -> None:
+    """Raise ValueError if a block that a sequence uses does not exist; on the CPU only, as `check_range`.
+
+    Entries beyond a sequence's length are padding: they may hold anything and are never looked at.
+    """
+    if block_tables.is_cuda or block_tables.numel() == 0:
+        return
+    first_token = torch.arange(block_tables.shape[1]) * block_size  # (max_blocks,) of each table entry
+    used = block_tables[first_token[None, :] < seq_lens[:, None]]
+    check_range("block_tables (up to each sequence's length)", used, 0, num_blocks)
+
+
+def check_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sliding_window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Raise unless the arguments fit together as the attention kernels need them.
+
+    Shapes: query (N, Hq, D), caches (B, S, Hkv, D), block_tables (R, max_blocks), seq_lens (R,).
+    """
+    check_cache(key_cache, value_cache)
+    num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
+    check_tensor("query", query, ("N", "Hq", head_dim))
+    check_dtypes(FLOAT_DTYPES, query=query, key_cache=key_cache, value_cache=value_cache)
+    if query.shape[1] % num_kv_heads:
+        raise ValueError(
+            f"The query heads must be a multiple of the KV heads, so that each KV head serves a group, got "
+            f"{query.shape[1]} query heads and {num_kv_heads} KV heads."
+        )
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM} to fit in one tile, got {head_dim}.")
+    check_tensor("seq_lens", seq_lens, ("R",))
+    check_tensor("block_tables", block_tables, (seq_lens.shape[0], "max_blocks"))
+    check_dtypes(INDEX_DTYPES, block_tables=block_tables)
+    check_dtypes(INDEX_DTYPES, seq_lens=seq_lens)
+    check_devices(
+        query=query,
+        key_cache=key_cache,
+        value_cache=value_cache,
+        block_tables=block_tables,
+        seq_lens=seq_lens,
+    )
+    check_range("seq_lens", seq_lens, 0, block_tables.shape[1] * block_size + 1)
+    check_block_tables(block_tables, seq_lens, num_blocks, block_size)
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1 (a token sees itself), got {sliding_window}.")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError(f"soft_cap must be positive, got {soft_cap}.")

@@ -1,0 +1,135 @@
+"""How a kernel is launched on which chip: tile sizes, warps, stages and splits, as plain if/else.
+
+Triton has an autotuner (`@triton.autotune`). It is not used here, for four reasons: it times candidates in
+the middle of serving, its lookup costs tens of microseconds a launch, a CUDA graph freezes whatever it chose,
+and it cannot run without a GPU. Functions that can be called, read and tested anywhere do the same job; the
+benchmark (`python -m minivllm bench kernels`) is where their numbers are to be checked.
+
+Four words::
+
+    BLOCK_N      keys handled at once, independent of the block size S of the KV cache
+    BLOCK_M      query rows handled at once; tl.dot wants at least 16 of them to fill a tensor core
+    num_warps    groups of 32 threads a program runs on
+    num_stages   how deep the loop is pipelined. A paged load is two loads in a row (the block number, then
+                 the key), so three stages are the least that keep keys in flight during the arithmetic
+
+What bounds them is shared memory, where tiles wait between load and use: 64 KB a program on a T4 (7.5), 99 KB
+on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). `tests/kernels/test_kernel_aot.py`
+compiles every kernel with these choices for all six and compares.
+
+Sources: "The Anatomy of a Triton Attention Kernel" (arXiv 2511.11581) for heuristics in place of autotuning;
+Flash-Decoding for the splits. vLLM V1: `vllm/v1/attention/ops/triton_unified_attention.py`.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from kernels.common import INTERPRETED, triton
+
+MAX_SPLITS = 32
+MIN_TOKENS_PER_SPLIT = 256
+PROGRAMS_PER_SM = 4
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What the choices below depend on."""
+
+    capability: int  # 10 * major + minor, for example 90 for an H100; 0 for the interpreter
+    num_sms: int  # streaming multiprocessors: programs that can run side by side, times a few
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One launch configuration. `block_m` and `block_n` are in query rows and keys."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@lru_cache(maxsize=16)
+def chip_of(device: torch.device) -> Chip:
+    """The chip behind `device`. The interpreter poses as one slow multiprocessor."""
+    if INTERPRETED:
+        return Chip(capability=0, num_sms=1)
+    properties = torch.cuda.get_device_properties(device)
+    return Chip(properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+
+def row_bytes(head_dim: int, element_size: int) -> int:
+    """Bytes of one key as a tile holds it: `tl.arange` needs a power of two, so 80 is padded to 128."""
+    return max(16, triton.next_power_of_2(head_dim)) * element_size
+
+
+def decode_tiles(chip: Chip, head_dim: int, element_size: int) -> Tiles:
+    """Tiles of `paged_attention`: one query token a sequence, so memory speed decides."""
+    if chip.capability == 0:
+        # The interpreter pays for each operation, not for its size: few, large tiles.
+        return Tiles(block_m=16, block_n=256, num_warps=4, num_stages=1)
+    row = row_bytes(head_dim, element_size)  # 256 bytes for head_dim 128 in float16
+    if chip.capability < 80:
+        # No asynchronous copies and no tensor cores through Triton: pipelining would only cost space.
+        return Tiles(block_m=16, block_n=32 if row <= 256 else 16, num_warps=4, num_stages=1)
+    if row <= 256:
+        return Tiles(block_m=16, block_n=64, num_warps=4, num_stages=3)
+    if row <= 512:
+        return Tiles(block_m=16, block_n=32, num_warps=4, num_stages=3)
+    return Tiles(block_m=16, block_n=16, num_warps=4, num_stages=3)
+
+
+def prefill_tiles(chip: Chip, head_dim: int, element_size: int, mean_query_len: float) -> Tiles:
+    """Tiles of `prefill_attention`. Long queries reuse each key tile in more rows.
+
+    `mean_query_len` is T / R. The longest query would say more, but it is known only on the device; asking
+    for it would make the host wait.
+    """
+    if chip.capability == 0:
+        return Tiles(block_m=64, block_n=256, num_warps=4, num_stages=1)
+    row = row_bytes(head_dim, element_size)
+    if chip.capability < 80:
+        return Tiles(block_m=16, block_n=32 if row <= 256 else 16, num_warps=4, num_stages=1)
+    if mean_query_len <= 4:  # nearly all decode rows: do not compute 60 empty rows for each
+        return Tiles(
+            block_m=16, block_n=64 if row <= 256 else 32 if row <= 512 else 16, num_warps=4, num_stages=3
+        )
+    if row > 512:  # float32 with head_dim above 128
+        return Tiles(block_m=16, block_n=16, num_warps=4, num_stages=2)
+    if row > 256:  # float32, or head_dim above 128
+        return Tiles(block_m=64, block_n=32, num_warps=4, num_stages=2)
+    if chip.capability == 90 and mean_query_len >= 256:
+        return Tiles(block_m=128, block_n=64, num_warps=8, num_stages=3)
+    return Tiles(block_m=64, block_n=64, num_warps=4, num_stages=3)
+
+
+def choose_num_splits(chip: Chip, num_programs: int, max_tokens: int) -> int:
+    """In how many parts each sequence is attended to in parallel (split-KV); a power of two.
+
+    A decode batch of R sequences with Hkv KV heads is R * Hkv programs. One long sequence on an H100 is 8
+    programs for 132 multiprocessors: 94% of the chip would watch. So split until each multiprocessor has
+    up to four programs, but not into parts so short that merging them costs more than they save.
+
+    Args:
+        chip: where it runs.
+        num_programs: programs without splitting, R * Hkv as a rule.
+        max_tokens: upper bound of the sequence lengths, known without asking the device: the width of the
+            block tables times the block size. A sequence that is shorter leaves some of its splits empty.
+
+    Example, H100 (132 multiprocessors, 528 programs wanted), 8 KV heads::
+
+        R = 64: 512 programs             -> 1 split
+        R = 16: 128 programs, 4096 tokens -> 4 splits, 512 programs
+        R = 1:    8 programs, 16384 tokens -> 32 splits, 256 programs of 512 tokens
+    """
+    wanted = chip.num_sms * PROGRAMS_PER_SM
+    splits = 1
+    while (
+        splits < MAX_SPLITS
+        and num_programs * splits * 2 <= wanted
+        and splits * 2 * MIN_TOKENS_PER_SPLIT <= max_tokens
+    ):
+        splits *= 2
+    return splits

@@ -1,0 +1,301 @@
+"""Attention of many queries per sequence over the paged KV cache: prefill, chunked prefill, mixed batches.
+
+The scheduler knows no phases: a step may run all 37 tokens of one prompt, tokens 512..1023 of another and
+one new token of a third. Their queries are packed into one (T, Hq, D) tensor and `query_start_loc` says where
+each sequence's begin. Queries are the *last* tokens of their sequence; each sees itself and all before it::
+
+    query_start_loc = [0, 3, 4]     seq_lens = [5, 6]         keys ->
+                                          j =   0  1  2  3  4  5
+    sequence 0: 3 queries, context 2     t=0    x  x  x  .  .        position 2 = context + 0
+                                         t=1    x  x  x  x  .        position 3
+                                         t=2    x  x  x  x  x        position 4
+    sequence 1: 1 query,   context 5     t=3    x  x  x  x  x  x     a decode row is the same thing
+
+    context = seq_len - query_len (0 for a fresh prompt);   query at position i sees key j   if j <= i
+
+All K and V, those of this step included, are read through the block table: `reshape_and_cache` wrote them
+just before. So prefill with and without context is one code path.
+
+**Rows.** As in `paged_attention.py` the G query heads of a KV head become rows of one matrix product. Here
+BLOCK_Q tokens of G heads each fill BLOCK_M rows (G = 3, BLOCK_M = 16: five tokens, one row empty)::
+
+    row     0       1       2       3       4       5      ...    14      15
+    token   0       0       0       1       1       1      ...    4       -
+    head    0       1       2       0       1       2      ...    2       -
+
+**Which tokens?** A program has to find its sequence, but how many tiles each sequence has is known only on
+the device; asking would stop the host in every layer. So launch an upper bound. Sequence r owns the tiles from
+
+    first_tile[r] = query_start_loc[r] // BLOCK_Q + r
+
+up to the next sequence's first: at least cdiv(query_len, BLOCK_Q) of them, and T // BLOCK_Q + R in all. A
+program counts how many first tiles it has reached, and returns if it is past the queries of its sequence::
+
+    BLOCK_Q = 2, query_start_loc = [0, 3, 4]:  first_tile = [0, 2]     launched: 4 // 2 + 2 = 4
+    program 0: sequence 0, tokens 0 1   program 1: sequence 0, token 2
+    program 2: sequence 1, token 3      program 3: nothing to do
+
+**Empty rows.** With a sliding window a row's first tiles can be masked completely; `online_update` in
+`online_softmax.py` says what happens to its m then.
+
+Paper: section 4.3 (prompt and generation phase). vLLM V1:
+`vllm/v1/attention/ops/triton_unified_attention.py` (its "2D" kernel, where the tile arithmetic is from).
+"""
+# ruff: noqa: E741  (l is the derivation's letter)
+
+import torch
+
+from kernels.common import (
+    INDEX_DTYPES,
+    check_attention,
+    check_devices,
+    check_dtypes,
+    check_range,
+    check_tensor,
+    needs_float32_dot,
+    tl,
+    triton,
+)
+from kernels.heuristics import Tiles, chip_of, prefill_tiles
+from kernels.online_softmax import cap_scores, load_keys_and_values, online_update
+
+
+def prefill_attention_reference(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    scale: float,
+    *,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> torch.Tensor:
+    """The same in plain torch, one sequence at a time, with the whole mask written out. -> (T, Hq, D)."""
+    block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
+    out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)  # (T, Hq, D)
+    starts = query_start_loc.tolist()
+    for r, n in enumerate(seq_lens.tolist()):
+        q = query[starts[r] : starts[r + 1]].float()  # (t, Hq, D)
+        j = torch.arange(n, device=query.device)
+        i = torch.arange(n - len(q), n, device=query.device)[:, None]  # positions of the queries
+        blocks = block_tables[r, j // block_size].long()
+        k = key_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)  # (n, Hq, D)
+        v = value_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)
+        scores = torch.einsum("thd,nhd->htn", q, k) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        hidden = (j > i) | (j <= i - (sliding_window or n + 1))  # (t, n)
+        p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out[starts[r] : starts[r + 1]] = torch.einsum("htn,nhd->thd", p, v).to(query.dtype)
+    return out
+
+
+@triton.jit
+def find_tile(query_start_loc_ptr, num_seqs, tile, LANES_R: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """Which sequence a tile belongs to, and which of its queries is the tile's first.
+
+    `first_tile` of the module's docstring is increasing, so the sequence is the last one that is reached.
+    """
+    r = tl.arange(0, LANES_R)
+    starts = tl.load(query_start_loc_ptr + r, mask=r < num_seqs, other=0)
+    reached = (r < num_seqs) & (starts // BLOCK_Q + r <= tile)
+    seq = tl.sum(reached.to(tl.int32), axis=0) - 1
+    query_start = tl.load(query_start_loc_ptr + seq)
+    query_len = tl.load(query_start_loc_ptr + seq + 1) - query_start
+    first_token = (tile - (query_start // BLOCK_Q + seq)) * BLOCK_Q
+    return seq, query_start, query_len, first_token
+
+
+@triton.jit
+def _prefill_kernel(
+    out_ptr,  # (T, Hq, D)
+    query_ptr,  # (T, Hq, D)
+    key_cache_ptr,  # (B, S, Hkv, D)
+    value_cache_ptr,  # (B, S, Hkv, D)
+    block_tables_ptr,  # (R, max_blocks)
+    seq_lens_ptr,  # (R,)
+    query_start_loc_ptr,  # (R + 1,)
+    num_seqs,
+    scale,
+    sliding_window,  # None, or how many tokens a query sees, itself included
+    soft_cap,  # None, or the bound of the scores
+    out_stride_token,
+    out_stride_head,
+    query_stride_token,
+    query_stride_head,
+    key_stride_block,
+    key_stride_slot,
+    key_stride_head,
+    value_stride_block,
+    value_stride_slot,
+    value_stride_head,
+    table_stride,
+    S: tl.constexpr,
+    G: tl.constexpr,  # query heads for each KV head
+    D: tl.constexpr,
+    HEADS: tl.constexpr,  # query heads this program handles: G, or part of a large group
+    LANES_R: tl.constexpr,  # next power of two of the number of sequences
+    BLOCK_Q: tl.constexpr,  # query tokens a program handles
+    BLOCK_M: tl.constexpr,  # rows: at least BLOCK_Q * HEADS
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # D padded to a power of two, at least 16
+    DOT_F32: tl.constexpr,
+):
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    HEAD_TILES: tl.constexpr = (G + HEADS - 1) // HEADS
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1) // HEAD_TILES
+
+    seq, query_start, query_len, first_token = find_tile(
+        query_start_loc_ptr, num_seqs, tile, LANES_R, BLOCK_Q
+    )
+    if first_token >= query_len:
+        return
+    seq_len = tl.load(seq_lens_ptr + seq)
+    context = seq_len - query_len
+
+    row = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    token = first_token + row // HEADS
+    head_in_group = tl.program_id(1) % HEAD_TILES * HEADS + row % HEADS
+    real_row = (row < BLOCK_Q * HEADS) & (token < query_len) & (head_in_group < G)
+    row_mask = real_row[:, None] & (d < D)[None, :]
+    position = context + token  # (BLOCK_M,)
+    packed_token = (query_start + token).to(tl.int64)
+    head = kv_head * G + head_in_group
+    query = query_ptr + (packed_token * query_stride_token + head * query_stride_head)[:, None] + d[None, :]
+    q = tl.load(query, mask=row_mask, other=0.0)  # (BLOCK_M, BLOCK_D)
+    if DOT_F32:
+        q = q.to(tl.float32)
+
+    # Keys from the first that the first query sees up to the last query's own.
+    low = 0
+    if sliding_window is not None:
+        low = tl.maximum(context + first_token - sliding_window + 1, 0)
+    high = tl.minimum(context + first_token + BLOCK_Q, seq_len)
+
+    m = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    l = tl.zeros([BLOCK_M], dtype=tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+
+    table = block_tables_ptr + seq.to(tl.int64) * table_stride
+    key = key_cache_ptr + kv_head * key_stride_head + d[None, :]
+    value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
+
+    for start in range(low, high, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        in_range = n < high
+        k, v = load_keys_and_values(
+            key,
+            value,
+            table,
+            n,
+            in_range,
+            d < D,
+            key_stride_block,
+            key_stride_slot,
+            value_stride_block,
+            value_stride_slot,
+            S,
+            DOT_F32,
+        )
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_M, BLOCK_N)
+        if soft_cap is not None:
+            scores = cap_scores(scores, soft_cap)
+        seen = n[None, :] <= position[:, None]  # causal; covers n < high too, as position < high
+        if sliding_window is not None:
+            seen = seen & (n[None, :] > position[:, None] - sliding_window)
+        scores = tl.where(seen, scores * LOG2_E, float("-inf"))
+        m, l, acc = online_update(m, l, acc, scores, v)
+
+    o = acc / tl.where(l > 0, l, 1.0)[:, None]
+    out = out_ptr + (packed_token * out_stride_token + head * out_stride_head)[:, None] + d[None, :]
+    tl.store(out, o, mask=row_mask)
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    scale: float,
+    *,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    tiles: Tiles | None = None,
+) -> torch.Tensor:
+    """Causal attention of the packed queries; the queries are the last tokens of each sequence.
+
+    Args:
+        query: (T, Hq, D), packed; the KV of these tokens is already in the cache.
+        key_cache: (B, S, Hkv, D), possibly a non-contiguous view; the last axis is contiguous.
+        value_cache: (B, S, Hkv, D).
+        block_tables: (R, max_blocks) int32; entries beyond a sequence's length are never looked at.
+        seq_lens: (R,) int32, tokens of each sequence including this step's.
+        query_start_loc: (R + 1,) int32; the queries of sequence r are the tokens
+            [query_start_loc[r], query_start_loc[r + 1]).
+        scale: usually D ** -0.5.
+        sliding_window: each query sees only the last so many tokens, itself included.
+        soft_cap: scores become soft_cap * tanh(scores / soft_cap).
+        tiles: launch configuration; None lets `prefill_tiles` decide.
+
+    Returns:
+        (T, Hq, D), contiguous, in the dtype of `query`; zeros for tokens that belong to no sequence.
+    """
+    check_attention(query, key_cache, value_cache, block_tables, seq_lens, sliding_window, soft_cap)
+    num_seqs = seq_lens.shape[0]
+    check_tensor("query_start_loc", query_start_loc, (num_seqs + 1,))
+    check_dtypes(INDEX_DTYPES, query_start_loc=query_start_loc)
+    check_devices(query=query, query_start_loc=query_start_loc)
+    check_range("query_start_loc", query_start_loc, 0, query.shape[0] + 1)
+    query_lens = query_start_loc[1:] - query_start_loc[:-1]
+    check_range("query lengths (differences of query_start_loc)", query_lens, 0, query.shape[0] + 1)
+    check_range("seq_lens minus query lengths", seq_lens - query_lens, 0, 1 << 31)
+    block_size, num_kv_heads, head_dim = key_cache.shape[1:]
+    num_tokens, num_heads = query.shape[:2]
+    out = query.new_zeros(num_tokens, num_heads, head_dim)
+    if num_seqs == 0 or num_tokens == 0:
+        return out
+
+    group = num_heads // num_kv_heads
+    tiles = tiles or prefill_tiles(
+        chip_of(query.device), head_dim, query.element_size(), num_tokens / num_seqs
+    )
+    heads = min(group, tiles.block_m)
+    block_q = tiles.block_m // heads
+    grid = (num_tokens // block_q + num_seqs, num_kv_heads * triton.cdiv(group, heads))
+    _prefill_kernel[grid](
+        out,
+        query,
+        key_cache,
+        value_cache,
+        block_tables,
+        seq_lens,
+        query_start_loc,
+        num_seqs,
+        scale,
+        sliding_window,
+        soft_cap,
+        *out.stride()[:2],
+        *query.stride()[:2],
+        *key_cache.stride()[:3],
+        *value_cache.stride()[:3],
+        block_tables.stride(0),
+        S=block_size,
+        G=group,
+        D=head_dim,
+        HEADS=heads,
+        LANES_R=triton.next_power_of_2(num_seqs),
+        BLOCK_Q=block_q,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        DOT_F32=needs_float32_dot(query.dtype),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    return out

@@ -1,0 +1,147 @@
+"""Write the keys and values of this step's tokens into their slots of the KV cache.
+
+The model computes K and V for T tokens of many sequences, packed in one batch. `slot_mapping` says where in
+the cache each of them lives. A slot is a flat number: block * S + offset in the block::
+
+    block_size S = 4                          slot_mapping = [28, 29, 8, -1]
+
+    token 0 --> slot 28 = 7 * 4 + 0           key_cache (B, S, Hkv, D)
+    token 1 --> slot 29 = 7 * 4 + 1                        offset 0    1    2    3
+    token 2 --> slot  8 = 2 * 4 + 0             block 2 [  tok 2 |    |    |    ]
+    token 3 --> -1: padding, skipped            ...
+                                                block 7 [  tok 0 | tok 1 |  |   ]
+
+One program a token. It is a pure scatter: the address comes out of a tensor, nothing is computed. Two things
+have to be right all the same:
+
+* `Hkv * D` is no power of two for many models (SmolLM2: 3 * 64 = 192), but `tl.arange` needs one. The tile is
+  padded to 256 lanes and the last 64 are masked off. An unmasked store would overwrite the next slot.
+* `block * stride` needs 64 bits: a cache of 4.6 GB has more than 2^31 elements.
+
+Paper: section 5.1, "fused reshape and block write". vLLM V1: `csrc/cache_kernels.cu`,
+`vllm/v1/attention/ops/triton_reshape_and_cache_flash.py`.
+"""
+
+import torch
+
+from kernels.common import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    check_cache,
+    check_devices,
+    check_dtypes,
+    check_range,
+    check_tensor,
+    tl,
+    triton,
+)
+
+
+def reshape_and_cache_reference(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """The same write, one token after the other. Same arguments as `reshape_and_cache`."""
+    block_size = key_cache.shape[1]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            key_cache[slot // block_size, slot % block_size] = key[token]  # (Hkv, D)
+            value_cache[slot // block_size, slot % block_size] = value[token]
+
+
+@triton.jit
+def _reshape_and_cache_kernel(
+    key_ptr,  # (T, Hkv, D)
+    value_ptr,  # (T, Hkv, D)
+    key_cache_ptr,  # (B, S, Hkv, D)
+    value_cache_ptr,  # (B, S, Hkv, D)
+    slot_mapping_ptr,  # (T,)
+    key_stride_token,
+    key_stride_head,
+    value_stride_token,
+    value_stride_head,
+    key_cache_stride_block,
+    key_cache_stride_slot,
+    key_cache_stride_head,
+    value_cache_stride_block,
+    value_cache_stride_slot,
+    value_cache_stride_head,
+    S: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    LANES: tl.constexpr,  # next power of two of HKV * D
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
+    block = slot // S
+    offset = slot % S
+
+    lane = tl.arange(0, LANES)
+    mask = lane < HKV * D
+    head = lane // D
+    d = lane % D
+
+    key = tl.load(key_ptr + token * key_stride_token + head * key_stride_head + d, mask=mask, other=0.0)
+    value = tl.load(
+        value_ptr + token * value_stride_token + head * value_stride_head + d, mask=mask, other=0.0
+    )
+    key_row = key_cache_ptr + block * key_cache_stride_block + offset * key_cache_stride_slot
+    value_row = value_cache_ptr + block * value_cache_stride_block + offset * value_cache_stride_slot
+    tl.store(key_row + head * key_cache_stride_head + d, key, mask=mask)
+    tl.store(value_row + head * value_cache_stride_head + d, value, mask=mask)
+
+
+def reshape_and_cache(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Write each token's key and value into its slot, in place; everything else stays untouched.
+
+    Args:
+        key: (T, Hkv, D); may be a slice of a fused qkv tensor.
+        value: (T, Hkv, D).
+        key_cache: (B, S, Hkv, D); may be a view, such as one layer of a larger tensor.
+        value_cache: (B, S, Hkv, D).
+        slot_mapping: (T,) int64 (int32 also works); -1 skips the token. No slot may appear twice: the
+            programs run in no order, so which of two writes would win is open.
+    """
+    check_cache(key_cache, value_cache)
+    num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
+    check_tensor("key", key, ("T", num_kv_heads, head_dim))
+    num_tokens = key.shape[0]
+    check_tensor("value", value, (num_tokens, num_kv_heads, head_dim))
+    check_tensor("slot_mapping", slot_mapping, (num_tokens,))
+    check_dtypes(FLOAT_DTYPES, key=key, value=value, key_cache=key_cache, value_cache=value_cache)
+    check_dtypes(INDEX_DTYPES, slot_mapping=slot_mapping)
+    check_devices(
+        key=key, value=value, key_cache=key_cache, value_cache=value_cache, slot_mapping=slot_mapping
+    )
+    check_range("slot_mapping", slot_mapping, -1, num_blocks * block_size)
+    if num_tokens == 0:
+        return
+
+    lanes = triton.next_power_of_2(num_kv_heads * head_dim)
+    _reshape_and_cache_kernel[(num_tokens,)](
+        key,
+        value,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        *key.stride()[:2],
+        *value.stride()[:2],
+        *key_cache.stride()[:3],
+        *value_cache.stride()[:3],
+        S=block_size,
+        HKV=num_kv_heads,
+        D=head_dim,
+        LANES=lanes,
+        num_warps=4 if lanes <= 2048 else 8,
+    )
