@@ -7,11 +7,11 @@ writer a block of its own and asks for a copy of what is in it, as a pair (sourc
     pairs    (2, 5)                      copy block 2 to block 5
     after    A: [7, 2]    B: [7, 5]      B writes slot 5*S + 3; A's block is untouched
 
-One program copies LANES elements of one block, keys and values. The pairs run at the same time, so a block may
-not be both a source and a destination: a fresh destination block never is.
+One program copies LANES elements of one block, keys and values. The pairs run at the same time, so a block
+may not be both a source and a destination: a fresh destination block never is.
 
-Paper: section 4.4 and figure 8. vLLM v0.1: `copy_blocks_kernel` in `csrc/cache_kernels.cu` (V1 has dropped it,
-as only prefixes of full blocks are shared there).
+Paper: section 4.4 and figure 8. vLLM v0.1: `copy_blocks_kernel` in `csrc/cache_kernels.cu` (V1 has dropped
+it, as only prefixes of full blocks are shared there).
 """
 
 import torch
@@ -78,8 +78,8 @@ def copy_blocks(key_cache: torch.Tensor, value_cache: torch.Tensor, block_pairs:
     Args:
         key_cache: (B, S, Hkv, D), possibly a non-contiguous view.
         value_cache: (B, S, Hkv, D).
-        block_pairs: (N, 2) int64 (int32 also works), rows (source, destination). No block may be a destination
-            twice, or a source of one pair and the destination of another.
+        block_pairs: (N, 2) int64 (int32 also works), rows (source, destination). No block may be a
+            destination twice, or a source of one pair and the destination of another.
     """
     check_cache(key_cache, value_cache)
     num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape

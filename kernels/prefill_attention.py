@@ -24,7 +24,8 @@ BLOCK_Q tokens of G heads each fill BLOCK_M rows (G = 3, BLOCK_M = 16: five toke
     head    0       1       2       0       1       2      ...    2       -
 
 **Which tokens?** A program has to find its sequence, but how many tiles each sequence has is known only on
-the device; asking would stop the host in every layer. So launch an upper bound. Sequence r owns the tiles from
+the device; asking would stop the host in every layer. So launch an upper bound. Sequence r owns the tiles
+from
 
     first_tile[r] = query_start_loc[r] // BLOCK_Q + r
 

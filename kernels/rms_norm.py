@@ -11,12 +11,12 @@ kernel and read back by the next; fused, it is written once and normalised while
              read s             write y                  write s, y
              5 rows of traffic                           4 rows, and one launch instead of two
 
-One program a row. The row is one tile: H padded to a power of two (576 -> 1024), the padding masked to 0, which
-adds nothing to the sum of squares; the mean divides by H, not by the padded length.
+One program a row. The row is one tile: H padded to a power of two (576 -> 1024), the padding masked to 0,
+which adds nothing to the sum of squares; the mean divides by H, not by the padded length.
 
 **Whose rounding?** Hugging Face's: s is rounded to the model's dtype (it is the next residual), squares are
 summed in float32 (300^2 is beyond float16's 65504), the normalised row is rounded to the dtype *before* it is
-multiplied by the weight. A different order would be as good, but would differ in the last bit, and then greedy
+multiplied by the weight. Another order would be as good, but would differ in the last bit, and then greedy
 decoding sometimes differs in a token.
 
 vLLM V1: `csrc/layernorm_kernels.cu` (its fused kernel writes in place; this one returns new tensors, so that

@@ -8,12 +8,12 @@ pairs; pair i of the token at position p is a point in the plane and is turned b
 
 The product of a rotated query and a rotated key then depends on the distance of their positions only.
 
-**Which pairs?** GPT-NeoX's and Llama's layout in Hugging Face format: element i goes with element i + half. (The
-original RoPE and GPT-J pair 2i with 2i + 1; loading one layout's weights with the other's code gives fluent
-nonsense.) With partial rotary only the first `rotary_dim` numbers of a head are turned::
+**Which pairs?** GPT-NeoX's and Llama's layout in Hugging Face format: element i goes with element i + half.
+(The original RoPE and GPT-J pair 2i with 2i + 1; loading one layout's weights with the other's code gives
+fluent nonsense.) With partial rotary only the first `rotary_dim` numbers of a head are turned::
 
     head   [ x1_0 x1_1 x1_2 | x2_0 x2_1 x2_2 | untouched .. ]         rotary_dim = 6, half = 3
-               '-------------- pair 0 --'
+               '---- pair 0 ----'
 
     row p of cos_sin_cache   [ cos_0 cos_1 cos_2 | sin_0 sin_1 sin_2 ]
 
@@ -112,8 +112,8 @@ def rotary_embedding(
         positions: (T,) int64 (int32 also works), each less than `max_position`.
         query: (T, Hq, D); may be a slice of a fused qkv tensor.
         key: (T, Hkv, D).
-        cos_sin_cache: (max_position, rotary_dim), in each row the cosines, then the sines; rotary_dim is even and
-            at most D. May be float32 while query and key are 16 bits wide.
+        cos_sin_cache: (max_position, rotary_dim), in each row the cosines, then the sines; rotary_dim is even
+            and at most D. May be float32 while query and key are 16 bits wide.
     """
     check_tensor("query", query, ("T", "Hq", "D"))
     num_tokens, num_heads, head_dim = query.shape

@@ -1,10 +1,10 @@
 """The activation of a Llama MLP: silu(gate) * up, in one kernel. A good first kernel to read.
 
-The MLP computes two projections of the same input, `gate` and `up`, as one matrix product, so they arrive side
-by side. The activation combines the halves::
+The MLP computes two projections of the same input, `gate` and `up`, as one matrix product, so they arrive
+side by side. The activation combines the halves::
 
-    x    (T, 2 * I)   [ gate_0 gate_1 .. | up_0 up_1 .. ]
-    out  (T, I)       [ silu(gate_0) * up_0   silu(gate_1) * up_1   .. ]         silu(g) = g / (1 + exp(-g))
+    x    (T, 2 * I)   [ gate_0 gate_1 .. | up_0 up_1 .. ]                silu(g) = g / (1 + exp(-g))
+    out  (T, I)       [ silu(gate_0) * up_0   silu(gate_1) * up_1   .. ]
 
 **How a Triton kernel works.** Many copies of it, *programs*, run at the same time and differ in nothing but
 `tl.program_id`. Each handles a *tile*: here LANES neighbouring numbers of one row. `tl.arange` makes the tile's
