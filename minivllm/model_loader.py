@@ -1,0 +1,248 @@
+"""A folder in Hugging Face format -> config, weights, model, tokenizer.
+
+Why it exists: `config.json` is written by many programs in several styles, and a key that is read wrongly
+does not crash, it gives fluent nonsense. So this file translates what it knows into the strict
+`ModelConfig`, and refuses by name whatever would change the mathematics::
+
+    config.json (transformers 4)                          ModelConfig
+      "rope_theta": 500000.0,                               rope=RopeConfig(rope_theta=500000.0,
+      "rope_scaling": {"rope_type": "llama3", ...}                          rope_type="llama3", ...)
+    config.json (transformers 5)
+      "rope_parameters": {"rope_theta": ..., ...}           the same
+
+    "rope_scaling": {"type": "yarn", ...}                 ValueError: rope scaling type 'yarn' is not ...
+
+The whole way from a name to a model::
+
+    folder = resolve_model("smollm2-135m-instruct")       # model_download.py
+    config = load_model_config(folder)
+    attention = make_attention_backend("auto", config, block_size=16, dtype=torch.float32, device="cpu")
+    model = load_model(folder, attention, torch.float32, "cpu")
+    tokenizer = load_tokenizer(folder)
+
+vLLM V1: `vllm/transformers_utils/config.py`, `vllm/model_executor/model_loader/default_loader.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minivllm.attention import AttentionBackend
+from minivllm.config import ModelConfig, RopeConfig
+from minivllm.llama import LlamaForCausalLM
+from minivllm.model_download import BUILTIN_MODELS, default_cache_dir, resolve_model
+from minivllm.random_model import random_llama
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "BUILTIN_MODELS",
+    "default_cache_dir",
+    "iterate_weights",
+    "load_model",
+    "load_model_config",
+    "load_tokenizer",
+    "random_llama",
+    "resolve_model",
+]
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """Read `config.json` (and the eos ids of `generation_config.json`) into a `ModelConfig`.
+
+    A key that is absent has the value that `transformers.LlamaConfig` gives it, except for the sizes,
+    which must be there.
+
+    Raises:
+        ValueError: a file is absent or broken, or the model is not a plain Llama.
+    """
+    raw = read_json(folder / "config.json")
+    refuse_other_models(raw, folder)
+    absent = [key for key in SIZES if raw.get(key) is None]
+    if absent:
+        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(absent)}.")
+    heads = raw["num_attention_heads"]
+    bos_token_id, eos_token_ids = special_token_ids(raw, folder)
+    return ModelConfig(
+        **{key: raw[key] for key in SIZES},
+        num_key_value_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        max_position_embeddings=raw.get("max_position_embeddings", 2048),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        rope=rope_config(raw),
+        attention_bias=raw.get("attention_bias", False),
+        mlp_bias=raw.get("mlp_bias", False),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        bos_token_id=bos_token_id,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object; a ValueError names the file if it is absent or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: an incomplete or no Hugging Face model folder.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch or write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}.")
+    return content
+
+
+def refuse_other_models(raw: dict[str, Any], folder: Path) -> None:
+    """Raise a ValueError, naming the key, if the model is more or other than a plain Llama."""
+    architectures = raw.get("architectures") or []
+    if architectures != ["LlamaForCausalLM"] and (architectures or raw.get("model_type") != "llama"):
+        found = ", ".join(architectures) or f"model_type {raw.get('model_type')!r}"
+        raise ValueError(
+            f"{folder} holds the architecture {found}; minivllm runs LlamaForCausalLM only. "
+            "Running it as a Llama would give wrong text."
+        )
+    rope = rope_settings(raw)
+    for key, value, allowed in (
+        ("hidden_act", raw.get("hidden_act", "silu"), ("silu",)),
+        ("pretraining_tp", raw.get("pretraining_tp"), (None, 1)),
+        ("quantization_config", raw.get("quantization_config"), (None,)),
+        ("partial_rotary_factor", raw.get("partial_rotary_factor"), (None, 1)),
+        ("partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1)),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"{folder / 'config.json'} has {key} = {json.dumps(value)[:80]}, which changes what the "
+                f"model computes; supported: {' or '.join(json.dumps(choice) for choice in allowed)}."
+            )
+
+
+def rope_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """The dict that says how RoPE is scaled, under its old or its new name (the old one wins, as in HF)."""
+    return raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+
+
+def rope_config(raw: dict[str, Any]) -> RopeConfig:
+    """Translate `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    rope = rope_settings(raw)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+    factors = {}
+    for key in needed.get(rope_type, ()):
+        if rope.get(key) is None:
+            raise ValueError(f"rope scaling type {rope_type!r} needs {key}, but config.json gives {rope}.")
+        factors[key] = float(rope[key])
+    if rope_type == "llama3":
+        trained = rope.get("original_max_position_embeddings", raw.get("max_position_embeddings", 2048))
+        factors["original_max_position_embeddings"] = raw.get("original_max_position_embeddings", trained)
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    return RopeConfig(rope_theta=float(theta), rope_type=rope_type, **factors)
+
+
+def special_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int | None, tuple[int, ...]]:
+    """Return (bos, all eos ids). `generation_config.json` wins: chat models add their end-of-turn there."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    bos, eos = (
+        raw.get(key, default) if generation.get(key) is None else generation[key]
+        for key, default in (("bos_token_id", 1), ("eos_token_id", 2))
+    )
+    if eos is None:
+        return bos, ()
+    return bos, tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model, each checked to be there.
+
+    With an index, the files it names; a folder may hold others (older, or in another layout).
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise ValueError(
+            f"{folder} lacks the weight file {', '.join(missing) or 'names in its index'} "
+            f"(expected {', '.join(names) or 'a weight_map'}): an incomplete copy or download, fetch again."
+        )
+    return [folder / name for name in names]
+
+
+def iterate_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield (Hugging Face name, tensor on the CPU in the stored dtype), one tensor at a time.
+
+    The files are memory-mapped: a tensor's pages are read when it is copied into the model and can go
+    again afterwards, so loading needs the memory of the model and of one tensor, not of two models.
+    """
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict, it has no __iter__
+                    if not name.endswith("rotary_emb.inv_freq"):  # a buffer of old checkpoints, recomputed
+                        yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read ({error}): fetch or copy it again.") from error
+
+
+def merge_tied(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Of a tied model's weights pass on the embedding once, whichever of its two names the file uses.
+
+    Raises:
+        ValueError: both names are there with different values, so the config is wrong to say "tied".
+    """
+    embedding = lm_head = None
+    for name, weight in weights:
+        if name == LM_HEAD:
+            lm_head = weight
+            continue
+        if name == EMBEDDING:
+            embedding = weight
+        yield name, weight
+    if lm_head is None:
+        return
+    if embedding is None:
+        yield EMBEDDING, lm_head
+    elif not torch.equal(embedding, lm_head):
+        raise ValueError(
+            f"config.json says tie_word_embeddings, but {LM_HEAD} differs from {EMBEDDING}. "
+            'Set "tie_word_embeddings": false in config.json to use both.'
+        )
+
+
+def load_model(
+    folder: Path, attention: AttentionBackend, dtype: torch.dtype, device: torch.device | str
+) -> LlamaForCausalLM:
+    """Build the model on `device` and fill it; every weight is converted to `dtype` on the way in."""
+    config = load_model_config(folder)
+    weights = iterate_weights(folder)
+    if config.tie_word_embeddings:
+        weights = merge_tied(weights)
+    model = LlamaForCausalLM(config, attention, dtype, device)
+    model.load_weights(weights)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load the folder's tokenizer, with its chat template if it has one. Never asks the network."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(
+            f"{folder} has no tokenizer (looked for tokenizer.json). Name one with tokenizer=..., or pass "
+            "skip_tokenizer_init=True and give prompts as token ids."
+        )
+    from transformers import AutoTokenizer  # takes two seconds to import, so only here
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

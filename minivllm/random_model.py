@@ -1,0 +1,192 @@
+"""Tiny random Llamas in Hugging Face format, for tests and notebooks: `random_llama`.
+
+Why it exists: whether the engine is right does not depend on the weights being trained. A Llama of two
+layers is written and read in milliseconds, needs no network, and Hugging Face reads the same folder, so it
+can be the oracle. Every shape that matters (tied or not, biases, grouped queries, rope types, shards) is
+one keyword away::
+
+    folder = random_llama(tmp_path / "m", num_key_value_heads=1, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_pretrained(folder)             # Hugging Face
+    load_model(folder, attention, torch.float32, "cpu")      # minivllm
+
+The scale of the weights is chosen so that mistakes show. With Hugging Face's own initial scale (0.02)
+attention is almost uniform, every layer adds almost nothing, and a tied model repeats its last token
+whatever the past was: a wrong block table would go unseen. Here the scores spread by about +-2 and the
+layers outweigh the embedding, so that greedy text wanders and depends on the whole past.
+
+vLLM V1 does the same with `load_format="dummy"` (weights only, no folder on disk).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 258,  # 256 bytes, bos, eos
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,  # derived: the last id but one
+    "eos_token_id": None,  # derived: the last id
+    "torch_dtype": "float32",
+}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def random_llama(
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_shards: int = 1,
+    byte_tokenizer: bool = False,
+    **config_overrides: Any,
+) -> Path:
+    """Write a tiny Llama with random float32 weights into `folder` and return `folder`.
+
+    Args:
+        folder: created if need be.
+        seed: the same seed and config give the same weights.
+        num_shards: above 1, the weights are spread over that many files with an index, as big models are.
+        byte_tokenizer: also write a tokenizer: token id = byte value, then `<s>` and `</s>`.
+        config_overrides: keys of `config.json`, see `CONFIG`; unknown ones are a TypeError.
+    """
+    unknown = sorted(set(config_overrides) - set(CONFIG))
+    if unknown:
+        raise TypeError(f"unknown config key {', '.join(unknown)}. Known: {', '.join(CONFIG)}.")
+    if num_shards < 1:
+        raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
+    config = CONFIG | config_overrides
+    vocab_size = config["vocab_size"]
+    if byte_tokenizer and vocab_size < 258:
+        raise ValueError(f"byte_tokenizer needs vocab_size of at least 258, got {vocab_size}.")
+    bos, eos = (256, 257) if byte_tokenizer else (vocab_size - 2, vocab_size - 1)
+    config |= {
+        "bos_token_id": config_overrides.get("bos_token_id", bos),
+        "eos_token_id": config_overrides.get("eos_token_id", eos),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+    write_shards(folder, random_weights(config, seed), num_shards)
+    if byte_tokenizer:
+        write_byte_tokenizer(folder, config["max_position_embeddings"])
+    return folder
+
+
+def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+    """All weights under Hugging Face's names; a linear weight has shape (out_features, in_features)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, Tensor] = {}
+
+    def normal(*shape: int, std: float) -> Tensor:
+        return torch.randn(*shape, generator=generator) * std
+
+    def add_linear(name: str, out_features: int, in_features: int, gain: float, bias: bool) -> None:
+        """Inputs of size 1 give outputs of size `gain`, whatever the width."""
+        weights[f"{name}.weight"] = normal(out_features, in_features, std=gain * in_features**-0.5)
+        if bias:
+            weights[f"{name}.bias"] = normal(out_features, std=0.5)
+
+    hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query_size, kv_size = (config[f"num_{kind}_heads"] * head_dim for kind in ("attention", "key_value"))
+    # A tied embedding is also the output matrix: kept small, or it would always vote for the last token.
+    embedding_std = 0.4 if config["tie_word_embeddings"] else 1.0
+    weights["model.embed_tokens.weight"] = normal(config["vocab_size"], hidden, std=embedding_std)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        for name, out_features, in_features, gain in (
+            ("self_attn.q_proj", query_size, hidden, 1.5),
+            ("self_attn.k_proj", kv_size, hidden, 1.5),
+            ("self_attn.v_proj", kv_size, hidden, 1.0),
+            ("self_attn.o_proj", hidden, query_size, 4.0),
+            ("mlp.gate_proj", inner, hidden, 1.0),
+            ("mlp.up_proj", inner, hidden, 1.0),
+            ("mlp.down_proj", hidden, inner, 4.0),
+        ):
+            bias = config["attention_bias" if name.startswith("self_attn") else "mlp_bias"]
+            add_linear(prefix + name, out_features, in_features, gain, bias)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{prefix}{norm}.weight"] = 1 + normal(hidden, std=0.1)
+    weights["model.norm.weight"] = 1 + normal(hidden, std=0.1)
+    if not config["tie_word_embeddings"]:
+        # Logits spread by about +-3: greedy choices stand clear of float noise.
+        add_linear("lm_head", config["vocab_size"], hidden, gain=3.0, bias=False)
+    return weights
+
+
+def write_shards(folder: Path, weights: dict[str, Tensor], num_shards: int) -> None:
+    """Write `model.safetensors`, or `num_shards` files and the index that says which tensor lies where."""
+    if num_shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    names = list(weights)
+    for shard in range(num_shards):
+        file_name = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
+        shard_names = names[shard::num_shards]
+        weight_map |= dict.fromkeys(shard_names, file_name)
+        save_file({name: weights[name] for name in shard_names}, folder / file_name, {"format": "pt"})
+    total_size = sum(weight.nbytes for weight in weights.values())
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def byte_symbols() -> list[str]:
+    """The character that stands for each byte 0..255 in a byte-level tokenizer (GPT-2's table).
+
+    A printable byte stands for itself; the others take the next free characters from 256 on, in order:
+    65 is "A", the space (32) is "Ġ" (chr(288)).
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    borrowed = iter(sorted(symbol for symbol in alphabet if ord(symbol) > 255))
+    return [chr(byte) if chr(byte) in alphabet else next(borrowed) for byte in range(256)]
+
+
+def write_byte_tokenizer(folder: Path, model_max_length: int) -> None:
+    """Write the tokenizer whose ids are the UTF-8 bytes, with `<s>` = 256, `</s>` = 257, a chat template."""
+    vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in ("<s>", "</s>")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model_max_length,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` with one key a line, as Hugging Face does."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
