@@ -153,6 +153,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     enforce_eager: bool = False
     max_logprobs: int = 20
+    disable_log_stats: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -166,6 +167,7 @@ class EngineConfig:
             "enable_prefix_caching",
             "enable_chunked_prefill",
             "enforce_eager",
+            "disable_log_stats",
         ):
             require_bool(name, getattr(self, name))
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):

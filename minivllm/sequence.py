@@ -141,7 +141,7 @@ class Sequence:
         return self._block_hashes[index]
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceGroup:
     """One request: its prompt, what it asked for, and the sequences that came of it.
 

@@ -1,0 +1,231 @@
+"""The engine: one step is three calls.
+
+    add_request ---> scheduler.waiting
+                         |
+    step():              v
+        plan    = scheduler.schedule()                       who runs, in which blocks     pure Python
+        outputs = runner.execute_model(plan)                 the model                     tensors
+        updated = scheduler.update_from_output(plan, outputs)  append, fork, finish        pure Python
+
+    RequestOutput <--- output_processor.process(updated)
+
+Whoever calls `step()` in a loop until `has_unfinished_requests()` is false has an inference server; `LLM`
+does just that. Requests may be added or aborted between any two steps.
+
+Paper: section 4.6 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.step`) and `llm_engine.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from minivllm.attention import AttentionBackend, make_attention_backend
+from minivllm.config import EngineConfig
+from minivllm.inputs import InputProcessor, Prompt
+from minivllm.kv_cache import KVCache
+from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.llama import LlamaForCausalLM
+from minivllm.memory import MemoryReport, derive_num_blocks
+from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
+from minivllm.model_loader import load_model, load_model_config, load_tokenizer, resolve_model
+from minivllm.model_runner import ModelRunner, SamplerFunction
+from minivllm.output_processor import OutputProcessor
+from minivllm.outputs import RequestOutput
+from minivllm.sampler import Sampler
+from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class LLMEngine:
+    """A model, its KV cache, a scheduler, and the loop body that ties them together.
+
+    Args:
+        config: see `EngineConfig`.
+        scheduler_cls: a `Scheduler` or another class with its methods. The four parts can be swapped: the
+            baselines and the exercises do it.
+        kv_cache_manager_cls: likewise for `KVCacheManager`.
+        sampler: likewise for `Sampler()`.
+        attention_backend: an object in place of the one `config.attention_backend` names.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        scheduler_cls: type[Scheduler] = Scheduler,
+        kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
+        sampler: SamplerFunction | None = None,
+        attention_backend: AttentionBackend | None = None,
+    ) -> None:
+        folder = resolve_model(config.model)
+        self.config = config
+        self.model_folder = folder
+        self.model_config = load_model_config(folder)
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.max_model_len = self._choose_max_model_len()
+        self.tokenizer: PreTrainedTokenizerFast | None = None
+        if not config.skip_tokenizer_init:
+            self.tokenizer = load_tokenizer(resolve_model(config.tokenizer) if config.tokenizer else folder)
+
+        self.attention = attention_backend or make_attention_backend(
+            config.attention_backend, self.model_config, config.block_size, self.dtype, self.device
+        )
+        model = load_model(folder, self.attention, self.dtype, self.device)
+        kv_cache = self._make_kv_cache(model)
+        self.runner = ModelRunner(model, kv_cache, sampler or Sampler())
+        self.scheduler = scheduler_cls(
+            kv_cache_manager_cls(
+                kv_cache.num_blocks, config.block_size, config.enable_prefix_caching, kv_cache.num_cpu_blocks
+            ),
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.enable_chunked_prefill,
+            config.preemption_mode,
+        )
+        self.input_processor = InputProcessor(
+            self.model_config, self.tokenizer, self.max_model_len, config.max_logprobs, config.seed
+        )
+        self.output_processor = OutputProcessor(self.tokenizer)
+        self.periodic_log = None if config.disable_log_stats else PeriodicLog()
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | BeamSearchParams | None = None,
+        arrival_time: float | None = None,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request_id: a name not used by another unfinished request.
+            prompt: `str`, `{"prompt": str}` or `{"prompt_token_ids": [int]}`.
+            params: None: `SamplingParams()`.
+            arrival_time: in seconds of `time.perf_counter()`; None: now.
+
+        Raises:
+            ValueError, TypeError: something is wrong with the request; the engine is as it was.
+        """
+        params = SamplingParams() if params is None else params
+        group = self.input_processor.make_group(request_id, prompt, params, self.scheduler.new_seq_id())
+        self.scheduler.add(group)
+        self.output_processor.add(group, time.perf_counter() if arrival_time is None else arrival_time)
+
+    def abort_request(self, request_id: str) -> RequestOutput | None:
+        """End a request now; all its blocks are free afterwards.
+
+        Returns:
+            What there is of its output, with finish_reason "abort"; None if there is no such request.
+        """
+        group = self.scheduler.abort(request_id)
+        return None if group is None else self.output_processor.finish_aborted(group, time.perf_counter())
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a call of `step` has anything to do."""
+        return self.scheduler.has_unfinished
+
+    def get_num_unfinished_requests(self) -> int:
+        """Requests waiting, running or swapped."""
+        return len(self.scheduler.groups)
+
+    # -- the loop body ------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step for everybody who fits, and return what the requests asked to see.
+
+        If anything interrupts it (an error, Ctrl-C), every request is dropped and every block is free: the
+        KV cache may be half written then, so nothing in it can be trusted. The engine stays usable.
+        """
+        try:
+            plan = self.scheduler.schedule()
+            self.output_processor.note_scheduled(plan, time.perf_counter())
+            outputs = self.runner.execute_model(plan)
+            updated = self.scheduler.update_from_output(plan, outputs)
+            results = self.output_processor.process(updated, self.scheduler, time.perf_counter())
+        except BaseException:
+            self.reset()
+            raise
+        if self.periodic_log is not None:
+            self.periodic_log.note(plan, time.perf_counter(), self.stats)
+        return results
+
+    def reset(self) -> None:
+        """Drop all requests and forget all KV."""
+        self.scheduler.reset()
+        self.output_processor.reset()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the content of all blocks, so that the next prompts are computed from scratch."""
+        self.scheduler.kv.pool.reset_cache()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of this moment (see `metrics.py`)."""
+        return collect_stats(self.scheduler, self.output_processor)
+
+    def memory(self) -> MemoryReport:
+        """Bytes held by weights, KV cache and workspace."""
+        kv_cache = self.runner.kv_cache
+        return MemoryReport(
+            weights=self.runner.model.nbytes,
+            kv_cache=kv_cache.nbytes,
+            workspace=getattr(self.attention, "workspace_nbytes", 0),
+            num_blocks=kv_cache.num_blocks,
+            num_tokens=kv_cache.num_blocks * kv_cache.block_size,
+            bytes_per_token=self.model_config.kv_bytes_per_token(self.dtype.itemsize),
+        )
+
+    # -- construction -------------------------------------------------------------------------------
+
+    def _choose_max_model_len(self) -> int:
+        longest = self.model_config.max_position_embeddings
+        asked = self.config.max_model_len
+        if asked is not None and asked > longest:
+            raise ValueError(
+                f"User-specified max_model_len ({asked}) is greater than the derived max_model_len "
+                f"(max_position_embeddings={longest} in the model's config.json)."
+            )
+        return longest if asked is None else asked
+
+    def _make_kv_cache(self, model: LlamaForCausalLM) -> KVCache:
+        """Size and allocate the blocks, on the device and in swap space."""
+        config, model_config = self.config, self.model_config
+        num_blocks = derive_num_blocks(config, model, self.dtype, self.device, self.max_model_len)
+        block_bytes = config.block_size * model_config.kv_bytes_per_token(self.dtype.itemsize)
+        num_cpu_blocks = config.swap_space_bytes // block_bytes
+        if config.preemption_mode == "swap" and num_cpu_blocks == 0:
+            raise ValueError(
+                f"swap_space_bytes ({config.swap_space_bytes}) holds no block: one takes {block_bytes} bytes."
+            )
+        return KVCache(model_config, num_blocks, config.block_size, self.dtype, self.device, num_cpu_blocks)
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto": CUDA where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device="cuda", but torch finds no CUDA device here. Use device="cpu" or "auto".')
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto": float32 on a CPU; bfloat16 on GPUs that have it, else float16 (T4, V100)."""
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ValueError(
+            f"bfloat16 needs a GPU of compute capability 8.0 or newer; {torch.cuda.get_device_name(device)} "
+            f'has {".".join(map(str, torch.cuda.get_device_capability(device)))}. Use dtype="float16".'
+        )
+    return getattr(torch, dtype)

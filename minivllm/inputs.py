@@ -1,0 +1,173 @@
+"""From what a user typed to a `SequenceGroup`: the gate of the engine.
+
+Everything that can be wrong with a request is found here, before any state has changed: a prompt that is
+empty or too long, a token id that does not exist, parameters that need what is not there. What passes is
+complete: the scheduler decides everything else from the group alone.
+
+A prompt is a `str`, `{"prompt": str}`, `{"prompt_token_ids": [int, ...]}`.
+
+vLLM V1: `vllm/v1/engine/input_processor.py` (`processor.py` before), `vllm/inputs/`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from minivllm.config import ModelConfig
+from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.sequence import Sequence, SequenceGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Prompt = str | dict[str, object]
+
+
+class InputProcessor:
+    """Checks requests and turns them into sequence groups.
+
+    Args:
+        model_config: for the vocabulary size and the end-of-sequence tokens.
+        tokenizer: None if the engine runs on token ids alone.
+        max_model_len: the most tokens, prompt and output, that a sequence may have.
+        max_logprobs: the most log-probabilities a request may ask for.
+        seed: where requests without a seed of their own get theirs from.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        tokenizer: PreTrainedTokenizerFast | None,
+        max_model_len: int,
+        max_logprobs: int,
+        seed: int,
+    ) -> None:
+        self.model_config = model_config
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.max_logprobs = max_logprobs
+        self._seeds = random.Random(seed)
+
+    def make_group(
+        self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams, seq_id: int
+    ) -> SequenceGroup:
+        """Check one request and make its group, with one sequence that holds the prompt.
+
+        Raises:
+            ValueError, TypeError: with vLLM's text where it has one.
+        """
+        if not isinstance(request_id, str):
+            raise TypeError(f"request_id must be a string, got {type(request_id).__name__}.")
+        text, token_ids = self.tokenize(prompt)
+        self._check_prompt(token_ids)
+        if isinstance(params, SamplingParams):
+            self._check_sampling_params(params)
+        elif not isinstance(params, BeamSearchParams):
+            raise TypeError(
+                f"params must be SamplingParams or BeamSearchParams, got {type(params).__name__}."
+            )
+        ignore_eos = params.ignore_eos
+        eos = frozenset() if ignore_eos else frozenset(self.model_config.eos_token_ids)
+        stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())
+        max_tokens = params.max_tokens if params.max_tokens is not None else self.max_model_len
+        return SequenceGroup(
+            request_id=request_id,
+            prompt=text,
+            seqs=[Sequence(seq_id, token_ids, self._seed(params))],
+            params=params,
+            max_num_tokens=min(len(token_ids) + max_tokens, self.max_model_len),
+            eos_token_ids=eos,
+            stop_token_ids=eos | stop_token_ids,
+            bad_words_token_ids=self._bad_words(getattr(params, "bad_words", None)),
+        )
+
+    def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The prompt's text (None if only ids were given) and token ids."""
+        if isinstance(prompt, dict):
+            keys = set(prompt)
+            if keys == {"prompt"}:
+                prompt = prompt["prompt"]
+            elif keys in ({"prompt_token_ids"}, {"prompt", "prompt_token_ids"}):
+                return prompt.get("prompt"), _list_of_ints(prompt["prompt_token_ids"])
+            else:
+                raise ValueError(
+                    f'a prompt dict needs "prompt" or "prompt_token_ids", got the keys {sorted(keys)}.'
+                )
+        if not isinstance(prompt, str):
+            raise TypeError(
+                'a prompt must be a string, {"prompt": str} or {"prompt_token_ids": [int]}, '
+                f"got {type(prompt).__name__}."
+            )
+        if self.tokenizer is None:
+            raise ValueError(
+                'This engine was made with skip_tokenizer_init=True: give {"prompt_token_ids": [int]}.'
+            )
+        return prompt, self.tokenizer.encode(prompt)
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise ValueError("The decoder prompt cannot be empty")
+        vocab_size = self.model_config.vocab_size
+        outside = [token for token in token_ids if not 0 <= token < vocab_size]
+        if outside:
+            raise ValueError(f"Token id {outside[0]} is out of vocabulary (0 to {vocab_size - 1}).")
+        if len(token_ids) > self.max_model_len:
+            raise ValueError(
+                f"The decoder prompt (length {len(token_ids)}) is longer than the maximum model length of "
+                f"{self.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text "
+                f"tokens."
+            )
+
+    def _check_sampling_params(self, params: SamplingParams) -> None:
+        """What `SamplingParams` cannot check alone: it knows neither vocabulary nor tokenizer."""
+        vocab_size = self.model_config.vocab_size
+        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            outside = [token for token in getattr(params, name) or () if token >= vocab_size]
+            if outside:
+                raise ValueError(
+                    f"{name} holds token id {outside[0]}, which is out of vocabulary (0 to {vocab_size - 1})."
+                )
+        for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
+            count = getattr(params, name)
+            asked = vocab_size if count == -1 else count or 0
+            if asked > self.max_logprobs:
+                raise ValueError(
+                    f"Requested {kind} logprobs of {asked}, which is greater than max allowed: "
+                    f"{self.max_logprobs}"
+                )
+        if self.tokenizer is None and (params.stop_strings or params.bad_words):
+            raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
+
+    def _seed(self, params: SamplingParams | BeamSearchParams) -> int:
+        explicit = params.explicit_seed if isinstance(params, SamplingParams) else None
+        return self._seeds.getrandbits(32) if explicit is None else explicit
+
+    def _bad_words(self, bad_words: list[str] | None) -> tuple[tuple[int, ...], ...]:
+        """Token sequences of the bad words, each at the start of a text and after a space.
+
+        "cat" is another token at the start of a line than in the middle of a sentence. Both are kept,
+        unless the one with the space does not begin with a token of its own.
+        """
+        sequences: list[tuple[int, ...]] = []
+        for word in bad_words or ():
+            plain, spaced = (
+                tuple(self.tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False))
+                for prefix in ("", " ")
+            )
+            sequences.append(plain)
+            if spaced[0] != plain[0] and len(spaced) == len(plain):
+                sequences.append(spaced)
+        return tuple(sequences)
+
+
+def _list_of_ints(token_ids: object) -> list[int]:
+    """`token_ids` as a list of Python ints (numpy's are converted); TypeError if it holds anything else."""
+    if hasattr(token_ids, "tolist"):
+        token_ids = token_ids.tolist()
+    if not isinstance(token_ids, list | tuple):
+        raise TypeError(f"prompt_token_ids must be a list of ints, got {type(token_ids).__name__}.")
+    for token in token_ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise TypeError(f"prompt_token_ids must contain only integers, got {token!r}.")
+    return list(token_ids)

@@ -1,0 +1,285 @@
+"""`LLM`: the offline API. What a user types.
+
+    >>> from minivllm import LLM, SamplingParams
+    >>> llm = LLM(model="smollm2-135m-instruct")
+    >>> outputs = llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=8))
+    >>> outputs[0].outputs[0].text
+    ' Paris. The capital of France is Paris'
+
+Names, defaults and behaviour are vLLM's. Everything here is a loop over `LLMEngine.step()` and the sorting
+of what comes out of it: results are in the order of the prompts, whatever order they finished in.
+
+vLLM V1: `vllm/entrypoints/llm.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from minivllm.attention import AttentionBackend
+from minivllm.config import EngineConfig
+from minivllm.engine import LLMEngine
+from minivllm.inputs import Prompt
+from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.model_runner import SamplerFunction
+from minivllm.outputs import RequestOutput
+from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+from minivllm.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = dict[str, str]
+
+
+class LLM:
+    """A language model that generates text for many prompts at once.
+
+    Args:
+        model: a built-in name, a local folder in Hugging Face format, or a hub id.
+        tokenizer: a folder or name to take the tokenizer from; None: the model's own.
+        skip_tokenizer_init: run on token ids alone, without a tokenizer.
+        scheduler_cls, kv_cache_manager_cls, sampler, attention_backend: parts to use instead of the
+            engine's own (`attention_backend` may also be a name).
+        options: every other field of `EngineConfig`: dtype, device, seed, max_model_len, block_size,
+            num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
+
+    Raises:
+        TypeError: an option that does not exist. ValueError: one that is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        skip_tokenizer_init: bool = False,
+        scheduler_cls: type[Scheduler] = Scheduler,
+        kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
+        sampler: SamplerFunction | None = None,
+        attention_backend: str | AttentionBackend = "auto",
+        **options: Any,
+    ) -> None:
+        by_name = isinstance(attention_backend, str)
+        options |= {"tokenizer": tokenizer, "skip_tokenizer_init": skip_tokenizer_init}
+        options |= {"attention_backend": attention_backend if by_name else "auto"}
+        self.llm_engine = LLMEngine(
+            EngineConfig.from_kwargs(str(model), options),
+            scheduler_cls=scheduler_cls,
+            kv_cache_manager_cls=kv_cache_manager_cls,
+            sampler=sampler,
+            attention_backend=None if by_name else attention_backend,
+        )
+        self._request_ids = itertools.count()
+        # Outputs that a step produced for a loop other than the one that ran it (two open streams).
+        self._mail: dict[str, deque[RequestOutput]] = {}
+
+    # -- generating ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | list[Prompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete the prompts, all in one continuous batch.
+
+        Args:
+            prompts: one prompt or a list: `str`, `{"prompt": str}`, `{"prompt_token_ids": [int]}`.
+            sampling_params: one for all, or one each. None: the model's own defaults
+                (`get_default_sampling_params`).
+            use_tqdm: show progress.
+
+        Returns:
+            One finished `RequestOutput` a prompt, in the order of the prompts.
+        """
+        params = self._one_each(prompts, sampling_params)
+        params = [replace(each, output_kind=RequestOutputKind.FINAL_ONLY) for each in params]
+        return self._run(as_list(prompts), params, use_tqdm)
+
+    def chat(
+        self,
+        messages: list[Message] | list[list[Message]],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer conversations through the model's chat template.
+
+        Args:
+            messages: one conversation, `[{"role": "user", "content": "Hello"}]`, or a list of them.
+            chat_template: a Jinja template in place of the model's own.
+            add_generation_prompt: end the prompt where the assistant's turn begins.
+            continue_final_message: let the model go on with the last message.
+        """
+        if not messages:
+            raise ValueError("messages is empty: give at least one conversation with one message.")
+        conversations = messages if isinstance(messages[0], list) else [messages]
+        tokenizer = self.get_tokenizer()
+        prompts: list[Prompt] = []
+        for conversation in conversations:
+            text = tokenizer.apply_chat_template(
+                conversation,
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+            )
+            # The template has put the special tokens in already.
+            token_ids = tokenizer.encode(text, add_special_tokens=False)
+            prompts.append({"prompt": text, "prompt_token_ids": token_ids})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self, prompts: Prompt | list[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+    ) -> list[RequestOutput]:
+        """Complete each prompt in the `beam_width` most likely ways, best first (see `beam_search.py`)."""
+        if not isinstance(params, BeamSearchParams):
+            raise TypeError(f"params must be BeamSearchParams, got {type(params).__name__}.")
+        prompts = as_list(prompts)
+        return self._run(prompts, [params] * len(prompts), use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | list[Prompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Yield what is new, as it comes: `outputs[i].text` is the piece to print.
+
+        Request ids tell several prompts apart: they count up in the order of the prompts. The requests are
+        queued by the first `next`; leaving the loop early aborts what is still running. Several streams may
+        be open at once: they then share the steps.
+        """
+        params = self._one_each(prompts, sampling_params)
+        params = [replace(each, output_kind=RequestOutputKind.DELTA) for each in params]
+        return self._outputs_of(as_list(prompts), params)
+
+    # -- asking -------------------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer."""
+        if self.llm_engine.tokenizer is None:
+            raise ValueError("This LLM was made with skip_tokenizer_init=True: it has no tokenizer.")
+        return self.llm_engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `sampling_params=None` means: the model's `generation_config.json`, as in vLLM."""
+        path = self.llm_engine.model_folder / "generation_config.json"
+        defaults = json.loads(path.read_text()) if path.exists() else {}
+        known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return SamplingParams(**{name: defaults[name] for name in known if defaults.get(name) is not None})
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prompt blocks."""
+        self.llm_engine.reset_prefix_cache()
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    def _one_each(
+        self, prompts: Prompt | list[Prompt], params: SamplingParams | list[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        """Sampling parameters for each prompt; raises before anything has happened."""
+        prompts = as_list(prompts)
+        if params is None:
+            params = self.get_default_sampling_params()
+        if not isinstance(params, list | tuple):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(
+                f"The lengths of prompts ({len(prompts)}) and params ({len(params)}) must be the same."
+            )
+        for each in params:
+            if not isinstance(each, SamplingParams):
+                raise TypeError(f"sampling_params must be SamplingParams, got {type(each).__name__}.")
+        return list(params)
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        params: list[SamplingParams] | list[BeamSearchParams],
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        """Run until all these requests are finished; results in the order of the prompts."""
+        finished: dict[str, RequestOutput] = {}
+        num_input, num_output = 0, 0
+        bar_text = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
+        with tqdm(
+            total=len(prompts),
+            desc="Processed prompts",
+            dynamic_ncols=True,
+            postfix=bar_text.format(0, 0),
+            disable=not use_tqdm,
+        ) as bar:
+            for output in self._outputs_of(prompts, params):
+                if not output.finished:
+                    continue
+                finished[output.request_id] = output
+                num_input += len(output.prompt_token_ids)
+                num_output += sum(len(completion.token_ids) for completion in output.outputs)
+                if use_tqdm:
+                    elapsed = max(bar.format_dict["elapsed"], 1e-9)
+                    bar.postfix = bar_text.format(num_input / elapsed, num_output / elapsed)
+                    bar.update(1)
+        # Ids count up, and a dictionary keeps them as strings: "10" must not sort before "9".
+        return [finished[request_id] for request_id in sorted(finished, key=int)]
+
+    def _outputs_of(
+        self, prompts: list[Prompt], params: list[SamplingParams] | list[BeamSearchParams]
+    ) -> Iterator[RequestOutput]:
+        """Queue requests (all, or none if one is refused), then step until they are finished.
+
+        However this ends (a refusal, the caller leaves, an error, Ctrl-C), none of them stays behind.
+        """
+        unfinished: dict[str, None] = {}  # in order
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                request_id = str(next(self._request_ids))
+                self.llm_engine.add_request(request_id, prompt, each)
+                self._mail[request_id] = deque()
+                unfinished[request_id] = None
+            while unfinished:
+                mail = [
+                    self._mail[request_id].popleft() for request_id in unfinished if self._mail[request_id]
+                ]
+                for output in mail:
+                    if output.finished:
+                        del unfinished[output.request_id], self._mail[output.request_id]
+                    yield output
+                if not mail:
+                    self._step(unfinished)
+        finally:
+            for request_id in unfinished:
+                self.llm_engine.abort_request(request_id)
+                self._mail.pop(request_id, None)
+
+    def _step(self, wanted: Iterable[str]) -> None:
+        """Run one step and put its outputs into the mail of their requests."""
+        lost = [request_id for request_id in wanted if request_id not in self.llm_engine.scheduler.groups]
+        if lost:
+            raise RuntimeError(
+                f"requests {', '.join(lost)} are no longer in the engine: they were aborted, or an error in "
+                f"a step that another loop ran dropped them."
+            )
+        for output in self.llm_engine.step():
+            if output.request_id in self._mail:
+                self._mail[output.request_id].append(output)
+
+
+def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
+    """A single prompt as a list of one; anything but prompts is a TypeError."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise TypeError(f"prompts must be a prompt or a list of prompts, got {type(prompts).__name__}.")
+    return list(prompts)

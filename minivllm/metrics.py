@@ -1,0 +1,142 @@
+"""What the engine has done and how full it is: `engine.stats()`, and vLLM's periodic log line.
+
+Two numbers say how full the KV cache is, and they are not the same. `block_usage` counts blocks that
+somebody holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
+block tables waste: the unfilled rest of each sequence's last block::
+
+    block usage 50%        [####][####][##..][....][....][....]      waste = 1 - 10 / 12 = 17%
+    token usage 42%          10 tokens in 3 blocks of 4, of 6
+
+A shared block and its tokens count once.
+
+vLLM V1: `vllm/v1/metrics/` (`stats.py`, `loggers.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minivllm.output_processor import OutputProcessor
+from minivllm.outputs import RequestMetrics
+from minivllm.scheduler import Scheduler
+from minivllm.scheduler_output import SchedulerOutput
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot. Shares are from 0 to 1, times in seconds, counters since the engine started."""
+
+    num_running: int
+    num_waiting: int
+    num_swapped: int
+    num_blocks: int
+    num_used_blocks: int
+    num_stored_tokens: int
+    block_usage: float
+    token_usage: float
+    num_blocks_saved: int  # by sharing, right now
+    num_steps: int
+    num_preemptions: int
+    num_copied_blocks: int
+    num_swapped_out_blocks: int
+    num_swapped_in_blocks: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    requests: tuple[RequestMetrics, ...]  # finished ones, in the order they finished
+
+    @property
+    def waste(self) -> float:
+        """Share of the slots in held blocks that hold no token."""
+        if self.num_used_blocks == 0:
+            return 0.0
+        return 1.0 - self.token_usage / self.block_usage
+
+    @property
+    def prefix_cache_hit_rate(self) -> float:
+        """Prompt tokens found in the prefix cache, out of those looked up."""
+        return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else 0.0
+
+    def median(self, measure: Callable[[RequestMetrics], float | None]) -> float | None:
+        """Median of a measure over the finished requests, e.g. `lambda m: m.time_to_first_token`."""
+        values = [value for value in map(measure, self.requests) if value is not None]
+        return statistics.median(values) if values else None
+
+    def log_line(self, prompt_throughput: float, generation_throughput: float) -> str:
+        """vLLM's periodic log line. Throughputs in tokens per second."""
+        preemptions = f"Preemptions: {self.num_preemptions}, " if self.num_preemptions else ""
+        return (
+            f"Avg prompt throughput: {prompt_throughput:.1f} tokens/s, "
+            f"Avg generation throughput: {generation_throughput:.1f} tokens/s, "
+            f"Running: {self.num_running} reqs, Waiting: {self.num_waiting + self.num_swapped} reqs, "
+            f"{preemptions}KV cache usage: {self.block_usage:.1%}, "
+            f"Prefix cache hit rate: {self.prefix_cache_hit_rate:.1%}"
+        )
+
+
+def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> EngineStats:
+    """Read the gauges and counters of this moment; changes nothing."""
+    kv, stats = scheduler.kv, scheduler.stats
+    num_stored_tokens = count_stored_tokens(scheduler)
+    return EngineStats(
+        num_running=len(scheduler.running),
+        num_waiting=len(scheduler.waiting),
+        num_swapped=len(scheduler.swapped),
+        num_blocks=kv.pool.num_blocks,
+        num_used_blocks=kv.pool.num_used,
+        num_stored_tokens=num_stored_tokens,
+        block_usage=kv.usage,
+        token_usage=num_stored_tokens / (kv.pool.num_blocks * kv.block_size),
+        num_blocks_saved=kv.num_blocks_saved,
+        num_steps=stats.num_steps,
+        num_preemptions=stats.num_preemptions,
+        num_copied_blocks=stats.num_copied_blocks,
+        num_swapped_out_blocks=stats.num_swapped_out_blocks,
+        num_swapped_in_blocks=stats.num_swapped_in_blocks,
+        prefix_cache_queries=stats.prefix_cache_queries,
+        prefix_cache_hits=stats.prefix_cache_hits,
+        requests=tuple(output_processor.finished_metrics),
+    )
+
+
+def count_stored_tokens(scheduler: Scheduler) -> int:
+    """Slots that hold a computed token, a shared block counted once (with its fullest holder)."""
+    size = scheduler.kv.block_size
+    filled: dict[int, int] = {}
+    for group in scheduler.running:
+        for seq in group.unfinished:
+            table = scheduler.kv.block_tables.get(seq.seq_id)
+            for index, block_id in enumerate(table.block_ids if table else ()):
+                tokens = min(size, seq.num_computed_tokens - index * size)
+                filled[block_id] = max(filled.get(block_id, 0), tokens)
+    return sum(filled.values())
+
+
+class PeriodicLog:
+    """Counts tokens and logs one line every `interval` seconds, in vLLM's form."""
+
+    def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
+        self.interval = interval
+        self._since: float | None = None
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+
+    def note(self, plan: SchedulerOutput, now: float, stats: Callable[[], EngineStats]) -> None:
+        """Count one step; `stats` is asked only when a line is due."""
+        if self._since is None:
+            self._since = now
+        for row in plan.scheduled:
+            end = row.start + row.num_tokens
+            self._prompt_tokens += max(0, min(end, row.seq.num_prompt_tokens) - row.start)
+            self._output_tokens += row.num_samples
+        elapsed = now - self._since
+        if elapsed < self.interval:
+            return
+        logger.info(stats().log_line(self._prompt_tokens / elapsed, self._output_tokens / elapsed))
+        self._since, self._prompt_tokens, self._output_tokens = now, 0, 0

@@ -1,0 +1,155 @@
+"""The model runner: one step on the device.
+
+The only place where lists become tensors and tensors become lists again. Above it everything is plain
+Python, below it everything is torch. It turns the plan into packed tensors, moves blocks, runs the model,
+samples, and hands back token ids. Nothing is padded: the tokens of all sequences lie one after the other.
+
+Example: block_size 4, sequence A with table [7, 2] prefills 6 tokens, B with table [5] decodes its 3rd::
+
+    input_ids        a0 a1 a2 a3 a4 a5 | b2            (T,)  T = 7 scheduled tokens
+    positions         0  1  2  3  4  5 |  2            (T,)
+    slot_mapping     28 29 30 31  8  9 | 22            (T,)  block_table[position // 4] * 4 + position % 4
+    query_start_loc   0                  6  7          (R + 1,)
+    seq_lens         [6, 3]                            (R,)  KV length, this step's tokens included
+    block_tables     [[7, 2], [5, 0]]                  (R, most blocks), padded with 0
+    sampled from                     a5 | b2           logits are computed for these rows only
+
+Block moves come first and in this order: swap out, swap in, copy. A block that is swapped out may be handed
+to another sequence in the same step, and a block just swapped in may be the source of a copy.
+
+vLLM V1: `vllm/v1/worker/gpu_model_runner.py` (`_prepare_inputs`, `execute_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from minivllm.attention import AttentionMetadata
+from minivllm.kv_cache import KVCache
+from minivllm.llama import LlamaForCausalLM
+from minivllm.outputs import SequenceOutput, TokenLogprobs
+from minivllm.sampler import token_logprobs
+from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
+
+SamplerFunction = Callable[[torch.Tensor, list[ScheduledSequence]], list[SequenceOutput]]
+
+# Rows of logits made at once for prompt_logprobs: 256 x 49,152 x 4 bytes = 48 MiB.
+_PROMPT_LOGPROBS_ROWS = 256
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The tensors of one step (see the picture above)."""
+
+    # (T,) int64
+    input_ids: torch.Tensor
+    # (T,) int64
+    positions: torch.Tensor
+    metadata: AttentionMetadata
+    # (N,) int64: which of the T rows are sampled from, in the order of the plan
+    sampled_rows: torch.Tensor
+
+
+class ModelRunner:
+    """Runs plans on a model and its KV cache.
+
+    Args:
+        model: a Llama with its weights.
+        kv_cache: the physical blocks; the runner is the only one to touch them.
+        sampler: a function (logits (N, V), rows) -> one SequenceOutput a row.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, kv_cache: KVCache, sampler: SamplerFunction) -> None:
+        self.model = model
+        self.kv_cache = kv_cache
+        self.sampler = sampler
+        self.device = next(model.parameters()).device
+
+    def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
+        """Pack the plan into tensors, on the host, and send them to the device."""
+        rows, block_size = plan.scheduled, self.kv_cache.block_size
+        num_tokens = np.array([row.num_tokens for row in rows])
+        starts = np.array([row.start for row in rows])
+        query_start_loc = np.concatenate([[0], num_tokens.cumsum()])
+        block_tables = np.zeros((len(rows), max(len(row.block_ids) for row in rows)), dtype=np.int32)
+        input_ids: list[int] = []
+        for i, row in enumerate(rows):
+            block_tables[i, : len(row.block_ids)] = row.block_ids
+            input_ids += row.seq.token_ids[row.start : row.start + row.num_tokens]
+
+        # For each of the T tokens: the row it belongs to, its position, and from the two its slot.
+        row_of_token = np.repeat(np.arange(len(rows)), num_tokens)  # (T,)
+        positions = np.arange(len(input_ids)) - (query_start_loc[:-1] - starts)[row_of_token]  # (T,)
+        blocks = block_tables[row_of_token, positions // block_size]
+        slot_mapping = blocks.astype(np.int64) * block_size + positions % block_size
+        seq_lens = starts + num_tokens
+        samples = np.array([row.num_samples > 0 for row in rows])
+
+        metadata = AttentionMetadata(
+            slot_mapping=self._to_device(slot_mapping),
+            block_tables=self._to_device(block_tables),
+            seq_lens=self._to_device(seq_lens.astype(np.int32)),
+            query_start_loc=self._to_device(query_start_loc.astype(np.int32)),
+            max_query_len=int(num_tokens.max()),
+            max_seq_len=int(seq_lens.max()),
+        )
+        return ModelInputs(
+            input_ids=self._to_device(np.array(input_ids, dtype=np.int64)),
+            positions=self._to_device(positions),
+            metadata=metadata,
+            sampled_rows=self._to_device(query_start_loc[1:][samples] - 1),
+        )
+
+    @torch.inference_mode()
+    def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
+        """Carry out one step; returns one output for each of `plan.scheduled`, in its order."""
+        self.kv_cache.swap_out(plan.blocks_to_swap_out)
+        self.kv_cache.swap_in(plan.blocks_to_swap_in)
+        self.kv_cache.copy_blocks(plan.blocks_to_copy)
+        if not plan.scheduled:
+            return []
+        inputs = self.prepare_inputs(plan)
+        hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)  # (T, hidden)
+        outputs = [SequenceOutput()] * len(plan.scheduled)
+        sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
+        if sampled:
+            logits = self.model.compute_logits(hidden[inputs.sampled_rows])  # (N, V)
+            sampled_outputs = self.sampler(logits, [plan.scheduled[i] for i in sampled])
+            for i, output in zip(sampled, sampled_outputs, strict=True):
+                outputs[i] = output
+        self._add_prompt_logprobs(plan, inputs, hidden, outputs)
+        return outputs
+
+    def _add_prompt_logprobs(
+        self, plan: SchedulerOutput, inputs: ModelInputs, hidden: torch.Tensor, outputs: list[SequenceOutput]
+    ) -> None:
+        """For requests that ask: the log-probability of each prompt token given those before it.
+
+        The logits at position p speak about the token at p + 1, so this step's positions
+        [start, start + num_tokens) give entries for start + 1 onwards, up to the end of the prompt.
+        """
+        first_row = inputs.metadata.query_start_loc.tolist()
+        for i, row in enumerate(plan.scheduled):
+            count = getattr(row.group.params, "prompt_logprobs", None)
+            end = min(row.start + row.num_tokens, row.seq.num_prompt_tokens - 1)
+            if count is None or end <= row.start:
+                continue
+            entries: list[TokenLogprobs] = []
+            for start in range(row.start, end, _PROMPT_LOGPROBS_ROWS):
+                stop = min(start + _PROMPT_LOGPROBS_ROWS, end)
+                offset = first_row[i] - row.start
+                logits = self.model.compute_logits(hidden[offset + start : offset + stop])
+                tokens = row.seq.token_ids[start + 1 : stop + 1]
+                entries += token_logprobs(logits, tokens, [count] * len(tokens))
+            outputs[i] = replace(outputs[i], prompt_logprobs=tuple(entries))
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        """Send an array to the device; from pinned memory, so that the host does not wait for the copy."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)

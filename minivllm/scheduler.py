@@ -1,0 +1,432 @@
+"""The scheduler: which tokens run in this step.
+
+THE INVARIANT. At the start of `schedule()`, for every running sequence, the K and V of positions
+[0, num_computed_tokens) are in the cache, and len(seq) - num_computed_tokens >= 1.
+
+There is no prefill phase and no decode phase. Each step lets `num_computed_tokens` catch up with
+`len(seq)`, under a budget of tokens a step. Everything is this one rule:
+
+    situation               len(seq)   computed   this step
+    new prompt of 6              6         0      6 tokens (or the first part: chunked prefill)
+    generating                   7         6      1 token
+    prompt found in cache        6         4      2 tokens
+    after preemption             9         0      9 tokens: its own output is computed again
+
+One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
+
+    A   len 7   computed 6    -> 1 token      budget 8 -> 7
+    B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
+    C   waits: no budget left
+
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Running
+groups come first, in the order they were admitted. When one does not fit, the group admitted last gives up
+its blocks, either to be computed again later or to be swapped out. So the oldest always makes progress, and
+since `add` refuses what could not fit an empty pool, every request finishes.
+
+A group is admitted, scheduled and preempted as a whole (paper, section 4.5). See `_chunks` for what that
+means after a preemption.
+
+Paper: sections 4.3 and 4.5; iteration-level scheduling is Orca's. vLLM V1: `vllm/v1/core/sched/scheduler.py`;
+its `NOTE` on "no decoding phase nor prefill phase" is the source of the rule above.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+
+from minivllm import beam_search
+from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
+from minivllm.outputs import SequenceOutput
+from minivllm.sampling_params import BeamSearchParams
+from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput, SchedulerStats
+from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+
+logger = logging.getLogger(__name__)
+
+Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
+
+
+@dataclass
+class _Step:
+    """The plan while it is being made."""
+
+    budget: int  # tokens left to give out
+    seats: int = 0  # sequences that may still join those running
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    swap_out: BlockCopies = field(default_factory=list)
+    swap_in: BlockCopies = field(default_factory=list)
+    copies: BlockCopies = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+
+
+class Scheduler:
+    """Decides what runs, and applies what came of it.
+
+    Args:
+        kv: owner of the blocks.
+        max_num_seqs: sequences running at once.
+        max_num_batched_tokens: the budget: tokens computed in one step.
+        enable_chunked_prefill: whether a prompt may be computed in several steps.
+        preemption_mode: "recompute" or "swap".
+    """
+
+    def __init__(
+        self,
+        kv: KVCacheManager,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        enable_chunked_prefill: bool = True,
+        preemption_mode: str = "recompute",
+    ) -> None:
+        self.kv = kv
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.enable_chunked_prefill = enable_chunked_prefill
+        self.preemption_mode = preemption_mode
+        self.waiting: deque[SequenceGroup] = deque()
+        self.running: list[SequenceGroup] = []
+        self.swapped: deque[SequenceGroup] = deque()
+        self.groups: dict[str, SequenceGroup] = {}
+        self.stats = SchedulerStats()
+        self._next_seq_id = 0
+
+    # -- requests come and go -----------------------------------------------------------------------
+
+    def new_seq_id(self) -> int:
+        """An unused sequence id."""
+        self._next_seq_id += 1
+        return self._next_seq_id - 1
+
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a request.
+
+        Raises:
+            ValueError: it could never run here, however long it waited. The message has the numbers.
+        """
+        if group.request_id in self.groups:
+            raise ValueError(f"request_id {group.request_id!r} is in use by an unfinished request.")
+        self._check_can_ever_run(group)
+        self.groups[group.request_id] = group
+        self.waiting.append(group)
+
+    def _check_can_ever_run(self, group: SequenceGroup) -> None:
+        name = f"request {group.request_id!r}"
+        needed, total = self.kv.max_blocks(group), self.kv.pool.num_blocks
+        if needed > total:
+            raise ValueError(
+                f"{name} may need {needed} KV blocks of {self.kv.block_size} tokens ({group.width} x up to "
+                f"{group.max_num_tokens} tokens, prompt {group.num_prompt_tokens}), but the pool has {total} "
+                f"blocks. Lower max_tokens or n, or raise num_blocks."
+            )
+        if group.width > min(self.max_num_seqs, self.max_num_batched_tokens):
+            raise ValueError(
+                f"{name} asks for {group.width} sequences at once, but max_num_seqs={self.max_num_seqs} and "
+                f"max_num_batched_tokens={self.max_num_batched_tokens}."
+            )
+        if not self.enable_chunked_prefill and group.max_num_tokens - 1 > self.max_num_batched_tokens:
+            raise ValueError(
+                f"{name} may grow to {group.max_num_tokens} tokens, but a step computes at most "
+                f"max_num_batched_tokens={self.max_num_batched_tokens}. With chunked prefill off, it could "
+                f"not be computed again after a preemption."
+            )
+
+    def abort(self, request_id: str) -> SequenceGroup | None:
+        """End a request now and free its blocks. Unknown or finished: nothing happens, returns None."""
+        group = self.groups.pop(request_id, None)
+        if group is None:
+            return None
+        for seq in group.unfinished:
+            self.finish(seq, SequenceStatus.FINISHED_ABORTED)
+        for queue in (self.waiting, self.running, self.swapped):
+            if group in queue:
+                queue.remove(group)
+        return group
+
+    def finish(self, seq: Sequence, status: SequenceStatus, stop_reason: int | str | None = None) -> None:
+        """End one sequence and free its blocks. Follow with `remove_finished`."""
+        seq.status = status
+        seq.stop_reason = stop_reason
+        self.kv.free(seq)
+
+    def remove_finished(self) -> None:
+        """Drop the groups that are done. Only running ones can be: the others sample nothing."""
+        for group in self.running:
+            if group.is_finished:
+                del self.groups[group.request_id]
+        self.running = [group for group in self.running if not group.is_finished]
+
+    def reset(self) -> None:
+        """Drop every request and every block, from whatever state an interrupted step left behind."""
+        for group in self.groups.values():
+            for seq in group.unfinished:
+                seq.status = SequenceStatus.FINISHED_ABORTED
+        self.groups.clear()
+        self.waiting.clear()
+        self.running.clear()
+        self.swapped.clear()
+        self.kv.reset()
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request is waiting, running or swapped."""
+        return bool(self.groups)
+
+    # -- the plan -----------------------------------------------------------------------------------
+
+    def schedule(self) -> SchedulerOutput:
+        """Plan the next step: who computes how many tokens in which blocks.
+
+        After a preemption nobody new is admitted in the same step: the blocks just freed are needed by
+        those already running.
+        """
+        step = _Step(self.max_num_batched_tokens)
+        self._schedule_running(step)
+        if not step.preempted:
+            step.seats = self.max_num_seqs - sum(group.num_reserved_seqs for group in self.running)
+            self._schedule_swapped(step)
+            self._schedule_waiting(step)
+        self.stats.num_steps += 1
+        self.stats.num_copied_blocks += len(step.copies)
+        self.stats.num_swapped_out_blocks += len(step.swap_out)
+        self.stats.num_swapped_in_blocks += len(step.swap_in)
+        return SchedulerOutput(
+            step=self.stats.num_steps - 1,
+            scheduled=tuple(step.scheduled),
+            blocks_to_swap_out=tuple(step.swap_out),
+            blocks_to_swap_in=tuple(step.swap_in),
+            blocks_to_copy=tuple(step.copies),
+            preempted=tuple(step.preempted),
+        )
+
+    def _schedule_running(self, step: _Step) -> None:
+        """Give every running group its tokens, oldest first; preempt the newest when one does not fit."""
+        index = 0
+        while index < len(self.running) and step.budget > 0:
+            group = self.running[index]
+            chunks = self._chunks(group, step.budget)
+            copies = self.kv.allocate_slots(chunks)
+            while copies is None:
+                victim = self.running.pop()
+                self._preempt(victim, step)
+                if victim is group:
+                    return
+                copies = self.kv.allocate_slots(chunks)
+            self._plan(group, chunks, copies, step)
+            index += 1
+
+    def _schedule_swapped(self, step: _Step) -> None:
+        """Bring swapped groups back, first come first served, while they fit."""
+        while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
+            group = self.swapped[0]
+            moves = self.kv.swap_in(group.unfinished)
+            if moves is None:
+                return
+            step.swap_in += moves
+            self._start_running(self.swapped, step)
+            chunks = self._chunks(group, step.budget)
+            copies = self.kv.allocate_slots(chunks)
+            if copies is None:
+                return  # it holds its old blocks again; its next tokens wait for the next step
+            self._plan(group, chunks, copies, step)
+
+    def _schedule_waiting(self, step: _Step) -> None:
+        """Admit waiting groups, first come first served, while seats, budget and blocks last.
+
+        The first that does not fit ends it: letting a short one pass would starve the long one.
+        """
+        while self.waiting and not self.swapped and step.budget > 0:
+            group = self.waiting[0]
+            if group.num_reserved_seqs > step.seats:
+                return
+            seq = group.unfinished[0]
+            computed_blocks = self.kv.get_computed_blocks(seq, self._max_hit(group, seq))
+            num_cached = len(computed_blocks) * self.kv.block_size
+            num_tokens = min(self._catch_up_target(group, seq) - num_cached, step.budget)
+            whole = num_cached + num_tokens == self._catch_up_target(group, seq)
+            if not self.enable_chunked_prefill and not whole:
+                return
+            copies = self.kv.allocate_slots([(seq, num_tokens)], computed_blocks)
+            if copies is None:
+                return
+            self._start_running(self.waiting, step)
+            seq.num_computed_tokens = num_cached
+            if group.num_cached_tokens is None:  # first admission, not a return from preemption
+                group.num_cached_tokens = num_cached
+                self.stats.prefix_cache_queries += group.num_prompt_tokens
+                self.stats.prefix_cache_hits += num_cached
+            self._plan(group, [(seq, num_tokens)], copies, step)
+
+    def _start_running(self, queue: deque[SequenceGroup], step: _Step) -> None:
+        """Move the head of `queue`, whose blocks are in place, to the end of the running groups."""
+        group = queue.popleft()
+        self.running.append(group)
+        step.seats -= group.num_reserved_seqs
+        self._set_status(group, SequenceStatus.RUNNING)
+
+    def _max_hit(self, group: SequenceGroup, seq: Sequence) -> int:
+        """Tokens of `seq` that may come from the prefix cache.
+
+        Never the last one before the target: the step has to compute at least one token, for its logits.
+        Nothing at all if the logits of every prompt position are wanted.
+        """
+        if getattr(group.params, "prompt_logprobs", None) is not None:
+            return 0
+        return self._catch_up_target(group, seq) - 1
+
+    def _catch_up_target(self, group: SequenceGroup, seq: Sequence) -> int:
+        """How far the first sequence of `group` goes alone: to the end of the prompt while it leads others.
+
+        A forked group that lost its blocks gets its sharing back this way: one sequence computes the prompt
+        again, then the others share it (`_refork`). Without this, preempting n completions would bring them
+        back n times as large, perhaps too large for the pool.
+        """
+        leads = len(group.unfinished) > 1 and seq.num_computed_tokens < seq.num_prompt_tokens
+        return seq.num_prompt_tokens if leads else len(seq)
+
+    def _chunks(self, group: SequenceGroup, budget: int) -> Chunks:
+        """What the group computes this step, within `budget` tokens.
+
+        If everything it lacks fits, everybody gets everything, and everybody samples. Otherwise each
+        sequence holds back its last token: none may sample before all can. Beams are compared with each
+        other, so they have to stay in step; for a single sequence the rule changes nothing.
+        """
+        seqs = group.unfinished
+        leader = seqs[0]
+        target = self._catch_up_target(group, leader)
+        if target < len(leader):
+            return [(leader, min(target - leader.num_computed_tokens, budget))]
+        if sum(seq.num_uncomputed_tokens for seq in seqs) <= budget:
+            return [(seq, seq.num_uncomputed_tokens) for seq in seqs]
+        chunks: Chunks = []
+        for seq in seqs:
+            num_tokens = min(seq.num_uncomputed_tokens - 1, budget)
+            if num_tokens > 0:
+                chunks.append((seq, num_tokens))
+                budget -= num_tokens
+        return chunks
+
+    def _plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: _Step) -> None:
+        """Enter the chunks of a group, whose slots are allocated, into the plan."""
+        step.copies += copies
+        for seq, num_tokens in chunks:
+            caught_up = seq.num_computed_tokens + num_tokens == len(seq)
+            num_samples = 0
+            if caught_up:
+                num_samples = (
+                    1 if group.has_forked or isinstance(group.params, BeamSearchParams) else group.width
+                )
+            step.scheduled.append(
+                ScheduledSequence(
+                    seq=seq,
+                    group=group,
+                    start=seq.num_computed_tokens,
+                    num_tokens=num_tokens,
+                    block_ids=self.kv.block_tables[seq.seq_id].block_ids,
+                    num_samples=num_samples,
+                )
+            )
+            step.budget -= num_tokens
+
+    def _preempt(self, group: SequenceGroup, step: _Step) -> None:
+        """Take all blocks from a running group and put it at the head of its queue."""
+        self.stats.num_preemptions += 1
+        step.preempted.append(group.request_id)
+        if self.preemption_mode == "swap":
+            moves = self.kv.swap_out(group.unfinished)
+            if moves is not None:
+                step.swap_out += moves
+                self._set_status(group, SequenceStatus.SWAPPED)
+                self.swapped.appendleft(group)
+                return
+            logger.warning(
+                "Sequence group %s is preempted by recompute: the swap space (%d blocks, %d free) is too "
+                "small for it. Raise swap_space_bytes to avoid this.",
+                group.request_id, self.kv.cpu_pool.num_blocks, self.kv.cpu_pool.num_free,
+            )  # fmt: skip
+        for seq in group.unfinished:
+            self.kv.free(seq)
+            seq.num_computed_tokens = 0
+        self._set_status(group, SequenceStatus.WAITING)
+        self.waiting.appendleft(group)
+
+    @staticmethod
+    def _set_status(group: SequenceGroup, status: SequenceStatus) -> None:
+        for seq in group.unfinished:
+            seq.status = status
+
+    # -- the result ---------------------------------------------------------------------------------
+
+    def update_from_output(
+        self, plan: SchedulerOutput, outputs: list[SequenceOutput]
+    ) -> list[tuple[SequenceGroup, list[Sequence]]]:
+        """Apply what the step computed: advance, append, fork, finish.
+
+        Args:
+            outputs: one for each of `plan.scheduled`, in its order.
+
+        Returns:
+            The groups that got tokens, each with the sequences that did.
+        """
+        by_group: dict[str, list[tuple[ScheduledSequence, SequenceOutput]]] = {}
+        for row, output in zip(plan.scheduled, outputs, strict=True):
+            row.seq.num_computed_tokens = row.start + row.num_tokens
+            # A prompt computed again after a preemption reports its log-probabilities again.
+            known = len(row.group.prompt_logprobs) - row.start
+            row.group.prompt_logprobs.extend(output.prompt_logprobs[known:])
+            by_group.setdefault(row.group.request_id, []).append((row, output))
+
+        updated = []
+        for rows in by_group.values():
+            group = rows[0][0].group
+            sampled = [(row.seq, output) for row, output in rows if row.num_samples > 0]
+            if sampled:
+                updated.append((group, self._append_samples(group, sampled)))
+            else:
+                self._refork(group)
+        self.remove_finished()
+        return updated
+
+    def _append_samples(
+        self, group: SequenceGroup, sampled: list[tuple[Sequence, SequenceOutput]]
+    ) -> list[Sequence]:
+        """Give each sequence its token; the first tokens of n completions make the prompt fork."""
+        if isinstance(group.params, BeamSearchParams):
+            beams = [seq for seq, _ in sampled]
+            candidates = [output.candidates for _, output in sampled]
+            beam_search.advance(group, beams, candidates, self.kv, self.new_seq_id)
+            return group.seqs
+        if not group.has_forked:
+            parent, output = sampled[0]
+            for index in range(1, len(output.token_ids)):
+                child = parent.fork(self.new_seq_id(), index, parent.seed + index)
+                self.kv.fork(parent, child)
+                group.seqs.append(child)
+            samples = [(seq, output, index) for index, seq in enumerate(group.seqs)]
+        else:
+            samples = [(seq, output, 0) for seq, output in sampled]
+        for seq, output, index in samples:
+            logprobs = None if output.logprobs is None else output.logprobs[index]
+            seq.append(output.token_ids[index], logprobs)
+            self._check_stop(group, seq)
+        return [seq for seq, _, _ in samples]
+
+    def _check_stop(self, group: SequenceGroup, seq: Sequence) -> None:
+        """Finish a sequence whose newest token ends it. (Stop strings: `output_processor.py`.)"""
+        token_id = seq.token_ids[-1]
+        if token_id in group.stop_token_ids and seq.num_output_tokens >= group.params.min_tokens:
+            stop_reason = None if token_id in group.eos_token_ids else token_id
+            self.finish(seq, SequenceStatus.FINISHED_STOPPED, stop_reason)
+        elif len(seq) >= group.max_num_tokens:
+            self.finish(seq, SequenceStatus.FINISHED_LENGTH_CAPPED)
+
+    def _refork(self, group: SequenceGroup) -> None:
+        """After a preemption: once the leader has computed the prompt again, let the others share it."""
+        leader, *others = group.unfinished
+        if leader.num_computed_tokens != leader.num_prompt_tokens:
+            return
+        for seq in others:
+            if seq.num_computed_tokens == 0:
+                self.kv.fork(leader, seq)
+                seq.num_computed_tokens = leader.num_computed_tokens
