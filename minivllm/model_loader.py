@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend
-from minivllm.config import ModelConfig, RopeConfig
+from minivllm.config import ModelConfig, RopeConfig, require_int
 from minivllm.llama import LlamaForCausalLM
 from minivllm.model_download import BUILTIN_MODELS, default_cache_dir, resolve_model
 from minivllm.random_model import random_llama
@@ -71,10 +71,13 @@ def load_model_config(folder: Path) -> ModelConfig:
     """
     raw = read_json(folder / "config.json")
     refuse_other_models(raw, folder)
-    absent = [key for key in SIZES if raw.get(key) is None]
-    if absent:
-        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(absent)}.")
+    for key in SIZES:
+        if key not in raw:
+            raise ValueError(f"{folder / 'config.json'} lacks {key}, without which no model can be built.")
+        require_int(key, raw[key], minimum=1)
     heads = raw["num_attention_heads"]
+    # Before grouped-query attention no file had num_key_value_heads, and few have head_dim: every query
+    # head had its own KV head, and the heads split hidden_size evenly. Both keys may also be null.
     bos_token_id, eos_token_ids = special_token_ids(raw, folder)
     return ModelConfig(
         **{key: raw[key] for key in SIZES},
@@ -105,7 +108,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_models(raw: dict[str, Any], folder: Path) -> None:
-    """Raise a ValueError, naming the key, if the model is more or other than a plain Llama."""
+    """Raise a ValueError, naming the key, if the model is more or other than a plain Llama.
+
+    Everything refused here would load without complaint: a Mistral has the very same weight names (and a
+    sliding window), a GPTQ checkpoint has tensors that only look odd. Unknown rope types are refused by
+    `RopeConfig`.
+    """
     architectures = raw.get("architectures") or []
     if architectures != ["LlamaForCausalLM"] and (architectures or raw.get("model_type") != "llama"):
         found = ", ".join(architectures) or f"model_type {raw.get('model_type')!r}"
@@ -114,6 +122,9 @@ def refuse_other_models(raw: dict[str, Any], folder: Path) -> None:
             "Running it as a Llama would give wrong text."
         )
     rope = rope_settings(raw)
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        # Newer architectures nest one set per kind of layer. Read as one, it would mean the defaults.
+        raise ValueError(f"{folder / 'config.json'}: expected one set of rope settings, got {rope}.")
     for key, value, allowed in (
         ("hidden_act", raw.get("hidden_act", "silu"), ("silu",)),
         ("pretraining_tp", raw.get("pretraining_tp"), (None, 1)),
@@ -134,7 +145,12 @@ def rope_settings(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_config(raw: dict[str, Any]) -> RopeConfig:
-    """Translate `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    """Translate `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5).
+
+    Example: `{"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}` and
+    `{"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2}}` mean the same. A factor
+    that a type needs has no default here: a guess would give fluent text that is wrong far into a prompt.
+    """
     rope = rope_settings(raw)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
@@ -144,6 +160,7 @@ def rope_config(raw: dict[str, Any]) -> RopeConfig:
             raise ValueError(f"rope scaling type {rope_type!r} needs {key}, but config.json gives {rope}.")
         factors[key] = float(rope[key])
     if rope_type == "llama3":
+        # The length the model was trained on, before its reach was stretched by `factor`.
         trained = rope.get("original_max_position_embeddings", raw.get("max_position_embeddings", 2048))
         factors["original_max_position_embeddings"] = raw.get("original_max_position_embeddings", trained)
     theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
@@ -151,7 +168,11 @@ def rope_config(raw: dict[str, Any]) -> RopeConfig:
 
 
 def special_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int | None, tuple[int, ...]]:
-    """Return (bos, all eos ids). `generation_config.json` wins: chat models add their end-of-turn there."""
+    """Return (bos, all eos ids). `generation_config.json` wins: chat models add their end-of-turn there.
+
+    Example, Llama 3.1 Instruct: `config.json` of the base model has 128001 (end of text), its chat version
+    has [128001, 128008, 128009]. With only the first, the model would talk on as the user.
+    """
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     bos, eos = (
@@ -234,7 +255,14 @@ def tied_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def load_model(
     folder: Path, attention: AttentionBackend, dtype: torch.dtype, device: torch.device | str
 ) -> LlamaForCausalLM:
-    """Build the model on `device` and fill it; every weight is converted to `dtype` on the way in."""
+    """Build the model on `device` and fill it; every weight is converted to `dtype` on the way in.
+
+    Args:
+        folder: in Hugging Face format, see `resolve_model`.
+        attention: made for this folder's config, by `make_attention_backend`.
+        dtype: what the weights are held and multiplied in.
+        device: "cpu", "cuda" or a torch device; no weight is on another device longer than it takes to copy.
+    """
     config = load_model_config(folder)
     weights = tied_weights(folder) if config.tie_word_embeddings else iterate_weights(folder)
     model = LlamaForCausalLM(config, attention, dtype, device)
