@@ -136,7 +136,7 @@ class PeriodicLog:
             self._prompt_tokens += max(0, min(end, row.seq.num_prompt_tokens) - row.start)
             self._output_tokens += row.num_samples
         elapsed = now - self._since
-        if elapsed < self.interval:
+        if elapsed <= self.interval:
             return
         logger.info(stats().log_line(self._prompt_tokens / elapsed, self._output_tokens / elapsed))
         self._since, self._prompt_tokens, self._output_tokens = now, 0, 0

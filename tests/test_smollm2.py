@@ -1,0 +1,119 @@
+"""The real model: the engine says what `transformers` says."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minivllm import LLM, SamplingParams
+
+pytestmark = pytest.mark.model
+
+PROMPTS = [
+    "Hello, my name is",
+    "The president of the United States is",
+    "The capital of France is",
+    "The future of AI is",
+    "def fibonacci(n):\n",
+    "In a village at the foot of the mountains there lived",
+    "Water boils at a temperature of",
+    "1, 1, 2, 3, 5, 8,",
+]
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def hugging_face(smollm2):
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2):
+    return LLM(str(smollm2), num_blocks=256, max_model_len=512)
+
+
+def assert_same_or_tied(ours, theirs, prompt, model, tolerance=1e-3):
+    """Equal token ids; or, at the first difference, two tokens that the model itself cannot tell apart.
+
+    Returns the position of the tie, None if there is no difference.
+    """
+    for position, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a == b:
+            continue
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + theirs[:position]])).logits[0, -1]
+        top = logits.topk(2)
+        assert sorted(top.indices.tolist()) == sorted([a, b]), f"at {position}: {a} is not {b}"
+        gap = (top.values[0] - top.values[1]).item()
+        assert gap < tolerance, f"at {position}: {a} is not {b}, the logits differ by {gap}"
+        return position
+    return None
+
+
+def test_greedy_tokens_equal_hugging_faces(llm, hugging_face, capsys):
+    """Would catch anything that is wrong only with real weights, 30 layers and 9 query heads on 3 KV heads."""
+    tokenizer = llm.get_tokenizer()
+    outputs = llm.generate(
+        PROMPTS, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True), use_tqdm=False
+    )
+    ties = {}
+    for text, output in zip(PROMPTS, outputs, strict=True):
+        prompt = tokenizer.encode(text)
+        assert output.prompt_token_ids == prompt
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            theirs = hugging_face.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=NUM_TOKENS,
+                min_new_tokens=NUM_TOKENS,
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+        tie = assert_same_or_tied(output.outputs[0].token_ids, theirs, prompt, hugging_face)
+        if tie is not None:
+            ties[text] = tie
+    with capsys.disabled():
+        print(f"\n{len(PROMPTS)} prompts x {NUM_TOKENS} tokens equal Hugging Face's; ties: {ties or 'none'}")
+
+
+def test_a_wrong_token_is_not_taken_for_a_tie(llm, hugging_face):
+    """Negative control of the comparison above."""
+    prompt = llm.get_tokenizer().encode(PROMPTS[2])
+    right = llm.generate(
+        {"prompt_token_ids": prompt}, SamplingParams(temperature=0, max_tokens=4), use_tqdm=False
+    )[0].outputs[0].token_ids  # fmt: skip
+    for position in range(4):
+        wrong = list(right)
+        wrong[position] += 1
+        with pytest.raises(AssertionError, match=f"at {position}"):
+            assert_same_or_tied(wrong, right, prompt, hugging_face)
+
+
+def test_the_chat_answer_of_the_readme(llm):
+    """Would catch a chat template that is applied twice, or an end-of-sequence token that is missed."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    (output,) = llm.chat(messages, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
+    (completion,) = output.outputs
+    assert completion.text == "The capital of France is Paris."
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
+
+
+def test_text_is_what_the_tokenizer_decodes(llm):
+    """Would catch text that is lost or doubled between tokens, with characters of several bytes."""
+    prompts = [
+        "Translate to Chinese: good morning ->",
+        "Some emoji: 😀😃😄",
+        "Ein Gedicht über Bäume und Flüsse:",
+    ]
+    for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24), use_tqdm=False):
+        (completion,) = output.outputs
+        assert completion.text == llm.get_tokenizer().decode(completion.token_ids, skip_special_tokens=True)
+
+
+def test_streamed_pieces_join_to_the_whole_text(llm):
+    """Would catch a stream that drops or repeats characters at its seams."""
+    params = SamplingParams(temperature=0, max_tokens=30)
+    (whole,) = llm.generate(PROMPTS[3], params, use_tqdm=False)
+    pieces = [output.outputs[0].text for output in llm.stream(PROMPTS[3], params)]
+    assert "".join(pieces) == whole.outputs[0].text
+    assert len(pieces) > 20
