@@ -190,3 +190,20 @@ def check_attention(
         raise ValueError(f"sliding_window must be at least 1 (a token sees itself), got {sliding_window}.")
     if soft_cap is not None and soft_cap <= 0:
         raise ValueError(f"soft_cap must be positive, got {soft_cap}.")
+
+
+def check_query_start_loc(query_start_loc: torch.Tensor, query: torch.Tensor, seq_lens: torch.Tensor) -> None:
+    """Raise unless `query_start_loc` (R + 1,) cuts the tokens of `query` (T, Hq, D) into R sequences.
+
+    A sequence cannot have more queries than tokens. The values are looked at on the CPU only.
+    """
+    num_tokens = query.shape[0]
+    check_tensor("query_start_loc", query_start_loc, (seq_lens.shape[0] + 1,))
+    check_dtypes(INDEX_DTYPES, query_start_loc=query_start_loc)
+    check_devices(query=query, query_start_loc=query_start_loc)
+    if query_start_loc.is_cuda:
+        return
+    check_range("query_start_loc", query_start_loc, 0, num_tokens + 1)
+    query_lens = query_start_loc[1:] - query_start_loc[:-1]  # (R,)
+    check_range("the differences of query_start_loc", query_lens, 0, num_tokens + 1)
+    check_range("seq_lens minus the differences of query_start_loc", seq_lens - query_lens, 0, 1 << 31)

@@ -10,8 +10,12 @@ Four words::
     BLOCK_N      keys handled at once, independent of the block size S of the KV cache
     BLOCK_M      query rows handled at once; tl.dot wants at least 16 of them to fill a tensor core
     num_warps    groups of 32 threads a program runs on
-    num_stages   how deep the loop is pipelined. A paged load is two loads in a row (the block number, then
-                 the key), so three stages are the least that keep keys in flight during the arithmetic
+    num_stages   how many loads Triton's pipeliner keeps under way. A paged load is two loads in a row (the
+                 block number, then the key), so 3 stages buffer one tile of keys and 5 buffer two
+
+With one tile buffered a program loads and computes by turns, and another program on the same multiprocessor
+computes meanwhile; so small tiles and several programs a multiprocessor are as good as deep pipelines, and do
+not leave a second, half empty wave of programs at the end.
 
 What bounds them is shared memory, where tiles wait between load and use: 64 KB a program on a T4 (7.5), 99 KB
 on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). `tests/kernels/test_kernel_aot.py`

@@ -46,17 +46,7 @@ Paper: section 4.3 (prompt and generation phase). vLLM V1:
 
 import torch
 
-from kernels.common import (
-    INDEX_DTYPES,
-    check_attention,
-    check_devices,
-    check_dtypes,
-    check_range,
-    check_tensor,
-    needs_float32_dot,
-    tl,
-    triton,
-)
+from kernels.common import check_attention, check_query_start_loc, needs_float32_dot, tl, triton
 from kernels.heuristics import Tiles, chip_of, prefill_tiles
 from kernels.online_softmax import cap_scores, load_keys_and_values, online_update
 
@@ -249,13 +239,7 @@ def prefill_attention(
     """
     check_attention(query, key_cache, value_cache, block_tables, seq_lens, sliding_window, soft_cap)
     num_seqs = seq_lens.shape[0]
-    check_tensor("query_start_loc", query_start_loc, (num_seqs + 1,))
-    check_dtypes(INDEX_DTYPES, query_start_loc=query_start_loc)
-    check_devices(query=query, query_start_loc=query_start_loc)
-    check_range("query_start_loc", query_start_loc, 0, query.shape[0] + 1)
-    query_lens = query_start_loc[1:] - query_start_loc[:-1]
-    check_range("query lengths (differences of query_start_loc)", query_lens, 0, query.shape[0] + 1)
-    check_range("seq_lens minus query lengths", seq_lens - query_lens, 0, 1 << 31)
+    check_query_start_loc(query_start_loc, query, seq_lens)
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_tokens, num_heads = query.shape[:2]
     out = query.new_zeros(num_tokens, num_heads, head_dim)

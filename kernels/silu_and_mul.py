@@ -7,9 +7,9 @@ side by side. The activation combines the halves::
     out  (T, I)       [ silu(gate_0) * up_0   silu(gate_1) * up_1   .. ]
 
 **How a Triton kernel works.** Many copies of it, *programs*, run at the same time and differ in nothing but
-`tl.program_id`. Each handles a *tile*: here LANES neighbouring numbers of one row. `tl.arange` makes the tile's
-indices, `tl.load` and `tl.store` move it, and arithmetic applies to the whole tile at once. A tile's size is a
-power of two; where the row ends in the middle of a tile, a *mask* says which lanes exist::
+`tl.program_id`. Each handles a *tile*: here LANES neighbouring numbers of one row. `tl.arange` makes the
+tile's indices, `tl.load` and `tl.store` move it, arithmetic applies to the whole tile at once. A tile's size
+is a power of two; where the row ends in the middle of a tile, a *mask* says which lanes exist::
 
     I = 1536, LANES = 1024:   program (t, 0) lanes 0..1023     program (t, 1) lanes 1024..1535, rest masked
 
