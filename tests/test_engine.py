@@ -35,7 +35,7 @@ def hf_greedy(model, prompt, max_tokens):
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=max_tokens,
-            min_new_tokens=max_tokens,
+            eos_token_id=None,
             pad_token_id=0,
         )
     return out[0, len(prompt) :].tolist()
