@@ -127,40 +127,54 @@ def check_model_folder(path: Path) -> Path:
 
 def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
     """Download a hub repository; when the hub does not answer, look for it in the hub's own cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    reason = None
     try:
-        # Asked apart because it takes a timeout: snapshot_download waits for a silent server without end.
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"model {name!r} is neither a local folder nor a repository on the Hugging Face hub (or it is "
-            f"private and you are not logged in). Built in: {', '.join(BUILTIN_MODELS)}."
-        ) from error
-    except Exception as error:  # the hub's client raises whatever its HTTP library raises
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    try:
+        unreachable_because = _ask_hub(name)
         folder = snapshot_download(
             name,
             cache_dir=cache_dir,
             allow_patterns=HUB_FILES,
             ignore_patterns=HUB_IGNORED,
-            local_files_only=reason is not None,
+            local_files_only=unreachable_because is not None,
         )
-    except GatedRepoError as error:
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
         raise ValueError(
             f"model {name!r} is gated: accept its licence on https://huggingface.co/{name}, then log in with "
             "`hf auth login`."
         ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"model {name!r} is neither a local folder nor a repository on the Hugging Face hub (or it is "
+            f"private and you are not logged in). Built in: {', '.join(BUILTIN_MODELS)}."
+        ) from error
     except LocalEntryNotFoundError:
         raise ConnectionError(
             f"model {name!r}: tried a folder of that name (none here), the Hugging Face hub (not reachable: "
-            f"{reason}) and the hub's local cache (not in it). Check the network, give the path of a folder, "
-            f"or use a built-in model, which needs only the package index: {', '.join(BUILTIN_MODELS)}."
+            f"{unreachable_because or 'connection lost'}) and the hub's local cache (not in it). Check the "
+            "network, give the path of a folder, or use a built-in model, which needs only the package "
+            f"index: {', '.join(BUILTIN_MODELS)}."
         ) from None
     return check_model_folder(Path(folder))
+
+
+def _ask_hub(name: str) -> str | None:
+    """Return None if the hub knows `name`, or why it could not be asked.
+
+    Why ask at all, when the download asks again: this call takes a timeout. `snapshot_download` waits for
+    a server that accepts the connection and then says nothing, without end.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError:
+        raise
+    except Exception as error:  # the hub's client raises whatever its HTTP library raises
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 def _resolve_builtin(name: str, cache_dir: Path) -> Path:
