@@ -41,6 +41,8 @@ from minivllm.scheduler import Scheduler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from minivllm.trace import Trace
+
 
 class LLMEngine:
     """A model, its KV cache, a scheduler, and the loop body that ties them together.
@@ -52,6 +54,7 @@ class LLMEngine:
         kv_cache_manager_cls: likewise for `KVCacheManager`.
         sampler: likewise for `Sampler()`.
         attention_backend: an object in place of the one `config.attention_backend` names.
+        trace: told about every step (see `trace.py`); None: nothing is recorded.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class LLMEngine:
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
         attention_backend: AttentionBackend | None = None,
+        trace: Trace | None = None,
     ) -> None:
         folder = resolve_model(config.model)
         self.config = config
@@ -93,6 +97,7 @@ class LLMEngine:
             self.model_config, self.tokenizer, self.max_model_len, config.max_logprobs, config.seed
         )
         self.output_processor = OutputProcessor(self.tokenizer)
+        self.trace = trace
         self.periodic_log = None if config.disable_log_stats else PeriodicLog()
 
     # -- requests -----------------------------------------------------------------------------------
@@ -151,6 +156,8 @@ class LLMEngine:
             outputs = self.runner.execute_model(plan)
             updated = self.scheduler.update_from_output(plan, outputs)
             results = self.output_processor.process(updated, self.scheduler, time.perf_counter())
+            if self.trace is not None:
+                self.trace.record(plan, updated, self.scheduler, time.perf_counter())
         except BaseException:
             self.reset()
             raise

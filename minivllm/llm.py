@@ -36,6 +36,8 @@ from minivllm.scheduler import Scheduler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from minivllm.trace import Trace
+
 Message = dict[str, str]
 
 
@@ -48,6 +50,7 @@ class LLM:
         skip_tokenizer_init: run on token ids alone, without a tokenizer.
         scheduler_cls, kv_cache_manager_cls, sampler, attention_backend: parts to use instead of the
             engine's own (`attention_backend` may also be a name).
+        trace: a `Trace` that is told about every step.
         options: every other field of `EngineConfig`: dtype, device, seed, max_model_len, block_size,
             num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
 
@@ -65,6 +68,7 @@ class LLM:
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
         attention_backend: str | AttentionBackend = "auto",
+        trace: Trace | None = None,
         **options: Any,
     ) -> None:
         by_name = isinstance(attention_backend, str)
@@ -76,6 +80,7 @@ class LLM:
             kv_cache_manager_cls=kv_cache_manager_cls,
             sampler=sampler,
             attention_backend=None if by_name else attention_backend,
+            trace=trace,
         )
         self._request_ids = itertools.count()
         # Outputs that a step produced for a loop other than the one that ran it (two open streams).

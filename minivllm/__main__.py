@@ -1,0 +1,177 @@
+"""The command line: `python -m minivllm generate | chat | demo | bench`.
+
+    $ python -m minivllm generate "The capital of France is" --max-tokens 8 --temperature 0
+    $ python -m minivllm chat
+    $ python -m minivllm bench throughput --help
+
+Option names are vLLM's where it has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from minivllm.config import ATTENTION_BACKENDS, DEVICES, DTYPES, PREEMPTION_MODES, EngineConfig
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+_DEFAULTS = {name: field.default for name, field in EngineConfig.__dataclass_fields__.items()}
+_ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "tokenizer": {"help": "folder or name of another tokenizer"},
+    "dtype": {"choices": DTYPES, "help": "auto: float32 on a CPU, half precision on a GPU"},
+    "device": {"choices": DEVICES, "help": "where to run"},
+    "seed": {"type": int, "help": "seed for requests without one of their own"},
+    "max_model_len": {"type": int, "help": "longest sequence, prompt and output (default: the model's)"},
+    "block_size": {"type": int, "help": "tokens in a KV block"},
+    "num_blocks": {"type": int, "help": "KV blocks (vLLM: --num-gpu-blocks-override)"},
+    "kv_cache_memory_bytes": {"type": int, "help": "KV cache size in bytes, instead of a number of blocks"},
+    "gpu_memory_utilization": {"type": float, "help": "share of the GPU's memory to use"},
+    "swap_space_bytes": {"type": int, "help": "CPU memory for swapped-out KV blocks"},
+    "max_num_seqs": {"type": int, "help": "sequences running at once"},
+    "max_num_batched_tokens": {"type": int, "help": "tokens computed in one step"},
+    "enable_prefix_caching": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "share equal prompt beginnings",
+    },
+    "enable_chunked_prefill": {"action": argparse.BooleanOptionalAction, "help": "compute prompts in parts"},
+    "preemption_mode": {"choices": PREEMPTION_MODES, "help": "what to do when memory runs out"},
+    "attention_backend": {"choices": ATTENTION_BACKENDS, "help": "auto: triton on CUDA, torch elsewhere"},
+    "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
+}
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --model and the options of `EngineConfig`."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"built-in name, folder, or hub id ({DEFAULT_MODEL})"
+    )
+    for name, settings in _ENGINE_OPTIONS.items():
+        flags = [f"--{name.replace('_', '-')}"]
+        if name == "num_blocks":
+            flags.append("--num-gpu-blocks-override")
+        group.add_argument(*flags, dest=name, default=_DEFAULTS[name], **settings)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, max_tokens: int, temperature: float) -> None:
+    """Add the most used fields of `SamplingParams`."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, help="output tokens at most")
+    group.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest token")
+    group.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens of this mass")
+    group.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens (0: all)")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The engine's keyword arguments from parsed options (without the model)."""
+    return {name: getattr(args, name) for name in _ENGINE_OPTIONS}
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling keyword arguments from parsed options."""
+    return {name: getattr(args, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Complete prompts, as vLLM's first example prints them."""
+    from minivllm import LLM, SamplingParams
+
+    params = SamplingParams(n=args.n, **sampling_options(args))
+    llm = LLM(model=args.model, **engine_options(args))
+    for output in llm.generate(args.prompt, params):
+        for completion in output.outputs:
+            print(f"Prompt: {output.prompt!r}, Generated text: {completion.text!r}")
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Talk: one question with --quick, else a conversation until end of input."""
+    from minivllm import LLM, SamplingParams
+
+    params = SamplingParams(**sampling_options(args))
+    llm = LLM(model=args.model, **engine_options(args))
+    tokenizer = llm.get_tokenizer()
+    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    if not args.quick:
+        print("Ask something; an empty line or Ctrl-D ends the conversation.")
+    while True:
+        try:
+            question = args.quick or input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not question.strip():
+            return
+        messages.append({"role": "user", "content": question})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        answer = ""
+        for output in llm.stream(prompt, params):
+            print(output.outputs[0].text, end="", flush=True)
+            answer += output.outputs[0].text
+        print()
+        messages.append({"role": "assistant", "content": answer})
+        if args.quick:
+            return
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the demonstration."""
+    from minivllm.demo import run_demo
+
+    run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands but `bench`, which has its own."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minivllm", description=__doc__.split("\n", maxsplit=1)[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+
+    command = commands.add_parser("generate", help="complete prompts", formatter_class=formatter)
+    command.add_argument("prompt", nargs="+", help="one or more prompts, completed in one batch")
+    command.add_argument("--n", type=int, default=1, help="completions of each prompt")
+    add_sampling_arguments(command, max_tokens=32, temperature=0.8)
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("chat", help="talk to the model", formatter_class=formatter)
+    command.add_argument("-q", "--quick", metavar="MESSAGE", help="ask one question and exit")
+    command.add_argument("--system-prompt", help="what the model is told first")
+    add_sampling_arguments(command, max_tokens=256, temperature=0.2)
+    command.set_defaults(run=chat)
+
+    command = commands.add_parser("demo", help="a question and four prompts in one batch, with a report",
+                                  formatter_class=formatter)  # fmt: skip
+    add_sampling_arguments(command, max_tokens=48, temperature=0.0)
+    command.set_defaults(run=demo)
+
+    for command in commands.choices.values():
+        add_engine_arguments(command)
+    commands.add_parser(
+        "bench", help="measure: throughput, latency, serve, sharing, memory, kernels", add_help=False
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["bench"]:
+        from minivllm.bench import main as bench
+
+        return bench(argv[1:])
+    args = make_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
