@@ -1,0 +1,251 @@
+"""`LLM` as a user meets it: forms of prompts, errors before anything happens, streams, interrupts."""
+
+import json
+
+import pytest
+
+from minivllm import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
+
+
+@pytest.fixture
+def llm(tiny_llama):
+    """A fresh engine; afterwards nothing may be left in it."""
+    llm = LLM(str(tiny_llama), num_blocks=64, block_size=4, max_model_len=200)
+    yield llm
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert llm.llm_engine.scheduler.kv.pool.num_used == 0
+    assert not llm._mail
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+def texts(outputs):
+    return [output.outputs[0].text for output in outputs]
+
+
+def test_every_form_of_prompt_gives_the_same_tokens(llm):
+    """Would catch a form that is tokenized twice, or not at all."""
+    ids = llm.get_tokenizer().encode("hello")
+    forms = [
+        "hello",
+        {"prompt": "hello"},
+        {"prompt_token_ids": ids},
+        {"prompt": "hello", "prompt_token_ids": ids},
+    ]
+    outputs = llm.generate(forms, GREEDY, use_tqdm=False)
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+    assert [output.prompt for output in outputs] == ["hello", "hello", None, "hello"]
+    assert all(output.prompt_token_ids == ids for output in outputs)
+    assert llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0].text == texts(outputs)[0]
+
+
+def test_results_are_in_the_order_of_the_prompts(llm):
+    """Would catch completion order (as in vLLM 0.1.0), and ids sorted as strings ("10" before "9")."""
+    prompts = [f"prompt number {index}" for index in range(12)]
+    params = [SamplingParams(temperature=0, max_tokens=12 - index, ignore_eos=True) for index in range(12)]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.prompt for output in outputs] == prompts
+    assert [len(output.outputs[0].token_ids) for output in outputs] == list(range(12, 0, -1))
+
+
+def test_max_tokens_is_sixteen_unless_asked(llm):
+    """Would catch another default: users of vLLM know this one (and trip over it)."""
+    (output,) = llm.generate("a", SamplingParams(temperature=0, ignore_eos=True), use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 16
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_max_tokens_none_goes_up_to_the_models_length(llm):
+    """Would catch a sequence that grows past max_model_len, or stops one short of it."""
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    (output,) = llm.generate({"prompt_token_ids": [1] * 190}, params, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 10
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "error", "message"),
+    [
+        ([], [GREEDY], ValueError, r"The lengths of prompts \(0\) and params \(1\) must be the same\."),
+        (["a", "b"], [GREEDY], ValueError, r"The lengths of prompts \(2\) and params \(1\) must be the same\."),
+        (["a", ""], GREEDY, ValueError, "The decoder prompt cannot be empty"),
+        (["a", {"prompt_token_ids": []}], GREEDY, ValueError, "The decoder prompt cannot be empty"),
+        (["a", {"prompt_token_ids": [258]}], GREEDY, ValueError, r"Token id 258 is out of vocabulary \(0 to 257\)"),
+        (["a", {"prompt_token_ids": [-1]}], GREEDY, ValueError, "Token id -1 is out of vocabulary"),
+        (["a", {"prompt_token_ids": [1] * 201}], GREEDY, ValueError,
+         r"The decoder prompt \(length 201\) is longer than the maximum model length of 200"),
+        (["a", {"prompt_token_ids": "abc"}], GREEDY, TypeError, "prompt_token_ids must be a list of ints, got str"),
+        (["a", {"prompt_token_ids": [1.5]}], GREEDY, TypeError, "must contain only integers, got 1.5"),
+        (["a", {"text": "b"}], GREEDY, ValueError, r"needs \"prompt\" or \"prompt_token_ids\", got the keys"),
+        (["a", 7], GREEDY, TypeError, "a prompt must be a string, .* got int"),
+        (7, GREEDY, TypeError, "prompts must be a prompt or a list of prompts, got int"),
+        ("a", "greedy", TypeError, "sampling_params must be SamplingParams, got str"),
+        ("a", {"temperature": 0}, TypeError, "sampling_params must be SamplingParams, got dict"),
+        ("a", BeamSearchParams(2, 4), TypeError, "sampling_params must be SamplingParams, got BeamSearchParams"),
+        ("a", SamplingParams(logprobs=21), ValueError,
+         "Requested sample logprobs of 21, which is greater than max allowed: 20"),
+        ("a", SamplingParams(prompt_logprobs=-1), ValueError, "Requested prompt logprobs of 258, which is greater"),
+        ("a", SamplingParams(logit_bias={300: 1.0}), ValueError, "logit_bias holds token id 300, which is out of"),
+        ("a", SamplingParams(allowed_token_ids=[300]), ValueError, "allowed_token_ids holds token id 300"),
+        ("a", SamplingParams(stop_token_ids=[300]), ValueError, "stop_token_ids holds token id 300"),
+        ("a", SamplingParams(n=65), ValueError, r"asks for 65 sequences at once|may need"),
+        ("a", SamplingParams(n=2, seed=0, max_tokens=150), ValueError, r"may need 76 KV blocks of 4 tokens \(2 x"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_told_before_anything_happens(llm, prompts, params, error, message):
+    """Would catch the first prompt being queued although the second is refused, and unhelpful texts."""
+    with pytest.raises(error, match=message):
+        llm.generate(prompts, params, use_tqdm=False)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert texts(llm.generate("a", GREEDY, use_tqdm=False)) == texts(
+        llm.generate("a", GREEDY, use_tqdm=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_nm_seqs": 3}, TypeError, "unknown engine option max_nm_seqs. Known options: .*max_num_seqs"),
+        ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
+        ({"block_size": 1.5}, TypeError, "block_size must be an int, but is of type float"),
+        ({"num_blocks": True}, TypeError, "num_blocks must be an int, but is of type bool"),
+        ({"dtype": "float64"}, ValueError, "dtype must be one of auto, float32, float16, bfloat16"),
+        ({"device": "tpu"}, ValueError, "device must be one of auto, cpu, cuda"),
+        ({"attention_backend": "flash"}, ValueError, "attention_backend must be one of auto, torch, triton"),
+        ({"enable_prefix_caching": "False"}, TypeError, "enable_prefix_caching must be True or False, got 'False'"),
+        ({"gpu_memory_utilization": 1.5}, ValueError, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
+        ({"preemption_mode": "swap"}, ValueError, "needs swap_space_bytes > 0"),
+        ({"preemption_mode": "swap", "swap_space_bytes": 5}, ValueError, r"swap_space_bytes \(5\) holds no block"),
+        ({"num_blocks": 3, "kv_cache_memory_bytes": 9}, ValueError, "not both"),
+        ({"num_blocks": None, "kv_cache_memory_bytes": 9}, ValueError, "No memory for the KV cache: 9 bytes are"),
+        ({"max_model_len": 513}, ValueError, r"max_model_len \(513\) is greater than the derived max_model_len"),
+        ({"max_num_batched_tokens": 8}, ValueError, r"max_num_batched_tokens \(8\) must be greater than or equal"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_told_by_name(tiny_llama, options, error, message):
+    """Would catch an unknown key that is silently dropped, and a wrong value that fails somewhere else."""
+    with pytest.raises(error, match=message):
+        LLM(str(tiny_llama), **options)
+
+
+def test_without_a_tokenizer_token_ids_work_and_text_is_refused(tiny_llama):
+    """Would catch skip_tokenizer_init that still needs a tokenizer to detokenize."""
+    llm = LLM(str(tiny_llama), skip_tokenizer_init=True, num_blocks=16)
+    (output,) = llm.generate({"prompt_token_ids": [1, 2, 3]}, GREEDY, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 6
+    assert output.outputs[0].text == ""
+    with pytest.raises(ValueError, match="skip_tokenizer_init=True"):
+        llm.generate("text", GREEDY, use_tqdm=False)
+    with pytest.raises(ValueError, match="stop strings and bad_words need a tokenizer"):
+        llm.generate({"prompt_token_ids": [1]}, SamplingParams(stop="x"), use_tqdm=False)
+    with pytest.raises(ValueError, match="it has no tokenizer"):
+        llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_chat_applies_the_template_once(llm):
+    """Would catch special tokens that are added a second time by the tokenizer."""
+    conversation = [{"role": "user", "content": "hi"}]
+    (output,) = llm.chat(conversation, GREEDY, use_tqdm=False)
+    want = llm.get_tokenizer().apply_chat_template(
+        conversation, add_generation_prompt=True, return_dict=False
+    )
+    assert output.prompt_token_ids == want
+    outputs = llm.chat([conversation, [*conversation, {"role": "assistant", "content": "yo"}]], GREEDY, False)
+    assert len(outputs) == 2
+    with pytest.raises(ValueError, match="messages is empty"):
+        llm.chat([])
+
+
+def test_default_sampling_params_come_from_the_models_generation_config(tiny_llama, tmp_path):
+    """Would catch None meaning something else than in vLLM."""
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | {"temperature": 0.6, "top_p": 0.9, "top_k": 40}))
+    llm = LLM(str(folder), num_blocks=16)
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0.6, top_p=0.9, top_k=40)
+
+
+def test_leaving_a_stream_early_frees_its_blocks(llm):
+    """Would catch requests that run on for nobody (the fixture checks the pool)."""
+    for count, _ in enumerate(llm.stream(["abc", "def"], SamplingParams(temperature=0, max_tokens=50))):
+        if count == 3:
+            break
+
+
+def test_two_open_streams_do_not_steal_each_others_outputs(llm):
+    """Would catch a step run for one stream that drops, or hangs, the other."""
+    want = texts(llm.generate(["abc", "wxyz"], GREEDY, use_tqdm=False))
+    first, second = llm.stream("abc", GREEDY), llm.stream("wxyz", GREEDY)
+    pieces = ["", ""]
+    for _ in range(3):
+        pieces[0] += next(first).outputs[0].text
+    for output in second:
+        pieces[1] += output.outputs[0].text
+    for output in first:
+        pieces[0] += output.outputs[0].text
+    assert pieces == want
+
+
+def test_a_request_that_somebody_else_aborted_does_not_hang_its_stream(llm):
+    """Would catch an endless loop of empty steps."""
+    stream = llm.stream("abc", GREEDY)
+    request_id = next(stream).request_id
+    llm.llm_engine.abort_request(request_id)
+    with pytest.raises(RuntimeError, match=f"requests {request_id} are no longer in the engine"):
+        list(stream)
+
+
+def test_ctrl_c_leaves_the_llm_usable(llm, monkeypatch):
+    """Would catch requests of an interrupted call that finish inside the next one."""
+    want = texts(llm.generate(["abc", "def"], GREEDY, use_tqdm=False))
+    original, calls = llm.llm_engine.runner.execute_model, []
+
+    def interrupted(plan):
+        calls.append(plan)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(plan)
+
+    monkeypatch.setattr(llm.llm_engine.runner, "execute_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["abc", "def"], GREEDY, use_tqdm=False)
+    assert texts(llm.generate(["abc", "def"], GREEDY, use_tqdm=False)) == want
+
+
+def test_progress_bar_counts_prompts_and_speed(llm, capsys):
+    """Would catch a bar that counts steps, or is shown although it was turned off."""
+    llm.generate(["a", "b", "c"], GREEDY)
+    shown = capsys.readouterr().err
+    assert "Processed prompts: 100%" in shown
+    assert "3/3" in shown
+    assert "est. speed input: " in shown and "toks/s, output: " in shown
+    llm.generate(["a"], GREEDY, use_tqdm=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_beam_search_takes_beam_search_params_only(llm):
+    """Would catch SamplingParams that are silently run as something else."""
+    (output,) = llm.beam_search("abc", BeamSearchParams(beam_width=3, max_tokens=5))
+    assert len(output.outputs) == 3
+    assert output.finished
+    assert all(completion.cumulative_logprob < 0 for completion in output.outputs)
+    with pytest.raises(TypeError, match="params must be BeamSearchParams, got SamplingParams"):
+        llm.beam_search("abc", SamplingParams())
+
+
+def test_public_names_are_vllms():
+    """Would catch a name that people type and that is gone."""
+    import minivllm
+
+    assert {"LLM", "SamplingParams", "BeamSearchParams", "LLMEngine", "RequestOutput"} <= set(
+        minivllm.__all__
+    )
+    assert RequestOutputKind.DELTA in minivllm.RequestOutputKind
+    for name in minivllm.__all__:
+        assert getattr(minivllm, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'minivllm' has no attribute 'LMM'"):
+        _ = minivllm.LMM
