@@ -161,7 +161,7 @@ def read_weights(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, np.ndarr
     from tqdm.auto import tqdm
 
     weights = {}
-    # gguf's arrays already have torch's axis order, (out_features, in_features); the file's header lists it reversed.
+    # gguf's arrays have torch's axis order, (out_features, in_features); the file's header has it reversed.
     for tensor in tqdm(reader.tensors, desc="Converting the weights, once", unit=" tensors"):
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         if tensor.name.endswith("attn_q.weight"):
