@@ -19,7 +19,7 @@ A finished hypothesis is a finished `Sequence` in the group without blocks. Its 
 number of offers considered, that only a continuation ranked among the first `w` may finish, and when to
 stop (`_can_improve`).
 
-Paper: section 4.4, Figure 9. vLLM V1: no longer in the engine; `LLM.beam_search` in
+Paper: sections 4.4 (Figure 9), 5.2. vLLM V1: no longer in the engine; `LLM.beam_search` in
 `vllm/entrypoints/llm.py` sends one-token requests. v0.1: `vllm/core/scheduler.py` and `llm_engine.py`.
 """
 

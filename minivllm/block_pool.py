@@ -16,7 +16,7 @@ last use: what was freed longest ago is overwritten first.
 Every block is in exactly one of two states, and `check_invariants` verifies it:
 `ref_count == 0` and in the queue, or `ref_count > 0` and not in the queue.
 
-Paper: section 4.5 (the block manager), 4.4 (reference counts). vLLM V1: `vllm/v1/core/block_pool.py` and
+Paper: sections 4.2 (the block manager), 4.4 (reference counts). vLLM V1: `vllm/v1/core/block_pool.py` and
 `kv_cache_utils.py`, where the queue is a hand-written linked list; an `OrderedDict` is one too.
 """
 

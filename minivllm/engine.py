@@ -12,7 +12,7 @@
 Whoever calls `step()` in a loop until `has_unfinished_requests()` is false has an inference server; `LLM`
 does just that. Requests may be added or aborted between any two steps.
 
-Paper: section 4.6 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.step`) and `llm_engine.py`.
+Paper: section 4 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.step`) and `llm_engine.py`.
 """
 
 from __future__ import annotations

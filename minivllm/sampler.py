@@ -6,7 +6,7 @@ vocabulary. What happens to a row, in vLLM V1's order::
     raw logits --> logprobs are taken here, before anything else changes them
       process_logits            allowed tokens, bad words, min_tokens, bias, penalties
       greedy?  --> the largest
-      / temperature
+      / temperature, softmax
       min_p                     drop tokens less likely than min_p times the likeliest
       top_k, then top_p         keep the k likeliest; of those, the fewest that have mass top_p together
       draw
@@ -22,9 +22,10 @@ u comes from the sequence's seed and the position alone (`uniform`). No generato
 carried along, so the same seed gives the same tokens whatever runs beside it, and after a preemption too.
 (vLLM draws one exponential number for each token of the vocabulary from a generator a request.)
 
-top_p needs the tokens in order, but sorting 49,152 numbers a row costs more than an entire layer of the
-model. Nearly all mass is in the first few hundred, so `_head` sorts only those, and more only if a row
-needs them.
+top_k and top_p need the probabilities in order: sorted rising, what they drop is a beginning of the row
+(`first_kept`), and u picks from the rest. But sorting 49,152 numbers a row costs as much as a layer of the
+model. Most rows have all they need among their 64 likeliest tokens, which are cheap to find (`top`); the
+others, those whose model is undecided, are sorted whole.
 
 Paper: section 5.1. vLLM V1: `vllm/v1/sample/sampler.py`, `vllm/v1/sample/ops/topk_topp_sampler.py`.
 """
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
 
 from minivllm.beam_search import num_candidates
@@ -41,7 +43,8 @@ from minivllm.outputs import SequenceOutput, TokenLogprobs
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.scheduler_output import ScheduledSequence
 
-_FIRST_HEAD = 256  # tokens sorted at first for top_p and top_k
+_HEAD = 64  # tokens of a row looked at first for top_k and top_p
+_TOP_BLOCK = 32  # see `top`
 
 
 def uniform(seed: int, position: int) -> float:
@@ -81,9 +84,9 @@ class Sampler:
         if wanted:
             # A row sampled n times appears n times.
             flat = [(i, token) for i in wanted for token in token_ids[i]]
-            index = torch.tensor([i for i, _ in flat], device=logits.device)
             counts = [rows[i].group.params.logprobs for i, _ in flat]
-            entries = iter(token_logprobs(logits[index], [token for _, token in flat], counts))
+            own_logits = logits if len(flat) == len(rows) == len(wanted) else logits[[i for i, _ in flat]]
+            entries = iter(token_logprobs(own_logits, [token for _, token in flat], counts))
             logprobs = {i: tuple(next(entries) for _ in token_ids[i]) for i in wanted}
         return [SequenceOutput(tuple(tokens), logprobs.get(i)) for i, tokens in enumerate(token_ids)]
 
@@ -105,27 +108,43 @@ def choose_tokens(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[l
 
 
 def draw(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[list[int]]:
-    """Draw from the distribution that temperature, min_p, top_k and top_p leave of each row, (N, V)."""
+    """Draw from the distribution that temperature, min_p, top_k and top_p leave of each row, (N, V).
+
+    What happens to a row depends on its own parameters and logits only, never on its batch mates: the same u
+    has to give the same token in every batch.
+    """
     params = [row.group.params for row in rows]
-    device = logits.device
-    temperature = torch.tensor([p.effective_temperature for p in params], device=device)
-    logits = logits / temperature[:, None]
+    device, vocab_size = logits.device, logits.shape[-1]
+    temperature = torch.tensor([[p.effective_temperature] for p in params], device=device)
+    probs = (logits / temperature).softmax(dim=-1)
     if any(p.min_p > 0 for p in params):
-        logits = apply_min_p(logits, torch.tensor([p.min_p for p in params], device=device))
+        probs = apply_min_p(probs, torch.tensor([[p.min_p] for p in params], device=device))
 
-    # (N, max samples); a row that needs fewer draws the rest in vain.
+    # (N, most samples); a row that needs fewer draws the rest in vain.
     most = max(row.num_samples for row in rows)
-    u = torch.tensor([[uniform(row.seq.seed + k, len(row.seq)) for k in range(most)] for row in rows])
-    u = u.to(device=device, dtype=logits.dtype)
-
-    vocab_size = logits.shape[-1]
-    if any(0 < p.top_k < vocab_size or p.top_p < 1.0 for p in params):
-        top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
-        values, token_ids = truncate(logits, torch.tensor(top_k), torch.tensor([p.top_p for p in params]))
-        chosen = token_ids.gather(1, invert_cdf(values.softmax(dim=-1), u))
-    else:
-        chosen = invert_cdf(logits.softmax(dim=-1), u)
+    u = [[uniform(row.seq.seed + k, len(row.seq)) for k in range(most)] for row in rows]
+    u = torch.tensor(u, device=device)
+    chosen = torch.empty(u.shape, dtype=torch.int64, device=device)
+    top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
+    cut = [i for i, p in enumerate(params) if top_k[i] < vocab_size or p.top_p < 1.0]
+    whole = [i for i, p in enumerate(params) if top_k[i] == vocab_size and p.top_p == 1.0]
+    if whole:
+        chosen[whole] = invert_cdf(_take(probs, whole), u[whole])
+    if cut:
+        k = torch.tensor([[top_k[i]] for i in cut], device=device)
+        p = torch.tensor([[params[i].top_p] for i in cut], device=device, dtype=torch.float64)
+        chosen[cut] = draw_cut(_take(probs, cut), u[cut], k, p)
     return [tokens[: row.num_samples] for tokens, row in zip(chosen.tolist(), rows, strict=True)]
+
+
+def _take(values: torch.Tensor, which: list[int]) -> torch.Tensor:
+    """Some rows of (N, V); not a copy if it is all of them."""
+    return values if len(which) == len(values) else values[which]
+
+
+def apply_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Set to 0 what is below min_p (N, 1) times the largest probability of its row, (N, V)."""
+    return torch.where(probs < min_p * probs.amax(dim=-1, keepdim=True), 0.0, probs)
 
 
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -137,48 +156,124 @@ def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=probs.shape[-1] - 1)
 
 
-def apply_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Drop (-inf) the tokens whose probability is below min_p (N,) times the largest of their row.
+def draw_cut(probs: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Tokens (N, K) drawn with u (N, K) from what top_k (N, 1), then top_p (N, 1) leave of probs (N, V).
 
-    In logits: below the largest logit plus log(min_p). log(0) = -inf drops nothing.
+    top_k keeps those that tie with the k-th. top_p keeps the token that crosses p, and always the likeliest:
+    with probabilities 0.5, 0.3, 0.2 and p = 0.7 the first two stay. The slow twin: `kept_tokens_reference`.
     """
-    threshold = logits.amax(dim=-1, keepdim=True) + min_p.log()[:, None]
-    return logits.masked_fill(logits < threshold, float("-inf"))
+    vocab_size = probs.shape[-1]
+    head, token_ids = top(probs, min(_HEAD, vocab_size))  # (N, H), falling
+    ascending, token_ids = head.flip(-1), token_ids.flip(-1)
+    total = probs.sum(dim=-1, keepdim=True)
+    rest = (total - ascending.sum(dim=-1, keepdim=True)).clamp_(min=0.0)
+    chosen = token_ids.gather(1, _draw_sorted(ascending, rest, u, top_k, top_p))
+
+    # The head is enough if it holds the k-th and something smaller, or what top_p keeps.
+    kth = ascending.gather(1, (ascending.shape[-1] - top_k).clamp_(min=0))
+    enough = torch.where(top_k < vocab_size, ascending[:, :1] < kth, rest <= (1.0 - top_p) * total)[:, 0]
+    if not enough.all():
+        flat = ~enough
+        ascending = sort_rows(probs[flat])
+        position = _draw_sorted(ascending, torch.zeros_like(rest[flat]), u[flat], top_k[flat], top_p[flat])
+        chosen[flat] = _tokens_at(probs[flat], ascending, position)
+    return chosen
 
 
-def truncate(
-    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply top_k (N,) then top_p (N,) to logits (N, V).
+def _draw_sorted(
+    ascending: torch.Tensor, rest: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> torch.Tensor:
+    """Positions (N, K) drawn from the H largest probabilities of each row, (N, H), rising.
 
-    Returns:
-        The logits of the likeliest tokens in falling order (N, H), those dropped set to -inf, and their
-        token ids (N, H). H is as large as the most generous row needs.
+    Example, top_p = 0.7: positions 0 and 1 have mass 0.3 together, so the cut is after them, at 0.3, and u
+    picks between 0.3 and 1::
 
-    top_k keeps ties with the k-th. top_p keeps the token that crosses p, and always the first:
-    with probabilities 0.5, 0.3, 0.2 and p = 0.7 the first two stay.
+        position        0     1     2     3
+        ascending      0.1   0.2   0.3   0.4
+        cumulative     0.1   0.3   0.6   1.0         u = 0.5 -> 0.65 -> 3
+
+    Args:
+        rest: (N, 1), the mass of the tokens that are not among the H.
     """
-    device, vocab_size = logits.device, logits.shape[-1]
-    top_k, top_p = top_k.to(device), top_p.to(device)
-    limited = top_k < vocab_size
-    size = min(vocab_size, max(_FIRST_HEAD, 2 * int(torch.where(limited, top_k, 0).max())))
-    normalizer = logits.logsumexp(dim=-1, keepdim=True)
-    while True:
-        values, token_ids = logits.topk(size, dim=-1)  # (N, H), falling
-        mass = (values - normalizer).exp().sum(dim=-1)
-        if size == vocab_size or bool((limited | (mass >= top_p)).all()):
-            break
-        size = min(vocab_size, 8 * size)
+    size = ascending.shape[-1]
+    cumulative = rest + ascending.cumsum(dim=-1)
+    total = cumulative[:, -1:]
 
-    kth = values.gather(1, (top_k.clamp(max=size) - 1)[:, None])
-    values = values.masked_fill((values < kth) & limited[:, None], float("-inf"))
-    # A row limited by top_k has its whole distribution in the head; the others are measured against V.
-    total = torch.where(limited[:, None], values.logsumexp(dim=-1, keepdim=True), normalizer)
-    probs = (values - total).exp()
-    before = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens
-    dropped = (before >= top_p[:, None]) & (top_p < 1.0)[:, None]
-    dropped[:, 0] = False
-    return values.masked_fill(dropped, float("-inf")), token_ids
+    kth = ascending.gather(1, (size - top_k).clamp_(min=0))
+    first = torch.searchsorted(ascending, kth)  # (N, 1), the first of those that tie with the k-th
+    dropped = torch.where(top_k < size, _mass_before(first, ascending, cumulative), 0.0)
+    limit = dropped + (1.0 - top_p).to(ascending.dtype) * (total - dropped)
+    first = torch.searchsorted(cumulative, limit, right=True).maximum(first).clamp_(max=size - 1)
+
+    dropped = _mass_before(first, ascending, cumulative)
+    position = torch.searchsorted(cumulative, dropped + u * (total - dropped))
+    return position.clamp_(max=size - 1).maximum(first)
+
+
+def _mass_before(position: torch.Tensor, ascending: torch.Tensor, cumulative: torch.Tensor) -> torch.Tensor:
+    """What the probabilities before `position` (N, 1) have together."""
+    return cumulative.gather(1, position) - ascending.gather(1, position)
+
+
+def sort_rows(values: torch.Tensor) -> torch.Tensor:
+    """Each row in rising order. On a CPU by numpy, which is 15 times as fast at it as torch."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values
+
+
+def _tokens_at(probs: torch.Tensor, ascending: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Which tokens of probs (N, V) stand at `position` (N, K) of its sorted rows.
+
+    The sort moved values without their token ids. So look for the value; of several that are equal, the
+    first in the vocabulary is the first in the sorted row.
+    """
+    values = ascending.gather(1, position)
+    nth = position - torch.searchsorted(ascending, values)
+    every_row = torch.arange(len(probs), device=probs.device)
+    tokens = torch.empty_like(position)
+    for k in range(position.shape[1]):
+        row, token = (probs == values[:, k : k + 1]).nonzero(as_tuple=True)  # row by row
+        tokens[:, k] = token[torch.searchsorted(row, every_row) + nth[:, k]]
+    return tokens
+
+
+def kept_tokens_reference(probs: list[float], top_k: int, top_p: float) -> list[int]:
+    """The token ids that top_k, then top_p keep, least likely first: one token after the other."""
+    order = sorted(range(len(probs)), key=lambda token: probs[token])
+    if top_k < len(probs):
+        order = [token for token in order if probs[token] >= probs[order[-top_k]]]
+    limit = (1.0 - top_p) * sum(probs[token] for token in order)
+    kept, cumulative = [], 0.0
+    for token in order:
+        cumulative += probs[token]
+        if cumulative > limit or token == order[-1]:
+            kept.append(token)
+    return kept
+
+
+def top(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row of (N, V), falling, and their indices: `torch.topk`, but faster on a CPU.
+
+    The k largest lie in the k blocks with the largest maxima, since each block without one of them has a
+    maximum below all of them. Finding maxima is one quick pass; what is left to sort is small::
+
+        blocks of 2     [9 1] [3 8] [2 2] [7 4]      k = 2
+        maxima            9     8     2     7        -> blocks 0 and 1 -> 9, 8
+    """
+    vocab_size = values.shape[-1]
+    num_blocks = vocab_size // _TOP_BLOCK
+    if 4 * k >= num_blocks:
+        return values.topk(k, dim=-1)
+    in_blocks = values[:, : num_blocks * _TOP_BLOCK].unflatten(1, (num_blocks, _TOP_BLOCK))
+    best = in_blocks.amax(dim=-1).topk(k, dim=-1).indices  # (N, k)
+    offsets = torch.arange(_TOP_BLOCK, device=values.device)
+    candidates = (best[:, :, None] * _TOP_BLOCK + offsets).flatten(1)  # (N, k * block)
+    # What does not fill a block competes directly.
+    leftover = torch.arange(num_blocks * _TOP_BLOCK, vocab_size, device=values.device)
+    candidates = torch.cat([candidates, leftover.expand(len(values), -1)], dim=1)
+    largest = values.gather(1, candidates).topk(k, dim=-1)
+    return largest.values, candidates.gather(1, largest.indices)
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
@@ -187,8 +282,8 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]
     counts = [vocab_size if count == -1 else min(count, vocab_size) for count in counts]
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])  # (N, 1)
-    ranks = (logprobs > chosen).sum(dim=-1) + 1
-    top_values, top_ids = logprobs.topk(max(counts), dim=-1)
+    ranks = (logprobs > chosen).sum(dim=-1, dtype=torch.int32) + 1
+    top_values, top_ids = top(logprobs, max(counts))
     rows = zip(
         token_ids, chosen[:, 0].tolist(), ranks.tolist(), top_ids.tolist(), top_values.tolist(), counts,
         strict=True,
@@ -204,7 +299,7 @@ def beam_candidates(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list
     counts = [
         min(num_candidates(row.group.width, len(row.group.stop_token_ids)), logits.shape[-1]) for row in rows
     ]
-    values, token_ids = logits.float().log_softmax(dim=-1).topk(max(counts), dim=-1)
+    values, token_ids = top(logits.float().log_softmax(dim=-1), max(counts))
     return [
         SequenceOutput(candidates=tuple(zip(ids[:count], logprobs[:count], strict=True)))
         for ids, logprobs, count in zip(token_ids.tolist(), values.tolist(), counts, strict=True)

@@ -13,12 +13,14 @@ fields as the user typed them; what the engine needs in another form is a proper
 Beware: `max_tokens` is 16 by default, as in vLLM. Text that stops in mid-sentence with
 `finish_reason="length"` is this default at work.
 
-Paper: section 5.1 (the frontend's sampling parameters). vLLM V1: `vllm/sampling_params.py`.
+Paper: section 5 (the frontend). vLLM V1: `vllm/sampling_params.py`.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,6 +28,8 @@ from enum import Enum
 # because logits divided by 1e-4 overflow the exponential to inf and nan.
 GREEDY_TEMPERATURE = 1e-5
 MIN_TEMPERATURE = 1e-2
+# From here on all tokens are equally likely anyway, and infinity in float32 would be near.
+MAX_TEMPERATURE = 1e6
 
 
 class RequestOutputKind(Enum):
@@ -37,11 +41,16 @@ class RequestOutputKind(Enum):
 
 
 def _number(name: str, value: object) -> float:
-    """Return `value` if it is a real, finite number; TypeError or ValueError otherwise."""
+    """Return `value` if it is a real number (True is not); TypeError otherwise. NaN passes."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, but is of type {type(value).__name__}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")
+    return value
+
+
+def _finite(name: str, value: object) -> float:
+    """Return `value` if it is a number other than NaN and infinity."""
+    if not math.isfinite(_number(name, value)):
+        raise ValueError(f"{name} must be a finite number, got {value}.")
     return value
 
 
@@ -53,15 +62,26 @@ def _integer(name: str, value: object) -> int:
 
 
 def _token_ids(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is None or a list of non-negative ints."""
+    """Raise unless `value` is None or a collection (it is read more than once) of non-negative ints."""
     if value is None:
         return
-    if isinstance(value, str | dict) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | dict) or not isinstance(value, Collection):
         raise TypeError(f"{name} must be a list of token ids, but is of type {type(value).__name__}.")
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in value):
         raise ValueError(f"{name} must contain only integers, got {value}.")
     if any(token < 0 for token in value):
         raise ValueError(f"{name} must contain only non-negative token ids, got {value}.")
+
+
+def _texts(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is None or a collection of strings; one string is not."""
+    if value is None:
+        return
+    if isinstance(value, str | dict) or not isinstance(value, Collection):
+        raise TypeError(f"{name} must be a list of strings, but is of type {type(value).__name__}.")
+    for text in value:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must contain only strings, got {text!r}.")
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._check_choosing()
+        self._check_tokens()
         self._check_stopping()
         self._check_reporting()
 
@@ -120,7 +141,7 @@ class SamplingParams:
     @property
     def effective_temperature(self) -> float:
         """The temperature logits are divided by (not asked for when greedy)."""
-        return max(self.temperature, MIN_TEMPERATURE)
+        return min(max(self.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -140,19 +161,27 @@ class SamplingParams:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
     def _check_choosing(self) -> None:
-        if _integer("n", self.n) < 1:
+        if isinstance(self.n, bool) or not isinstance(self.n, int):
+            raise ValueError(f"n must be an int, but is of type {type(self.n)}")
+        if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}.")
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2.0 <= _number(name, getattr(self, name)) <= 2.0:
                 raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}.")
-        if _number("repetition_penalty", self.repetition_penalty) <= 0.0:
+        if _finite("repetition_penalty", self.repetition_penalty) <= 0.0:
             raise ValueError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.")
-        if _number("temperature", self.temperature) < 0.0:
+        if _finite("temperature", self.temperature) < 0.0:
             raise ValueError(f"temperature must be non-negative, got {self.temperature}.")
+        if GREEDY_TEMPERATURE <= self.temperature < MIN_TEMPERATURE:
+            warnings.warn(
+                f"temperature {self.temperature} is less than {MIN_TEMPERATURE}, which may cause numerical "
+                f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
+                stacklevel=4,  # points at the line that made these parameters
+            )
         if not 0.0 < _number("top_p", self.top_p) <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
-            raise TypeError(f"top_k must be an integer, got {type(self.top_k).__name__}.")
+            raise TypeError(f"top_k must be an integer, got {type(self.top_k).__name__}")
         if self.top_k < -1:
             raise ValueError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.")
         if not 0.0 <= _number("min_p", self.min_p) <= 1.0:
@@ -161,6 +190,8 @@ class SamplingParams:
             _integer("seed", self.seed)
         if self.is_greedy and self.n > 1:
             raise ValueError(f"n must be 1 when using greedy sampling, got {self.n}.")
+
+    def _check_tokens(self) -> None:
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, dict):
                 raise TypeError(
@@ -168,15 +199,13 @@ class SamplingParams:
                 )
             _token_ids("logit_bias", list(self.logit_bias))
             for bias in self.logit_bias.values():
-                _number("logit_bias value", bias)
+                _finite("logit_bias value", bias)
         _token_ids("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids is not None and len(self.allowed_token_ids) == 0:
             raise ValueError("allowed_token_ids is not None and empty!")
-        if self.bad_words is not None:
-            if isinstance(self.bad_words, str) or not all(isinstance(word, str) for word in self.bad_words):
-                raise TypeError(f"bad_words must be a list of strings, got {self.bad_words!r}.")
-            if any(not word.strip() for word in self.bad_words):
-                raise ValueError("bad_words cannot contain an empty string.")
+        _texts("bad_words", self.bad_words)
+        if any(not word for word in self.bad_words or ()):
+            raise ValueError(f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}")
 
     def _check_stopping(self) -> None:
         if self.max_tokens is not None and _integer("max_tokens", self.max_tokens) < 1:
@@ -188,8 +217,8 @@ class SamplingParams:
                 f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, "
                 f"got {self.min_tokens}."
             )
-        if not all(isinstance(text, str) for text in self.stop_strings):
-            raise TypeError(f"stop must be a string or a list of strings, got {self.stop!r}.")
+        if not isinstance(self.stop, str):
+            _texts("stop", self.stop)
         if any(not text for text in self.stop_strings):
             raise ValueError("stop cannot contain an empty string.")
         if self.stop_strings and not self.detokenize:
@@ -238,9 +267,9 @@ class BeamSearchParams:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
         if _number("temperature", self.temperature) != 0.0:
             raise ValueError("temperature must be 0 when using beam search.")
-        _number("length_penalty", self.length_penalty)
+        _finite("length_penalty", self.length_penalty)
         for name in ("ignore_eos", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}.')

@@ -23,8 +23,8 @@ groups come first, in the order they were admitted. When one does not fit, the g
 its blocks, either to be computed again later or to be swapped out. So the oldest always makes progress, and
 since `add` refuses what could not fit an empty pool, every request finishes.
 
-A group is admitted, scheduled and preempted as a whole (paper, section 4.5). See `_chunks` for what that
-means after a preemption.
+A group is admitted, scheduled and preempted as a whole (paper, section 4.5). See `_chunks`, and
+`parallel_sampling.py` for how a group comes back.
 
 Paper: sections 4.3 and 4.5; iteration-level scheduling is Orca's. vLLM V1: `vllm/v1/core/sched/scheduler.py`;
 its `NOTE` on "no decoding phase nor prefill phase" is the source of the rule above.
@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from minivllm import beam_search
 from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
 from minivllm.outputs import SequenceOutput
+from minivllm.parallel_sampling import append_samples, catch_up_target, refork, stop_status
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput, SchedulerStats
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
@@ -243,8 +244,8 @@ class Scheduler:
             seq = group.unfinished[0]
             computed_blocks = self.kv.get_computed_blocks(seq, self._max_hit(group, seq))
             num_cached = len(computed_blocks) * self.kv.block_size
-            num_tokens = min(self._catch_up_target(group, seq) - num_cached, step.budget)
-            whole = num_cached + num_tokens == self._catch_up_target(group, seq)
+            num_tokens = min(catch_up_target(group, seq) - num_cached, step.budget)
+            whole = num_cached + num_tokens == catch_up_target(group, seq)
             if not self.enable_chunked_prefill and not whole:
                 return
             copies = self.kv.allocate_slots([(seq, num_tokens)], computed_blocks)
@@ -273,17 +274,7 @@ class Scheduler:
         """
         if getattr(group.params, "prompt_logprobs", None) is not None:
             return 0
-        return self._catch_up_target(group, seq) - 1
-
-    def _catch_up_target(self, group: SequenceGroup, seq: Sequence) -> int:
-        """How far the first sequence of `group` goes alone: to the end of the prompt while it leads others.
-
-        A forked group that lost its blocks gets its sharing back this way: one sequence computes the prompt
-        again, then the others share it (`_refork`). Without this, preempting n completions would bring them
-        back n times as large, perhaps too large for the pool.
-        """
-        leads = len(group.unfinished) > 1 and seq.num_computed_tokens < seq.num_prompt_tokens
-        return seq.num_prompt_tokens if leads else len(seq)
+        return catch_up_target(group, seq) - 1
 
     def _chunks(self, group: SequenceGroup, budget: int) -> Chunks:
         """What the group computes this step, within `budget` tokens.
@@ -294,7 +285,7 @@ class Scheduler:
         """
         seqs = group.unfinished
         leader = seqs[0]
-        target = self._catch_up_target(group, leader)
+        target = catch_up_target(group, leader)
         if target < len(leader):
             return [(leader, min(target - leader.num_computed_tokens, budget))]
         if sum(seq.num_uncomputed_tokens for seq in seqs) <= budget:
@@ -381,52 +372,17 @@ class Scheduler:
         for rows in by_group.values():
             group = rows[0][0].group
             sampled = [(row.seq, output) for row, output in rows if row.num_samples > 0]
-            if sampled:
-                updated.append((group, self._append_samples(group, sampled)))
+            if not sampled:
+                refork(group, self.kv)
+            elif isinstance(group.params, BeamSearchParams):
+                beams, candidates = [seq for seq, _ in sampled], [output.candidates for _, output in sampled]
+                beam_search.advance(group, beams, candidates, self.kv, self.new_seq_id)
+                updated.append((group, group.seqs))
             else:
-                self._refork(group)
+                seqs = append_samples(group, sampled, self.kv, self.new_seq_id)
+                for seq in seqs:
+                    if (stop := stop_status(group, seq)) is not None:
+                        self.finish(seq, *stop)
+                updated.append((group, seqs))
         self.remove_finished()
         return updated
-
-    def _append_samples(
-        self, group: SequenceGroup, sampled: list[tuple[Sequence, SequenceOutput]]
-    ) -> list[Sequence]:
-        """Give each sequence its token; the first tokens of n completions make the prompt fork."""
-        if isinstance(group.params, BeamSearchParams):
-            beams = [seq for seq, _ in sampled]
-            candidates = [output.candidates for _, output in sampled]
-            beam_search.advance(group, beams, candidates, self.kv, self.new_seq_id)
-            return group.seqs
-        if not group.has_forked:
-            parent, output = sampled[0]
-            for index in range(1, len(output.token_ids)):
-                child = parent.fork(self.new_seq_id(), index, parent.seed + index)
-                self.kv.fork(parent, child)
-                group.seqs.append(child)
-            samples = [(seq, output, index) for index, seq in enumerate(group.seqs)]
-        else:
-            samples = [(seq, output, 0) for seq, output in sampled]
-        for seq, output, index in samples:
-            logprobs = None if output.logprobs is None else output.logprobs[index]
-            seq.append(output.token_ids[index], logprobs)
-            self._check_stop(group, seq)
-        return [seq for seq, _, _ in samples]
-
-    def _check_stop(self, group: SequenceGroup, seq: Sequence) -> None:
-        """Finish a sequence whose newest token ends it. (Stop strings: `output_processor.py`.)"""
-        token_id = seq.token_ids[-1]
-        if token_id in group.stop_token_ids and seq.num_output_tokens >= group.params.min_tokens:
-            stop_reason = None if token_id in group.eos_token_ids else token_id
-            self.finish(seq, SequenceStatus.FINISHED_STOPPED, stop_reason)
-        elif len(seq) >= group.max_num_tokens:
-            self.finish(seq, SequenceStatus.FINISHED_LENGTH_CAPPED)
-
-    def _refork(self, group: SequenceGroup) -> None:
-        """After a preemption: once the leader has computed the prompt again, let the others share it."""
-        leader, *others = group.unfinished
-        if leader.num_computed_tokens != leader.num_prompt_tokens:
-            return
-        for seq in others:
-            if seq.num_computed_tokens == 0:
-                self.kv.fork(leader, seq)
-                seq.num_computed_tokens = leader.num_computed_tokens

@@ -16,7 +16,7 @@ token is known but not computed; its K and V are written by the step that sample
 
 Who changes what: the scheduler owns status, tokens and `num_computed_tokens`. Everybody else reads.
 
-Paper: section 5.1 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
+Paper: section 4.5 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
 requests in `vllm/v1/engine/parallel_sampling.py`); v0.1: `vllm/sequence.py`.
 """
 

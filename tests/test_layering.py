@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import modules of lower floors, and those listed before it on its own floor.
 FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "sequence", "scheduler_output"],
-    ["kv_cache_manager", "beam_search"],
+    ["kv_cache_manager", "beam_search", "parallel_sampling"],
     ["scheduler"],
     ["kv_cache", "attention", "llama"],
     ["model_download", "gguf_convert", "random_model", "model_loader", "memory"],
