@@ -172,13 +172,23 @@ def write_json(path: str | Path, result: dict[str, Any]) -> None:
 def peak_rss_bytes() -> int | None:
     """The most memory this process ever had resident; None where the system does not say.
 
-    `VmHWM` and not `getrusage`: the latter inherits the peak of the program that started this one.
+    Not from `getrusage`: that one inherits the peak of the program that started this one.
     """
+    return _status_bytes("VmHWM:")
+
+
+def resident_bytes() -> int | None:
+    """Memory this process has resident now; None where the system does not say."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(key: str) -> int | None:
+    """A line of Linux's /proc/self/status, which counts in KiB."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(key):
             return int(line.split()[1]) * 1024
     return None
