@@ -1,0 +1,121 @@
+"""How the throughput benchmark's result is printed and drawn (`throughput.py` measures it).
+
+The input is the dictionary that `--output-json` writes, so a report can be printed again from the file::
+
+    >>> print_report(json.loads(Path("results/throughput.json").read_text()))
+
+vLLM V1: the end of `main` in `vllm/benchmarks/throughput.py`, whose `Throughput:` line this prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivllm.bench.report import MIB, Spread, describe, ratio_text
+
+OURS = "minivllm"
+
+
+def spread_of(entry: dict[str, Any]) -> Spread:
+    """Back from JSON."""
+    return Spread(tuple(entry["values"]))
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """Everything, in the order of interest."""
+    workload = result["workload"]
+    print(describe(result["provenance"]))
+    print(
+        f"{result['model']}, workload {workload['name']}, seed {workload['seed']}, "
+        f"{workload['num_prompts']} requests"
+    )
+    print(f"Total num prompt tokens:  {workload['num_prompt_tokens']}")
+    print(f"Total num output tokens:  {workload['num_output_tokens']}")
+    print_rates(result)
+    if "bound" in result:
+        print_bound(result["bound"])
+    if "profile" in result:
+        print("\n" + result["profile"]["table"])
+    if "memory" in result:
+        print_memory(result["memory"])
+
+
+def print_rates(result: dict[str, Any]) -> None:
+    """vLLM's line for each backend, then the comparison."""
+    num_prompts = result["workload"]["num_prompts"]
+    reference = next(iter(result["backends"]))
+    for name, entry in result["backends"].items():
+        requests, total, output = (
+            spread_of(entry[key])
+            for key in ("requests_per_second", "total_tokens_per_second", "output_tokens_per_second")
+        )
+        print(f"\n{name}")
+        print(
+            f"Throughput: {requests.median:.2f} requests/s, {total.median:.2f} total tokens/s, "
+            f"{output.median:.2f} output tokens/s"
+        )
+        print(f"  output tokens/s, median [smallest, largest] of {len(output.values)}: {output:.1f}")
+        if name != reference:
+            same = result["same_tokens"][name]
+            print(f"  the same greedy tokens as {reference} in {same} of {num_prompts} requests")
+    if OURS not in result["backends"]:
+        return
+    print()
+    ours = spread_of(result["backends"][OURS]["output_tokens_per_second"])
+    for name, entry in result["backends"].items():
+        if name != OURS:
+            print(ratio_text(ours, spread_of(entry["output_tokens_per_second"]), OURS, name))
+
+
+def print_bound(bound: dict[str, Any]) -> None:
+    """The share of the matrix-product bound."""
+    print(
+        f"\nmatrix-product bound: {bound['matmul_seconds']:.2f} s for {bound['num_steps']} steps, "
+        f"{bound['share']:.1%} of the run"
+    )
+    decode = bound["decode"]
+    if decode is not None:
+        print(
+            f"  steps with {decode['num_sequences']} sequences decoding: {decode['step_ms']:.1f} ms, matrix "
+            f"products {decode['matmul_ms']:.1f} ms, {decode['share']:.1%}"
+        )
+
+
+def print_memory(memory: dict[str, Any]) -> None:
+    """Where the memory is, and what the process took at its peak."""
+    print(f"\nmemory: {memory['report']}")
+    peak, over = memory["peak_rss"], memory["peak_over_weights_and_kv"]
+    written = f"{memory['num_blocks_written']} KV blocks were written = {memory['kv_written'] / MIB:.1f} MiB"
+    if peak is None:
+        print(f"  {written}")
+        return
+    print(f"  {written}; peak RSS {peak / MIB:.1f} MiB = weights + written KV + {over / MIB:.1f} MiB,")
+    print(
+        f"  of which {memory['resident_before_loading'] / MIB:.1f} MiB were Python and torch before loading"
+    )
+
+
+def plot(result: dict[str, Any], path: str) -> None:
+    """Output tokens per second of each backend as bars, with the extremes as error bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(result["backends"])
+    spreads = [spread_of(result["backends"][name]["output_tokens_per_second"]) for name in names]
+    medians = [spread.median for spread in spreads]
+    below = [spread.median - min(spread.values) for spread in spreads]
+    above = [max(spread.values) - spread.median for spread in spreads]
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.4 * len(names), 4), layout="constrained")
+    bars = axes.bar(names, medians, yerr=[below, above], capsize=4)
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_ylabel("output tokens/s")
+    workload, where = result["workload"], result["provenance"]
+    axes.set_title(
+        f"{result['model']}, {workload['num_prompts']} requests ({workload['name']})\n"
+        f"{where['gpu'] or where['cpu']}, {where['threads']} threads",
+        fontsize="small",
+    )
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
