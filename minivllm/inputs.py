@@ -118,15 +118,25 @@ class InputProcessor:
                 f"{self.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text "
                 f"tokens."
             )
+        if len(token_ids) == self.max_model_len:
+            raise ValueError(
+                f"The decoder prompt (length {len(token_ids)}) plus the number of requested output tokens "
+                f"(at least 1) is longer than the maximum model length of {self.max_model_len}. Make sure "
+                f"that `max_model_len` is no smaller than the number of text tokens (prompt + requested "
+                f"output tokens)."
+            )
 
     def _check_sampling_params(self, params: SamplingParams) -> None:
         """What `SamplingParams` cannot check alone: it knows neither vocabulary nor tokenizer."""
         vocab_size = self.model_config.vocab_size
-        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+        if any(token >= vocab_size for token in params.allowed_token_ids or ()):
+            raise ValueError("allowed_token_ids contains out-of-vocab token id!")
+        for name in ("logit_bias", "stop_token_ids"):
             outside = [token for token in getattr(params, name) or () if token >= vocab_size]
             if outside:
                 raise ValueError(
-                    f"{name} holds token id {outside[0]}, which is out of vocabulary (0 to {vocab_size - 1})."
+                    f"token_id(s) {outside} in {name} contain out-of-vocab token ids. "
+                    f"Vocabulary size: {vocab_size}"
                 )
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
@@ -155,8 +165,10 @@ class InputProcessor:
                 tuple(self.tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False))
                 for prefix in ("", " ")
             )
+            if not plain:
+                raise ValueError("bad_words entries must tokenize to at least one token.")
             sequences.append(plain)
-            if spaced[0] != plain[0] and len(spaced) == len(plain):
+            if len(spaced) == len(plain) and spaced[0] != plain[0]:
                 sequences.append(spaced)
         return tuple(sequences)
 
