@@ -15,19 +15,29 @@ bring it back, and penalties must see the biased logits.
 Penalties touch a few hundred tokens of each row, so they gather and scatter just those instead of building
 an (N, V) table of counts: with a vocabulary of 49,152 that table would cost more than the sampling.
 
+    tokens of two rows     padded with their own first     valid
+    [8, 3, 8]              [[8, 3, 8],                     [[1, 1, 1],
+    [5]                     [5, 5, 5]]                      [1, 0, 0]]
+
+However wild the numbers a request asks for, no logit becomes NaN or +inf: one such row would make the step
+fail, and with it everybody's requests.
+
 vLLM V1: `vllm/v1/sample/logits_processor/`, `vllm/v1/sample/ops/penalties.py`, `ops/bad_words.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler_output import ScheduledSequence
 
 _NEVER = float("-inf")
+_LARGE = 1e15  # biases and penalties beyond it say nothing more, but their products overflow float32
 
 
 def process_logits(logits: torch.Tensor, rows: list[ScheduledSequence]) -> torch.Tensor:
@@ -64,20 +74,32 @@ def _asks_for_something(row: ScheduledSequence) -> bool:
 
 def _restrict_tokens(logits: torch.Tensor, row: ScheduledSequence) -> None:
     """Apply allowed tokens, bad words, min_tokens and the bias to one row, (V,)."""
-    params, group = _params(row), row.group
+    params = _params(row)
     if params.allowed_token_ids is not None:
-        allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
+        allowed = torch.tensor(list(params.allowed_token_ids), device=logits.device)
         kept = logits[allowed]
         logits.fill_(_NEVER)
         logits[allowed] = kept
-    forbidden = completing_tokens(group.bad_words_token_ids, row.seq.output_token_ids)
-    if row.seq.num_output_tokens < params.min_tokens:
-        forbidden |= group.stop_token_ids
+    forbidden = _forbidden_tokens(row)
     if forbidden:
         logits[list(forbidden)] = _NEVER
     if params.logit_bias:
         token_ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[token_ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
+        bias = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        logits[token_ids] += bias.clamp(-_LARGE, _LARGE)
+
+
+def _forbidden_tokens(row: ScheduledSequence) -> set[int]:
+    """What bad words and min_tokens rule out now; nothing, if `allowed_token_ids` leaves no other choice."""
+    params, group = _params(row), row.group
+    forbidden: set[int] = set()
+    if group.bad_words_token_ids:
+        forbidden |= completing_tokens(group.bad_words_token_ids, row.seq.output_token_ids)
+    if row.seq.num_output_tokens < params.min_tokens:
+        forbidden |= group.stop_token_ids
+    if params.allowed_token_ids is not None and forbidden.issuperset(params.allowed_token_ids):
+        return set()
+    return forbidden
 
 
 def completing_tokens(bad_words: Iterable[tuple[int, ...]], output: list[int]) -> set[int]:
@@ -92,25 +114,28 @@ def completing_tokens(bad_words: Iterable[tuple[int, ...]], output: list[int]) -
 
 def apply_penalties(logits: torch.Tensor, rows: list[ScheduledSequence], which: list[int]) -> None:
     """Apply repetition, frequency and presence penalties to the rows `which`, in place."""
-    if not which:
-        return
-    params = [_params(rows[i]) for i in which]
-    everything = [rows[i].seq.token_ids for i in which]
-    output = [rows[i].seq.output_token_ids for i in which]
+    repeating = [i for i in which if _params(rows[i]).repetition_penalty != 1.0]
+    if repeating:
+        # A token that occurs twice is read twice, then written twice with the same value.
+        seen = _pad_tokens(repeating, [rows[i].seq.token_ids for i in repeating], logits.device)
+        penalty = _column([_params(rows[i]).repetition_penalty for i in repeating], logits)
+        penalty = penalty.clamp(1 / _LARGE, _LARGE)
+        values = logits[seen.rows, seen.token_ids]  # (K, L)
+        logits[seen.rows, seen.token_ids] = torch.where(values > 0, values / penalty, values * penalty)
 
-    repetition = _column([p.repetition_penalty for p in params], logits)
-    with_penalty = [k for k, p in enumerate(params) if p.repetition_penalty != 1.0]
-    for where, ids, _ in _padded(which, everything, with_penalty, logits.device):
-        seen = logits[where, ids]
-        penalty = repetition[with_penalty]
-        logits[where, ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    writing = [i for i in which if rows[i].seq.num_output_tokens > 0 and _counts_output(_params(rows[i]))]
+    if writing:
+        used = _pad_tokens(writing, [rows[i].seq.output_token_ids for i in writing], logits.device)
+        frequency = _column([_params(rows[i]).frequency_penalty for i in writing], logits)
+        presence = _column([_params(rows[i]).presence_penalty for i in writing], logits)
+        # Adding, unlike writing, must happen once for each occurrence: the padding adds 0.
+        where = used.rows.expand_as(used.token_ids), used.token_ids
+        logits.index_put_(where, -frequency * used.valid, accumulate=True)
+        logits[where] = logits[where] - presence
 
-    with_output = [k for k, tokens in enumerate(output) if tokens]
-    for where, ids, valid in _padded(which, output, with_output, logits.device):
-        frequency = _column([params[k].frequency_penalty for k in with_output], logits)
-        presence = _column([params[k].presence_penalty for k in with_output], logits)
-        logits.index_put_((where.expand_as(ids), ids), -frequency * valid, accumulate=True)
-        logits[where, ids] = logits[where, ids] - presence
+
+def _counts_output(params: SamplingParams) -> bool:
+    return params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
@@ -118,18 +143,25 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
-def _padded(
-    which: list[int], tokens: list[list[int]], chosen: list[int], device: torch.device
-) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield row numbers (K, 1), token ids (K, L) and their validity (K, L) of the chosen rows, if any.
+@dataclass(frozen=True)
+class _PaddedTokens:
+    """Tokens of some rows of the batch, each padded with its own first token to the longest, L."""
 
-    Short rows are padded with their own first token. A scatter that writes the same value twice is
-    harmless; one that adds must be multiplied with `valid`.
-    """
-    if not chosen:
-        return
-    longest = max(len(tokens[k]) for k in chosen)
-    ids = [tokens[k] + tokens[k][:1] * (longest - len(tokens[k])) for k in chosen]
-    lengths = torch.tensor([[len(tokens[k])] for k in chosen], device=device)
-    where = torch.tensor([[which[k]] for k in chosen], device=device)
-    yield where, torch.tensor(ids, device=device), torch.arange(longest, device=device) < lengths
+    # (K, 1): which rows of the batch
+    rows: torch.Tensor
+    # (K, L)
+    token_ids: torch.Tensor
+    # (K, L) bool: False for padding
+    valid: torch.Tensor
+
+
+def _pad_tokens(which: list[int], tokens: list[list[int]], device: torch.device) -> _PaddedTokens:
+    """Make tensors of ragged lists, none empty (by way of numpy: it reads lists four times as fast)."""
+    longest = max(len(row) for row in tokens)
+    padded = np.array([row + row[:1] * (longest - len(row)) for row in tokens])
+    lengths = np.array([len(row) for row in tokens])
+    return _PaddedTokens(
+        rows=torch.tensor(which, device=device)[:, None],
+        token_ids=torch.from_numpy(padded).to(device),
+        valid=torch.from_numpy(np.arange(longest) < lengths[:, None]).to(device),
+    )
