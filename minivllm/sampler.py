@@ -174,9 +174,10 @@ def draw_cut(probs: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: t
     enough = torch.where(top_k < vocab_size, ascending[:, :1] < kth, rest <= (1.0 - top_p) * total)[:, 0]
     if not enough.all():
         flat = ~enough
-        ascending = sort_rows(probs[flat])
-        position = _draw_sorted(ascending, torch.zeros_like(rest[flat]), u[flat], top_k[flat], top_p[flat])
-        chosen[flat] = _tokens_at(probs[flat], ascending, position)
+        probs, nothing = probs[flat], torch.zeros_like(rest[flat])
+        ascending = sort_rows(probs)
+        position = _draw_sorted(ascending, nothing, u[flat], top_k[flat], top_p[flat])
+        chosen[flat] = _tokens_at(probs, ascending, position)
     return chosen
 
 
