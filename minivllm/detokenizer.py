@@ -3,33 +3,42 @@
 A token is a piece of bytes, not of text: an emoji may be cut across three tokens, and in many vocabularies
 the first token of a text loses its leading space when decoded alone. So the tokens cannot simply be decoded
 one by one and joined, and decoding all of them again after every token would take quadratic time.
-`tokenizers.DecodeStream` solves both: it keeps a short window of undecided tokens and gives out text once
-later tokens can no longer change it::
+`IncrementalDetokenizer` decodes a short window of the last tokens, and gives out what is new in its text and
+can no longer change. A cut character decodes to U+FFFD (shown as ?), so it waits for what comes next::
 
-    token        "Hel"    "lo"    " \\xf0\\x9f"   "\\x98"    "\\x80"
-    given out    "Hel"    "lo"    (nothing)     (nothing)  " 😀"
+    token            "Hel"   "lo"      " \\xf0\\x9f"    "\\x98"       "\\x80"
+    window's text    "Hel"   "Hello"   "Hello ?"    "Hello ?"    "Hello 😀"
+    given out        "Hel"   "lo"      " "          (nothing)    "😀"
+
+All pieces together are what `tokenizer.decode` makes of the whole output (with its leading space, which some
+decoders strip from whatever they are given).
 
 `StopChecker` looks for stop strings in what has just been given out, and in so much of the text before it as
 a stop string could begin in.
 
-vLLM V1: `vllm/v1/engine/detokenizer.py`.
+vLLM V1: `vllm/v1/engine/detokenizer.py` (with `tokenizers.DecodeStream`, the same idea in Rust; it gives out
+the prompt if that ends in a cut character, and takes quadratic time on bytes that never become one).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenizers.decoders import DecodeStream
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_CUT = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
+_WINDOW = 16  # the most tokens decoded at once
+_CONTEXT = 4  # the least that stay when the window moves on: a token is decoded as in the middle of a text
+_UNDECIDED = 10  # what stays of a window of which nothing may be given out: holds _LONGEST_CUT for certain
+_LONGEST_CUT = 3  # a character has at most 4 bytes, so a cut one decodes to at most 3 U+FFFD
 
 
 class IncrementalDetokenizer:
     """The text of one completion, growing token by token in time linear in its length.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer.
+        tokenizer: a Hugging Face tokenizer.
         prompt_token_ids: what the completion continues; decides about its leading space.
         skip_special_tokens: leave tokens like `<|im_end|>` out of the text.
     """
@@ -40,25 +49,53 @@ class IncrementalDetokenizer:
         self.text = ""
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._stream = DecodeStream(ids=prompt_token_ids, skip_special_tokens=skip_special_tokens)
-        self._pending: list[int] = []  # tokens that have given no text yet
+        self._window = self._context(prompt_token_ids)
+        self._num_given = len(self._decode(self._window))  # characters of the window's text
 
     def append(self, token_id: int) -> str:
         """Add one token; returns the text that became certain, often one word, perhaps nothing."""
-        piece = self._stream.step(self._tokenizer.backend_tokenizer, token_id)
-        if piece is None:
-            self._pending.append(token_id)
-            return ""
-        self._pending.clear()
-        self.text += piece
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        certain = len(text.rstrip(_CUT))
+        if len(self._window) < _WINDOW:
+            return self._give(text, certain)
+        if certain == len(text):
+            piece = self._give(text, certain)
+            self._window = self._context(self._window)
+            self._num_given = len(self._decode(self._window))
+            return piece
+        # So many bytes without an end are no character: only the last few may still become one.
+        certain = max(certain, len(text) - _LONGEST_CUT)
+        piece = self._give(text, certain)
+        self._window = self._window[-_UNDECIDED:]
+        self._num_given = len(self._decode(self._window)) - (len(text) - certain)
         return piece
 
     def flush(self) -> str:
-        """The completion has ended: give out what is pending, a cut character as U+FFFD."""
-        piece = self._tokenizer.decode(self._pending, skip_special_tokens=self._skip_special_tokens)
-        self._pending.clear()
+        """The completion has ended: give out what is undecided, a cut character as U+FFFD."""
+        text = self._decode(self._window)
+        return self._give(text, len(text))
+
+    def _give(self, text: str, end: int) -> str:
+        """Give out the window's text up to `end`, but for what has been given out before."""
+        piece = text[self._num_given : end]
+        self._num_given += len(piece)
         self.text += piece
         return piece
+
+    def _context(self, token_ids: list[int]) -> list[int]:
+        """A short end of `token_ids` that begins and ends with whole characters.
+
+        Nothing, if there is none: a completion does not repair a character that its prompt left cut.
+        """
+        for size in range(_CONTEXT, _WINDOW):
+            text = self._decode(token_ids[-size:])
+            if text and _CUT not in text:
+                return list(token_ids[-size:])
+        return []
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
 
 
 class StopChecker:
