@@ -55,6 +55,8 @@ class _Request:
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     completions: dict[int, _Completion] = field(default_factory=dict)  # by seq_id
+    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
+    num_prompt_logprobs_sent: int = 0
 
 
 class OutputProcessor:
@@ -197,9 +199,6 @@ class OutputProcessor:
         self, request: _Request, completions: list[CompletionOutput], now: float | None
     ) -> RequestOutput:
         group = request.group
-        prompt_logprobs = None
-        if getattr(group.params, "prompt_logprobs", None) is not None:
-            prompt_logprobs = [None, *(self._with_words(entry) for entry in group.prompt_logprobs)]
         metrics = RequestMetrics(
             request.arrival_time,
             request.first_scheduled_time,
@@ -211,12 +210,24 @@ class OutputProcessor:
             request_id=group.request_id,
             prompt=group.prompt,
             prompt_token_ids=group.seqs[0].token_ids[: group.num_prompt_tokens],
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=self._prompt_logprobs(request),
             outputs=completions,
             finished=now is not None,
             metrics=metrics,
             num_cached_tokens=group.num_cached_tokens,
         )
+
+    def _prompt_logprobs(self, request: _Request) -> list[dict[int, Logprob] | None] | None:
+        """One entry a prompt token, None for the first; in deltas, only those not handed out yet."""
+        params, known = request.group.params, request.prompt_logprobs
+        if isinstance(params, BeamSearchParams) or params.prompt_logprobs is None:
+            return None
+        if not known:
+            known.append(None)  # nothing comes before the first token that could predict it
+        known += map(self._with_words, request.group.prompt_logprobs[len(known) - 1 :])
+        first = request.num_prompt_logprobs_sent if params.output_kind is RequestOutputKind.DELTA else 0
+        request.num_prompt_logprobs_sent = len(known)
+        return known[first:]
 
     def _complete(self, request: _Request, seq: Sequence, delta: bool) -> CompletionOutput:
         """One completion: everything, or what has not been handed out yet."""
