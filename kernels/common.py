@@ -83,7 +83,7 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) 
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-    wanted = "(" + ", ".join(str(axis) for axis in shape) + ")"
+    wanted = "(" + ", ".join(str(axis) for axis in shape) + (",)" if len(shape) == 1 else ")")
     fits = tensor.dim() == len(shape) and all(
         isinstance(axis, str) or axis == size for axis, size in zip(shape, tensor.shape, strict=True)
     )

@@ -11,6 +11,9 @@ from kernels.heuristics import Tiles
 from kernels.paged_attention import paged_attention, paged_attention_naive, paged_attention_reference
 from tests.kernels.attention_case import DTYPES, Bug, Case, assert_matches
 
+# A kernel that computes inf - inf or 0 / 0 in a row it then masks is a warning in the interpreter.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 TILE = Tiles(block_m=16, block_n=64, num_warps=4, num_stages=2)
 SMALL_TILE = Tiles(block_m=16, block_n=16, num_warps=4, num_stages=2)
 # One sequence for each boundary of S = 16 and BLOCK_N = 64, and an empty one as CUDA graphs pad with.

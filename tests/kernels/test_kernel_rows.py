@@ -12,6 +12,9 @@ from kernels.rotary_embedding import rotary_embedding, rotary_embedding_referenc
 from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 from tests.kernels.attention_case import DTYPES
 
+# A kernel that computes inf - inf or 0 / 0 in a row it then masks is a warning in the interpreter.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 # Relative to the size of each number: two roundings, of the row and of the product (bfloat16: truncations).
 RELATIVE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
