@@ -3,12 +3,13 @@
 #   make test    every test (no GPU, no network beyond the package index)
 #   make lint    ruff: style, docstrings, types on every signature
 #   make lab     JupyterLab on notebooks/
+#   make docs    the site, docs/_build/html/index.html (builds offline once installed)
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab bench install clean
+.PHONY: demo test lint lab docs bench install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -32,6 +33,14 @@ lint: install
 
 lab: install
 	$(BIN)/jupyter lab notebooks
+
+.venv/.docs-installed: .venv/.installed docs/requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	touch $@
+
+docs: .venv/.docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
 
 bench: install
 	$(BIN)/python -m minivllm bench throughput

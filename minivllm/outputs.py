@@ -1,7 +1,7 @@
 """What comes back: to the user (`RequestOutput`), and from one step of the model (`SequenceOutput`).
 
 Everything here is frozen data without behaviour. A step hands its results upward in these classes and
-keeps no reference to what it handed out.
+keeps no reference to what it handed out::
 
     RequestOutput            one request
       .prompt, .prompt_token_ids, .prompt_logprobs
