@@ -1,4 +1,4 @@
-"""The command line: `python -m minivllm generate | chat | demo | bench`.
+"""The command line: `python -m minivllm generate | chat | demo | compare | bench`.
 
     $ python -m minivllm generate "The capital of France is" --max-tokens 8 --temperature 0
     $ python -m minivllm chat
@@ -151,6 +151,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     for command in commands.choices.values():
         add_engine_arguments(command)
+    # These two have parsers of their own, made when they are asked for: they import more.
+    commands.add_parser(
+        "compare", help="where the output differs from Hugging Face's, and why", add_help=False
+    )
     commands.add_parser(
         "bench", help="measure: throughput, latency, serve, sharing, memory, kernels", add_help=False
     )
@@ -164,6 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from minivllm.bench import main as bench
 
         return bench(argv[1:])
+    if argv[:1] == ["compare"]:
+        from minivllm.bench import compare
+
+        parser = argparse.ArgumentParser(prog="python -m minivllm compare")
+        compare.add_arguments(parser)
+        return compare.run(parser.parse_args(argv[1:]))
     args = make_parser().parse_args(argv)
     try:
         args.run(args)

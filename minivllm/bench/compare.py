@@ -1,0 +1,201 @@
+"""Compare: where and by how much minivllm differs from Hugging Face. "Why is its output not HF's?", measured.
+
+Both compute the same formula with the same weights. They add up the same numbers in another order, and
+floating point addition is not associative: (a + b) + c rounds differently than a + (b + c). So the hidden
+states differ in their last digits, a little more after each layer. Greedy text stays equal until a step where
+the two best tokens are closer together than that difference; from there on it goes its own way.
+
+    $ python -m minivllm compare --with hf --max-tokens 48
+    float32   batch 1  torch   8 of 8 texts equal
+    bfloat16  batch 8  torch   5 of 8 texts equal    first difference at token 7, where the logits gap is 0.03
+
+What to read off it: the difference grows with the depth of the network and with the coarseness of the type,
+not with paging. The same engine at batch size 1 and 8 differs from itself in the same way, because a matrix
+product with another number of rows is computed by another kernel in another order.
+
+vLLM documents the same in its page on reproducibility; issues #5898, #590 and many others ask about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+
+import torch
+
+from minivllm.bench.hf_backends import load_hf_model
+from minivllm.bench.report import provenance, write_json
+from minivllm.llm import LLM
+from minivllm.sampling_params import SamplingParams
+
+PROMPTS = (
+    "Hello, my name is",
+    "The president of the United States is",
+    "The capital of France is",
+    "The future of AI is",
+    "def fibonacci(n):\n",
+    "In a village at the foot of the mountains there lived",
+    "Water boils at a temperature of",
+    "1, 1, 2, 3, 5, 8,",
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first token at which two greedy texts differ.
+
+    `gap` is the difference between Hugging Face's logits of the two tokens there, for the same past: how
+    sure the model was. A gap within the rounding error is a tie, and a large one would be a bug.
+    """
+
+    prompt: str
+    position: int
+    ours: int
+    theirs: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One setting: all prompts, and the differences found."""
+
+    dtype: str
+    batch_size: int
+    backend: str
+    num_prompts: int
+    divergences: tuple[Divergence, ...]
+    # Largest absolute difference of the hidden states after each layer, over all prompt tokens ...
+    layer_differences: tuple[float, ...]
+    # ... beside the largest absolute value in them, which sets the scale.
+    layer_scales: tuple[float, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
+    parser.add_argument("--max-tokens", type=int, default=48, help="tokens to generate for each prompt")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types to compare in")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], help="our max_num_seqs")
+    parser.add_argument("--backends", nargs="+", default=["torch"], help="our attention backends")
+    parser.add_argument("--device", default="auto", help="where both run")
+    parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), help="prompts")
+    parser.add_argument("--output-json", help="write everything to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare every setting and print the table."""
+    results = []
+    for dtype in args.dtypes:
+        hf = load_hf_model(args.model, dtype, args.device)
+        for backend in args.backends:
+            for batch_size in args.batch_sizes:
+                llm = LLM(
+                    args.model, dtype=dtype, device=args.device, attention_backend=backend,
+                    max_num_seqs=batch_size, enable_prefix_caching=False,
+                )  # fmt: skip
+                results.append(compare(llm, hf, args.prompt, args.max_tokens))
+                print(describe(results[-1]))
+    print("\n" + layer_table(results))
+    if args.output_json:
+        write_json(args.output_json, {"comparisons": [asdict(each) for each in results]} | provenance())
+    return 0
+
+
+def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) -> Comparison:
+    """Generate greedily with both, and look at the layers of both for the same prompts."""
+    config = llm.llm_engine.config
+    tokenizer = llm.get_tokenizer()
+    token_ids = [tokenizer.encode(prompt) for prompt in prompts]
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in token_ids], params, use_tqdm=False)
+    divergences = [
+        difference
+        for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
+        if (difference := first_difference(hf, prompt, ids, output.outputs[0].token_ids)) is not None
+    ]
+    pairs = [(hidden_states(llm, ids), hf_hidden_states(hf, ids)) for ids in token_ids]
+    layers = range(len(pairs[0][0]))
+    return Comparison(
+        dtype=str(llm.llm_engine.dtype).removeprefix("torch."),
+        batch_size=config.max_num_seqs,
+        backend=llm.llm_engine.attention.name,
+        num_prompts=len(prompts),
+        divergences=tuple(divergences),
+        layer_differences=tuple(
+            max((a[i].float() - b[i].float()).abs().max().item() for a, b in pairs) for i in layers
+        ),
+        layer_scales=tuple(max(b[i].float().abs().max().item() for _, b in pairs) for i in layers),
+    )
+
+
+@torch.inference_mode()
+def first_difference(
+    hf: torch.nn.Module, prompt: str, prompt_ids: list[int], ours: list[int]
+) -> Divergence | None:
+    """Where Hugging Face's greedy text leaves ours; None if it does not."""
+    ids = torch.tensor([prompt_ids], device=hf.device)
+    theirs = hf.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=len(ours), eos_token_id=None
+    )[0, len(prompt_ids) :].tolist()
+    for position, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a != b:
+            past = torch.tensor([prompt_ids + theirs[:position]], device=hf.device)
+            logits = hf(past).logits[0, -1].float()
+            return Divergence(prompt, position, a, b, (logits[b] - logits[a]).abs().item())
+    return None
+
+
+def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
+    """The hidden states (T, hidden) after each layer of ours, the last one after the final norm."""
+    model = llm.llm_engine.runner.model.model
+    states: list[torch.Tensor] = []
+    # A copy: the residual stream is one tensor that every layer adds to.
+    hooks = [
+        layer.register_forward_hook(lambda _module, _inputs, output: states.append(output.clone()))
+        for layer in [*model.layers[:-1], model.norm]
+    ]
+    try:
+        llm.generate(
+            {"prompt_token_ids": token_ids}, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+@torch.inference_mode()
+def hf_hidden_states(hf: torch.nn.Module, token_ids: list[int]) -> list[torch.Tensor]:
+    """The same of Hugging Face's model, whose last entry is after the final norm as well."""
+    output = hf(torch.tensor([token_ids], device=hf.device), output_hidden_states=True)
+    return [state[0] for state in output.hidden_states[1:]]
+
+
+def describe(result: Comparison) -> str:
+    """One line a setting, and one for each text that differs."""
+    equal = result.num_prompts - len(result.divergences)
+    lines = [
+        f"{result.dtype:<9} batch {result.batch_size:<3} {result.backend:<7} "
+        f"{equal} of {result.num_prompts} texts equal"
+    ]
+    for each in result.divergences:
+        lines.append(
+            f"    {each.prompt!r}: token {each.position}, ours {each.ours}, theirs {each.theirs}, "
+            f"logits gap {each.gap:.2g}"
+        )
+    return "\n".join(lines)
+
+
+def layer_table(results: list[Comparison]) -> str:
+    """Largest difference after each layer, one column a setting (batch sizes share: prompts run alone)."""
+    columns = {(each.dtype, each.backend): each for each in results}
+    lines = ["Largest difference of the hidden states (in brackets: largest value)"]
+    lines.append("layer  " + "".join(f"{dtype + ' ' + backend:>26}" for dtype, backend in columns))
+    for layer in range(len(results[0].layer_differences)):
+        cells = (
+            f"{each.layer_differences[layer]:.2e} ({each.layer_scales[layer]:.3g})"
+            for each in columns.values()
+        )
+        lines.append(f"{layer:>5}  " + "".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines)
