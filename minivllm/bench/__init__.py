@@ -59,4 +59,8 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(list(argv[1:]))))
+    args = parser.parse_args(list(argv[1:]))
+    try:
+        return int(module.run(args))
+    except ValueError as error:  # a wrong option, found where it was used: its text says what to do
+        parser.error(str(error))

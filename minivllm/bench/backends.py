@@ -8,6 +8,7 @@ and without stopping at an end-of-sequence token. What differs is who may run wh
     hf              `generate` on batches of 8, padded      #####ooooooo    o: computed, and thrown away:
                     left, run to the batch's longest        ############       the batch waits for its longest
     hf-continuous   Hugging Face's own continuous batching (both: `hf_backends.py`)
+    vllm            vLLM on a CPU, in an environment of its own (`vllm_cpu.py`)
 
 and, on the same KV memory, this engine with the parts of earlier systems in place of its own::
 
@@ -100,7 +101,7 @@ BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
     "orca-pow2": lambda longest: {"kv_cache_manager_cls": orca(ReservationPolicy.POW2, longest)},
     "orca-oracle": lambda longest: {"kv_cache_manager_cls": orca(ReservationPolicy.ORACLE, longest)},
 }
-PEERS = ("hf", "hf-continuous")
+PEERS = ("hf", "hf-continuous", "vllm")
 BACKENDS = (*BASELINES, *PEERS)
 
 

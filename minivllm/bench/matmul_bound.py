@@ -12,11 +12,11 @@ process as the run, in turns with it, at a few row counts, and interpolated in b
 means: 40% of the time went to attention, norms, sampling, scheduling and Python.
 
 The bound is one of *this* implementation's products, not of the hardware: faster kernels for them would
-raise it. Example, SmolLM2-135M in float32 on two cores, milliseconds::
+raise it. Example, SmolLM2-135M in float32 on two quiet cores, milliseconds::
 
-    rows          1     8    32    64
-    layers       20    45    60    80
-    head          5    10    18    25
+    rows          1     8    32    64       so 32 sequences that decode together need at least 71 ms a
+    layers       19    41    53    76       step: 451 tokens a second, whatever else is tuned
+    head          5    15    18    24
 
 There is no counterpart in vLLM; the idea is the roofline's.
 """

@@ -1,8 +1,8 @@
 """What every benchmark reports besides its numbers: where they come from, and how much they scatter.
 
-A rate means something only beside its spread and its circumstances. So no command here prints a single
-measurement: it repeats, in turns with what it is compared to (A B C A B C ..., so that a machine that slows
-down slows all of them), and gives the median with the smallest and largest value::
+A rate means something only beside its spread and its circumstances. So whoever compares two here repeats
+both, in turns (A B C A B C ..., so that a machine that slows down slows all of them), and gives the median
+with the smallest and the largest value::
 
     minivllm       142.3 output tokens/s   [139.0, 144.1]
     hf              42.0 output tokens/s   [ 41.2,  42.4]   minivllm is 3.39x as fast

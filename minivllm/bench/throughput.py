@@ -20,18 +20,12 @@ All backends live in one process and take turns, `--repeats` times. What is prin
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from statistics import median
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from minivllm.bench.backends import (
-    BACKENDS,
-    BASELINES,
-    Backend,
-    MinivllmBackend,
-    check_run,
-    make_baseline,
-)
+from minivllm.bench.backends import BACKENDS, Backend, BackendRun, check_run, make_baseline
 from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, load_hf_model
 from minivllm.bench.matmul_bound import MatmulBound
 from minivllm.bench.options import (
@@ -44,11 +38,15 @@ from minivllm.bench.options import (
     requests_from,
     vocab_size_of,
 )
-from minivllm.bench.report import Spread, peak_rss_bytes, provenance, resident_bytes, write_json
+from minivllm.bench.report import provenance, resident_bytes, write_json
 from minivllm.bench.steps import StepRecord, profile_steps, record_steps
-from minivllm.bench.throughput_report import OURS, plot, print_report
+from minivllm.bench.throughput_report import plot, print_report
+from minivllm.bench.throughput_result import bound_of, memory_of, rates, same_tokens
+from minivllm.bench.vllm_cpu import VllmBackend, vllm_options
 from minivllm.bench.workloads import BenchRequest
 from minivllm.model_loader import load_tokenizer, resolve_model
+
+OURS = "minivllm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-running", type=positive_int, help="N requests of --input-len and --output-len, all at once"
     )
+    parser.add_argument("--vllm-env", default=".venv-vllm", help="environment of the backend vllm")
     parser.add_argument("--profile", action="store_true", help="where a step's time goes, in an extra run")
 
 
@@ -106,127 +105,90 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str, Any]:
     """Set up, warm up, take turns; everything the report needs."""
-    result: dict[str, Any] = {}
     names = list(dict.fromkeys(args.backend))
-    backends: dict[str, Backend] = {}
-    bound = None
-    if OURS in names:
-        # First and alone, so that the peak of the process's memory is its own.
-        before = resident_bytes()
-        ours = backends[OURS] = make_baseline(OURS, args.model, engine_options(args))
-        with record_steps(ours.llm.llm_engine) as steps:
-            ours.run(requests)
-        result["memory"] = memory_of(ours, len(steps.blocks), before)
-        bound = MatmulBound(ours.llm.llm_engine.runner.model, steps.records)
-    backends |= make_others(args, [name for name in names if name != OURS])
-    warm_up = [BenchRequest(request.prompt_token_ids[:16], 4) for request in requests[:4]]
-    for name, backend in backends.items():
-        if name != OURS:
+    # What each backend runs once before its clock counts: every prompt, and a few decoding steps.
+    warm_up = [replace(request, output_len=min(16, request.output_len)) for request in requests]
+    with ExitStack() as stack:
+        backends: dict[str, Backend] = {}
+        ours, result = None, {}
+        if OURS in names:
+            # First and alone, so that the peak of the process's memory is its own; hence also in full.
+            ours = OurRuns(args, requests)
+            backends[OURS] = ours.backend
+            result["memory"] = ours.memory
+        for name, backend in make_others(args, requests, stack).items():
             backend.run(warm_up)
+            backends[name] = backend
 
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    tokens: dict[str, list[list[int]]] = {}
-    our_steps: list[list[StepRecord]] = []
-    for _ in range(args.repeats):
-        for name in names:
-            if name == OURS:
-                with record_steps(backends[name].llm.llm_engine) as steps:
-                    timed = backends[name].run(requests)
-                our_steps.append(steps.records)
-                bound.measure()
-            else:
-                timed = backends[name].run(requests)
-            check_run(name, requests, timed)
-            seconds[name].append(timed.seconds)
-            tokens[name] = timed.token_ids
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        tokens: dict[str, list[list[int]]] = {}
+        for _ in range(args.repeats):
+            for name in names:
+                timed = ours.run(requests) if name == OURS else backends[name].run(requests)
+                check_run(name, requests, timed)
+                seconds[name].append(timed.seconds)
+                tokens[name] = timed.token_ids
 
+    reference = OURS if ours is not None else names[0]
+    result["reference"] = reference
     result["backends"] = {name: rates(seconds[name], requests) for name in names}
-    result["same_tokens"] = {name: same_tokens(tokens[name], tokens[names[0]]) for name in names}
-    if bound is not None:
-        result["bound"] = bound_of(bound, our_steps, seconds[OURS])
+    result["same_tokens"] = {name: same_tokens(tokens[name], tokens[reference]) for name in names}
+    if ours is not None:
+        result["bound"] = bound_of(ours.bound, ours.steps, seconds[OURS])
         if args.profile:
-            with profile_steps(backends[OURS].llm.llm_engine) as profile:
-                backends[OURS].run(requests)
-            result["profile"] = {"num_steps": profile.num_steps, "ms_a_step": profile.milliseconds_a_step()}
-            result["profile"]["table"] = profile.table()
+            result["profile"] = ours.profile(requests)
     return result
 
 
-def make_others(args: argparse.Namespace, names: list[str]) -> dict[str, Backend]:
-    """Baselines and peers. One Hugging Face model serves both of its backends."""
+class OurRuns:
+    """minivllm's own runs, of which more is recorded: memory, steps, the matrix-product bound."""
+
+    def __init__(self, args: argparse.Namespace, requests: list[BenchRequest]) -> None:
+        before = resident_bytes()
+        self.backend = make_baseline(OURS, args.model, engine_options(args))
+        self.engine = self.backend.llm.llm_engine
+        with record_steps(self.engine) as recorded:
+            self.backend.run(requests)
+        self.memory = memory_of(self.engine, len(recorded.blocks), before)
+        self.bound = MatmulBound(self.engine.runner.model, recorded.records)
+        self.steps: list[list[StepRecord]] = []
+
+    def run(self, requests: list[BenchRequest]) -> BackendRun:
+        """A run, and after it the matrix products alone, on a machine in the same mood."""
+        with record_steps(self.engine) as recorded:
+            timed = self.backend.run(requests)
+        self.steps.append(recorded.records)
+        self.bound.measure()
+        return timed
+
+    def profile(self, requests: list[BenchRequest]) -> dict[str, Any]:
+        """Where a step's time goes, from one more run."""
+        with profile_steps(self.engine) as profile:
+            self.backend.run(requests)
+        return {
+            "num_steps": profile.num_steps,
+            "ms_a_step": profile.milliseconds_a_step(),
+            "table": profile.table(),
+        }
+
+
+def make_others(
+    args: argparse.Namespace, requests: list[BenchRequest], stack: ExitStack
+) -> dict[str, Backend]:
+    """Baselines and peers. One Hugging Face model serves both of its backends; `stack` ends vLLM."""
+    names = [name for name in dict.fromkeys(args.backend) if name != OURS]
     hf = load_hf_model(args.model, args.dtype, args.device) if {"hf", "hf-continuous"} & set(names) else None
     backends: dict[str, Backend] = {}
     for name in names:
-        if name in BASELINES:
-            backends[name] = make_baseline(name, args.model, engine_options(args))
-        elif name == "hf":
+        if name == "hf":
             backends[name] = HfStaticBackend(hf, args.hf_max_batch_size, args.hf_sort_by_length)
-        else:
+        elif name == "hf-continuous":
             backends[name] = HfContinuousBackend(
                 hf, args.max_num_seqs, args.max_num_batched_tokens, args.enable_prefix_caching
             )
+        elif name == "vllm":
+            options = vllm_options(args, resolve_model(args.model), requests)
+            backends[name] = stack.enter_context(VllmBackend(Path(args.vllm_env), options))
+        else:
+            backends[name] = make_baseline(name, args.model, engine_options(args))
     return backends
-
-
-def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
-    """Seconds and rates of one backend, each with its spread."""
-    num_output = sum(request.output_len for request in requests)
-    num_total = sum(request.num_tokens for request in requests)
-    return {
-        "seconds": Spread(tuple(seconds)).as_json(),
-        "requests_per_second": Spread(tuple(len(requests) / each for each in seconds)).as_json(),
-        "total_tokens_per_second": Spread(tuple(num_total / each for each in seconds)).as_json(),
-        "output_tokens_per_second": Spread(tuple(num_output / each for each in seconds)).as_json(),
-    }
-
-
-def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
-    """Requests whose output tokens are all the same in both."""
-    return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
-
-
-def memory_of(backend: MinivllmBackend, num_blocks_written: int, before: int | None) -> dict[str, Any]:
-    """Bytes by purpose. A KV block that was never written takes no memory on a CPU: fresh zeros are lazy."""
-    engine = backend.llm.llm_engine
-    report = engine.memory()
-    written = num_blocks_written * engine.config.block_size * report.bytes_per_token
-    peak = peak_rss_bytes()
-    return {
-        "report": str(report),
-        "weights": report.weights,
-        "kv_cache": report.kv_cache,
-        "num_blocks": report.num_blocks,
-        "num_tokens": report.num_tokens,
-        "workspace": report.workspace,
-        "num_blocks_written": num_blocks_written,
-        "kv_written": written,
-        "resident_before_loading": before,
-        "peak_rss": peak,
-        "peak_over_weights_and_kv": None if peak is None else peak - report.weights - written,
-    }
-
-
-def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
-    """Share of the bound over the whole run, and in the steps of the most frequent decode batch."""
-    layers, head = bound.tables()
-    total = median(bound.seconds(steps) for steps in runs)
-    result: dict[str, Any] = {
-        "matmul_seconds": total,
-        "share": total / median(seconds),
-        "num_steps": len(runs[-1]),
-        "layers_ms": {rows: 1e3 * value for rows, value in layers.items()},
-        "head_ms": {rows: 1e3 * value for rows, value in head.items()},
-        "decode": None,
-    }
-    decode = [step for steps in runs for step in steps if step.is_decode]
-    if decode:
-        (rows, _), *_ = Counter(step.num_tokens for step in decode).most_common(1)
-        same = [step for step in decode if step.num_tokens == rows]
-        step_ms, matmul_ms = 1e3 * median(s.seconds for s in same), 1e3 * bound.seconds(same[:1])
-        result["decode"] = {
-            "num_sequences": rows,
-            "step_ms": step_ms,
-            "matmul_ms": matmul_ms,
-            "share": matmul_ms / step_ms,
-        }
-    return result

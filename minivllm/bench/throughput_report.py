@@ -13,8 +13,6 @@ from typing import Any
 
 from minivllm.bench.report import MIB, Spread, describe, ratio_text
 
-OURS = "minivllm"
-
 
 def spread_of(entry: dict[str, Any]) -> Spread:
     """Back from JSON."""
@@ -43,7 +41,7 @@ def print_report(result: dict[str, Any]) -> None:
 def print_rates(result: dict[str, Any]) -> None:
     """vLLM's line for each backend, then the comparison."""
     num_prompts = result["workload"]["num_prompts"]
-    reference = next(iter(result["backends"]))
+    reference = result["reference"]
     for name, entry in result["backends"].items():
         requests, total, output = (
             spread_of(entry[key])
@@ -58,13 +56,11 @@ def print_rates(result: dict[str, Any]) -> None:
         if name != reference:
             same = result["same_tokens"][name]
             print(f"  the same greedy tokens as {reference} in {same} of {num_prompts} requests")
-    if OURS not in result["backends"]:
-        return
     print()
-    ours = spread_of(result["backends"][OURS]["output_tokens_per_second"])
+    ours = spread_of(result["backends"][reference]["output_tokens_per_second"])
     for name, entry in result["backends"].items():
-        if name != OURS:
-            print(ratio_text(ours, spread_of(entry["output_tokens_per_second"]), OURS, name))
+        if name != reference:
+            print(ratio_text(ours, spread_of(entry["output_tokens_per_second"]), reference, name))
 
 
 def print_bound(bound: dict[str, Any]) -> None:
@@ -84,14 +80,16 @@ def print_bound(bound: dict[str, Any]) -> None:
 def print_memory(memory: dict[str, Any]) -> None:
     """Where the memory is, and what the process took at its peak."""
     print(f"\nmemory: {memory['report']}")
-    peak, over = memory["peak_rss"], memory["peak_over_weights_and_kv"]
-    written = f"{memory['num_blocks_written']} KV blocks were written = {memory['kv_written'] / MIB:.1f} MiB"
-    if peak is None:
-        print(f"  {written}")
+    if memory["peak_rss"] is None:
         return
-    print(f"  {written}; peak RSS {peak / MIB:.1f} MiB = weights + written KV + {over / MIB:.1f} MiB,")
     print(
-        f"  of which {memory['resident_before_loading'] / MIB:.1f} MiB were Python and torch before loading"
+        f"  peak RSS {memory['peak_rss'] / MIB:.1f} MiB: {memory['resident_before_loading'] / MIB:.1f} were "
+        f"Python and torch before loading. Beyond weights and KV cache it is "
+        f"{memory['peak_over_weights_and_kv_cache'] / MIB:.1f} MiB"
+    )
+    print(
+        f"  ({memory['peak_over_weights_and_kv_written'] / MIB:.1f} MiB beyond weights and the "
+        f"{memory['num_blocks_written']} KV blocks = {memory['kv_written'] / MIB:.1f} MiB that were written)"
     )
 
 

@@ -1,0 +1,166 @@
+"""Serving: requests arrive over time, whether the engine is ready or not, and each user's wait is measured.
+
+Throughput says what a full engine can do. A service is never quite full, and its users feel something else:
+how long until the first token (TTFT), how long between tokens (TPOT, ITL), and what the paper plots, the
+*normalized latency*: seconds from arrival to the last token, divided by the number of output tokens. Below
+the engine's capacity it stays flat as the request rate rises; beyond, the queue grows for as long as the run
+lasts, and the curve goes straight up. A better engine moves the knee to the right::
+
+    normalized  |                /            |     Poisson arrivals, open loop: a user does not wait
+    latency     |    static     /             |     for other users to be served before asking.
+                |              |     paged   /
+                |_____________/_____________/__  request rate
+
+    $ python -m minivllm bench serve --request-rate 0.25 0.5 1 2 --num-prompts 64 --plot serve.png
+
+There is no HTTP server here: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
+tpot:200` counts the requests that meet all limits (milliseconds): goodput is a rate of *satisfied* users.
+
+Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py`, whose table this prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from typing import Any
+
+from minivllm.bench.backends import BASELINES, make_baseline
+from minivllm.bench.options import (
+    add_engine_arguments,
+    add_output_arguments,
+    add_workload_arguments,
+    engine_options,
+    requests_from,
+    vocab_size_of,
+)
+from minivllm.bench.report import describe, provenance, write_json
+from minivllm.bench.serve_metrics import RequestTimes, overview, parse_goodput, summarize, table
+from minivllm.bench.workloads import BenchRequest, with_arrivals
+from minivllm.engine import LLMEngine
+from minivllm.model_loader import load_tokenizer, resolve_model
+from minivllm.sampling_params import RequestOutputKind, SamplingParams
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_workload_arguments(parser)
+    add_engine_arguments(parser)
+    add_output_arguments(parser)
+    parser.add_argument(
+        "--backend", nargs="+", choices=tuple(BASELINES), default=["minivllm"], help="whose policies"
+    )
+    parser.add_argument(
+        "--request-rate", nargs="+", type=float, default=[1.0], help="requests a second; inf: all at once"
+    )
+    parser.add_argument(
+        "--burstiness", type=float, default=1.0, help="1: Poisson; below: bunched; above: regular"
+    )
+    parser.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="METRIC:MS",
+        help="limits, e.g. ttft:2000 tpot:200 e2el:9000",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every policy at every rate, in turns, and report."""
+    limits = parse_goodput(args.goodput)
+    folder = resolve_model(args.model)
+    requests = requests_from(
+        args,
+        vocab_size_of(folder),
+        lambda text: load_tokenizer(folder).encode(text, add_special_tokens=False),
+    )
+    engines = {
+        name: make_baseline(name, args.model, engine_options(args)).llm.llm_engine
+        for name in dict.fromkeys(args.backend)
+    }
+    where = provenance()
+    print(describe(where))
+    points: list[dict[str, Any]] = []
+    for engine in engines.values():
+        serve(engine, requests[:2])  # to warm up
+    for rate in args.request_rate:
+        arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
+        for name, engine in engines.items():
+            times, seconds = serve(engine, arriving)
+            # JSON knows no infinity.
+            point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None}
+            points.append(point | summarize(times, seconds, limits))
+            print(f"\n{name}")
+            print(table(points[-1]))
+    print("\n" + overview(points))
+    if args.output_json:
+        result = {"benchmark": "serve", "provenance": where, "model": args.model, "workload": args.workload}
+        write_json(args.output_json, result | {"goodput_limits_ms": limits, "points": points})
+    if args.plot:
+        plot(points, args.plot)
+    return 0
+
+
+def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[RequestTimes], float]:
+    """Feed the engine as the requests arrive, until all are answered.
+
+    Returns:
+        The times of each request, in order, and the seconds from the start to the last token.
+    """
+    engine.reset_prefix_cache()
+    params = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=request.output_len,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,  # an output for each token, so that each can be timed
+        )
+        for request in requests
+    ]
+    order = sorted(range(len(requests)), key=lambda i: requests[i].arrival_time)
+    token_times: list[list[float]] = [[] for _ in requests]
+    start = time.perf_counter()
+    num_added = 0
+    while num_added < len(requests) or engine.has_unfinished_requests():
+        now = time.perf_counter() - start
+        while num_added < len(requests) and requests[order[num_added]].arrival_time <= now:
+            i = order[num_added]
+            prompt = {"prompt_token_ids": list(requests[i].prompt_token_ids)}
+            # The arrival counts, not this moment: the wait for the running step belongs to the latency.
+            engine.add_request(str(i), prompt, params[i], arrival_time=start + requests[i].arrival_time)
+            num_added += 1
+        if not engine.has_unfinished_requests():
+            time.sleep(requests[order[num_added]].arrival_time - now)
+            continue
+        outputs = engine.step()
+        now = time.perf_counter() - start
+        for output in outputs:
+            token_times[int(output.request_id)] += [now] * len(output.outputs[0].token_ids)
+    seconds = time.perf_counter() - start
+    times = [
+        RequestTimes(request.arrival_time, len(request.prompt_token_ids), tuple(tokens))
+        for request, tokens in zip(requests, token_times, strict=True)
+    ]
+    return times, seconds
+
+
+def plot(points: list[dict[str, Any]], path: str) -> None:
+    """Normalized latency against request rate, a line for each policy: the paper's figure 12."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(point["backend"] for point in points):
+        mine = [point for point in points if point["backend"] == name and point["request_rate"] is not None]
+        rates = [point["request_rate"] for point in mine]
+        axes.plot(rates, [point["normalized_latency"]["mean"] for point in mine], marker="o", label=name)
+    axes.set_xlabel("request rate (requests/s)")
+    axes.set_ylabel("normalized latency (s/token)")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

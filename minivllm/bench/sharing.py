@@ -1,0 +1,149 @@
+"""Sharing: what forked prompts and the prefix cache save, in blocks and in seconds.
+
+Two experiments, each with and without sharing, in turns::
+
+    (a) 8 completions of one prompt       one request with n=8: the prompt is computed once, its blocks
+                                          are shared until the completions differ (copy-on-write)
+                                   versus 8 requests with the same prompt, no prefix cache
+
+    (b) 16 requests, the same first       prefix cache on: the prefix is computed once, by the first
+        512 tokens                        request of the step, and found by the 15 others in that same step
+                                   versus prefix cache off
+
+(a) prints blocks held at the fullest step, and the time; (b) the time of the prefill: one output token each.
+
+    $ python -m minivllm bench sharing --repeats 5
+
+Paper: sections 4.4, 6.3 (parallel sampling, figure 15) and 6.4 (shared prefix, figure 16). vLLM V1:
+`benchmarks/benchmark_prefix_caching.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from minivllm.bench.options import add_engine_arguments, engine_options, positive_int, vocab_size_of
+from minivllm.bench.report import Spread, describe, provenance, write_json
+from minivllm.bench.steps import replaced
+from minivllm.bench.workloads import BenchRequest, fixed_requests, shared_prefix_requests
+from minivllm.llm import LLM
+from minivllm.model_loader import resolve_model
+from minivllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class SharingRun:
+    """One run: seconds, blocks held at the fullest step, tokens computed in all steps."""
+
+    seconds: float
+    most_blocks: int
+    num_computed_tokens: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_engine_arguments(parser)
+    parser.add_argument("--n", type=positive_int, default=8, help="(a) completions of one prompt")
+    parser.add_argument("--input-len", type=positive_int, default=256, help="(a) prompt tokens")
+    parser.add_argument("--output-len", type=positive_int, default=32, help="(a) output tokens")
+    parser.add_argument("--num-prompts", type=positive_int, default=16, help="(b) requests")
+    parser.add_argument("--prefix-len", type=positive_int, default=512, help="(b) tokens in common")
+    parser.add_argument("--suffix-len", type=positive_int, default=32, help="(b) tokens of each one's own")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="turns of each variant")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts")
+    parser.add_argument("--output-json", help="write all measurements and their provenance to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report."""
+    vocab_size = vocab_size_of(resolve_model(args.model))
+    options = engine_options(args)
+    plain = LLM(args.model, **options | {"enable_prefix_caching": False})
+    cached = LLM(args.model, **options | {"enable_prefix_caching": True})
+    (prompt,) = fixed_requests(1, args.input_len, args.output_len, vocab_size, args.seed)
+    requests = shared_prefix_requests(
+        args.num_prompts, args.prefix_len, args.suffix_len, 1, vocab_size, args.seed
+    )
+    variants = {
+        f"one request, n={args.n}": lambda: run_once(plain, [prompt], args.n),
+        f"{args.n} requests": lambda: run_once(plain, [prompt] * args.n, 1),
+        "prefix cache on": lambda: run_once(cached, requests, 1),
+        "prefix cache off": lambda: run_once(plain, requests, 1),
+    }
+    runs: dict[str, list[SharingRun]] = {name: [] for name in variants}
+    for variant in variants.values():
+        variant()  # to warm up
+    for _ in range(args.repeats):
+        for name, variant in variants.items():
+            runs[name].append(variant())
+
+    where = provenance()
+    print(describe(where))
+    result: dict[str, Any] = {"benchmark": "sharing", "provenance": where, "model": args.model}
+    names = list(variants)
+    print(f"\n(a) {args.n} completions of {args.input_len} prompt tokens, {args.output_len} tokens each")
+    result["parallel_sampling"] = compare(runs, *names[:2])
+    print(f"\n(b) prefill of {args.num_prompts} prompts, of which {args.prefix_len} tokens are common")
+    result["shared_prefix"] = compare(runs, *names[2:])
+    if args.output_json:
+        write_json(args.output_json, result)
+    return 0
+
+
+def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
+    """Generate, with an empty prefix cache to begin with, watching the blocks after every plan."""
+    engine = llm.llm_engine
+    llm.reset_prefix_cache()
+    most_blocks = num_computed_tokens = 0
+
+    def around_execute(execute_model: Any) -> Any:
+        def watch(plan: Any) -> Any:
+            nonlocal most_blocks, num_computed_tokens
+            # At this moment the plan's blocks are allocated and nothing has been freed yet.
+            most_blocks = max(most_blocks, engine.scheduler.kv.pool.num_used)
+            num_computed_tokens += plan.num_scheduled_tokens
+            return execute_model(plan)
+
+        return watch
+
+    prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+    # Random, with a seed: greedy completions would be n times the same, and never be told apart.
+    params = [
+        SamplingParams(
+            n=n, temperature=1.0, seed=i, max_tokens=request.output_len, ignore_eos=True, detokenize=False
+        )
+        for i, request in enumerate(requests)
+    ]
+    with replaced(engine.runner, "execute_model", around_execute):
+        start = time.perf_counter()
+        llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+    return SharingRun(seconds, most_blocks, num_computed_tokens)
+
+
+def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> dict[str, Any]:
+    """Print both variants and their ratios; the same for JSON."""
+    result: dict[str, Any] = {}
+    for name in (shared, unshared):
+        seconds = Spread(tuple(each.seconds for each in runs[name]))
+        first = runs[name][0]
+        print(
+            f"  {name:<20} {seconds:.2f} s, {first.most_blocks} blocks held at most, "
+            f"{first.num_computed_tokens} tokens computed"
+        )
+        result[name] = {
+            "seconds": seconds.as_json(),
+            "most_blocks": first.most_blocks,
+            "num_computed_tokens": first.num_computed_tokens,
+        }
+    one, other = result[shared], result[unshared]
+    result["time_ratio"] = other["seconds"]["median"] / one["seconds"]["median"]
+    result["block_ratio"] = other["most_blocks"] / one["most_blocks"]
+    print(
+        f"  without sharing: {result['time_ratio']:.2f}x the time, {result['block_ratio']:.2f}x the blocks, "
+        f"{other['num_computed_tokens'] / one['num_computed_tokens']:.2f}x the tokens"
+    )
+    return result

@@ -1,0 +1,94 @@
+"""What the throughput benchmark makes of its measurements: rates, memory, the share of the bound.
+
+Everything is a dictionary that goes into the JSON file as it is and is printed from there
+(`throughput_report.py`). Repeated measurements keep all their values::
+
+    rates([10.0, 8.0], requests)["output_tokens_per_second"]
+        {"median": 90.0, "min": 80.0, "max": 100.0, "values": [80.0, 100.0]}       for 800 output tokens
+
+vLLM V1: the second half of `main` in `vllm/benchmarks/throughput.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import Any
+
+from minivllm.bench.matmul_bound import MatmulBound
+from minivllm.bench.report import Spread, peak_rss_bytes
+from minivllm.bench.steps import StepRecord
+from minivllm.bench.workloads import BenchRequest
+from minivllm.engine import LLMEngine
+
+
+def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
+    """Seconds and rates of one backend, each with its spread."""
+    num_output = sum(request.output_len for request in requests)
+    num_total = sum(request.num_tokens for request in requests)
+    return {
+        "seconds": Spread(tuple(seconds)).as_json(),
+        "requests_per_second": Spread(tuple(len(requests) / each for each in seconds)).as_json(),
+        "total_tokens_per_second": Spread(tuple(num_total / each for each in seconds)).as_json(),
+        "output_tokens_per_second": Spread(tuple(num_output / each for each in seconds)).as_json(),
+    }
+
+
+def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
+    """Requests whose output tokens are all the same in both."""
+    return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
+
+
+def memory_of(engine: LLMEngine, num_blocks_written: int, before: int | None) -> dict[str, Any]:
+    """Bytes by purpose, and what the process took beyond them at its peak (loading included).
+
+    Twice: beyond the whole KV cache, which is what counts where its zeros are real memory, and beyond the
+    blocks that were written, where the system hands out zeros lazily.
+    """
+    report = engine.memory()
+    written = num_blocks_written * engine.config.block_size * report.bytes_per_token
+    peak = peak_rss_bytes()
+
+    def beyond(num_bytes: int) -> int | None:
+        return None if peak is None else peak - num_bytes
+
+    return {
+        "report": str(report),
+        "weights": report.weights,
+        "kv_cache": report.kv_cache,
+        "num_blocks": report.num_blocks,
+        "num_tokens": report.num_tokens,
+        "workspace": report.workspace,
+        "num_blocks_written": num_blocks_written,
+        "kv_written": written,
+        "resident_before_loading": before,
+        "peak_rss": peak,
+        "peak_over_weights_and_kv_cache": beyond(report.weights + report.kv_cache),
+        "peak_over_weights_and_kv_written": beyond(report.weights + written),
+    }
+
+
+def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
+    """Share of the bound over the whole run, and in the steps of the most frequent decode batch."""
+    layers, head = bound.tables()
+    total = median(bound.seconds(steps) for steps in runs)
+    result: dict[str, Any] = {
+        "matmul_seconds": total,
+        "share": total / median(seconds),
+        "num_steps": len(runs[-1]),
+        "layers_ms": {rows: 1e3 * value for rows, value in layers.items()},
+        "head_ms": {rows: 1e3 * value for rows, value in head.items()},
+        "decode": None,
+    }
+    decode = [step for steps in runs for step in steps if step.is_decode]
+    if decode:
+        (rows, _), *_ = Counter(step.num_tokens for step in decode).most_common(1)
+        same = [step for step in decode if step.num_tokens == rows]
+        step_ms, matmul_ms = 1e3 * median(s.seconds for s in same), 1e3 * bound.seconds(same[:1])
+        result["decode"] = {
+            "num_sequences": rows,
+            "step_ms": step_ms,
+            "matmul_ms": matmul_ms,
+            "share": matmul_ms / step_ms,
+        }
+    return result
