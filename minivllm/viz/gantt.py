@@ -1,0 +1,124 @@
+"""Who computed what in which step, and how much memory that took: batching, seen from the side.
+
+One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
+id stands where it starts; a cell that computes more than one token (a prompt, or a part of one) has a heavy
+frame. A grey dot is an empty seat while somebody waits: work that was not done. Below, one bar a step for the
+blocks in use, the highest marked. `P` over a bar: somebody was preempted in that step::
+
+    seat 0   A a a a D d d
+    seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts
+    blocks   # # # # # # #
+
+Several traces of one workload are drawn under each other on the same axis of steps.
+
+The memory bars under the plan, with the peak marked, are taken from Sasha Rush's LLM Training Puzzles.
+"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from minivllm.trace import Trace
+from minivllm.viz.style import GRID, INK, MEMORY_STYLE, PEAK, new_figure, request_order, request_style
+from minivllm.viz.usage import Work, seating, tables_during
+
+
+def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
+    """One panel of seats and one of memory for each trace.
+
+    Args:
+        traces: title -> trace, top to bottom.
+        num_seats: rows to draw; None: as many as the fullest step of any trace needs.
+    """
+    if not traces or not all(trace.steps for trace in traces.values()):
+        raise ValueError("gantt needs at least one trace, and every trace at least one step.")
+    plans = {title: seating(trace) for title, trace in traces.items()}
+    num_steps = max(len(trace.steps) for trace in traces.values())
+    most = 1 + max(work.seat for plan in plans.values() for work in plan)
+    num_seats = most if num_seats is None else max(num_seats, most)
+    heights = [0.42 + 0.2 * num_seats, 1.0] * len(traces)
+    fig = new_figure(min(10.5, max(6.0, 1.4 + 0.21 * num_steps)), sum(heights) + 0.5)
+    axes = fig.subplots(2 * len(traces), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for number, (title, trace) in enumerate(traces.items()):
+        _draw_seats(axes[2 * number], title, trace, plans[title], num_seats)
+        _draw_memory(axes[2 * number + 1], trace)
+    axes[-1].set_xlim(-0.6, num_steps - 0.4)
+    axes[-1].set_xlabel("step")
+    return fig
+
+
+def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats: int) -> None:
+    """The plan: a cell for each request and step."""
+    order = request_order(trace)
+    before: dict[int, str] = {}  # seat -> who sat there in the last cell drawn
+    for work in plan:
+        style = request_style(order[work.request_id])
+        prefill = work.num_tokens > 1
+        cell = Rectangle(
+            (work.step - 0.5, work.seat + 0.08), 1, 0.84, facecolor=style.fill, edgecolor=style.edge,
+            hatch=style.hatch, lw=0.6,
+        )  # fmt: skip
+        cell.set_gid("work")
+        ax.add_patch(cell)
+        if prefill:
+            frame = (work.step - 0.42, work.seat + 0.14)
+            ax.add_patch(Rectangle(frame, 0.84, 0.72, fill=False, edgecolor=INK, lw=1.3, zorder=3))
+        if before.get(work.seat) != work.request_id or prefill:
+            ax.text(
+                work.step - 0.3, work.seat + 0.5, work.request_id, ha="left", va="center", fontsize=7,
+                weight="bold", color=INK, zorder=4,
+                bbox={"facecolor": style.fill, "edgecolor": "none", "pad": 0.4},
+            )  # fmt: skip
+        before[work.seat] = work.request_id
+    busy = {(work.step, work.seat) for work in plan}
+    idle = [
+        (step, seat)
+        for step, record in enumerate(trace.steps)
+        for seat in range(num_seats)
+        if (step, seat) not in busy and record.waiting
+    ]
+    dots = ax.scatter(
+        [step for step, _ in idle], [seat + 0.5 for _, seat in idle], s=5, color=GRID, marker="o", zorder=1
+    )
+    dots.set_gid("idle")
+    ax.set_ylim(num_seats, 0)
+    ax.set_yticks([seat + 0.5 for seat in range(num_seats)], [str(seat) for seat in range(num_seats)])
+    ax.tick_params(axis="y", labelsize=7, length=0)
+    ax.set_ylabel("seat")
+    ax.set_title(
+        f"{title}: {len(trace.steps)} steps, {len(idle)} empty seat-steps while somebody waits",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+
+
+def _draw_memory(ax: Axes, trace: Trace) -> None:
+    """Blocks in use, step by step; the peak and the preemptions marked."""
+    used = blocks_in_use(trace)
+    peak = max(used)
+    colour, _ = MEMORY_STYLE["used"]
+    bars = ax.bar(range(len(used)), used, width=0.8, color=colour, edgecolor=INK, lw=0.3)
+    for bar, blocks in zip(bars, used, strict=True):
+        bar.set_gid("memory")
+        if blocks == peak:
+            bar.set(facecolor=PEAK, hatch="///")
+    ax.axhline(trace.num_blocks, color=INK, lw=0.8, ls="--")
+    ax.text(
+        0.995, 0.97, f"peak {peak} of {trace.num_blocks} blocks", transform=ax.transAxes, ha="right",
+        va="top", fontsize=7, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+    )  # fmt: skip
+    for step, record in enumerate(trace.steps):
+        if record.preempted:
+            ax.text(step, trace.num_blocks * 1.03, "P", ha="center", fontsize=8, weight="bold", color=PEAK)
+    ax.set_ylim(0, trace.num_blocks * 1.5)
+    ax.set_ylabel("blocks")
+    ax.tick_params(labelsize=7)
+
+
+def blocks_in_use(trace: Trace) -> list[int]:
+    """Distinct blocks that somebody holds while each step runs."""
+    return [
+        len({block_id for block_ids in tables_during(record).values() for block_id in block_ids})
+        for record in trace.steps
+    ]

@@ -1,0 +1,71 @@
+"""Where the KV memory goes: every slot of the pool, step by step, stacked by kind.
+
+The yardstick of the project: chapter 3 draws naive batching with it, chapter 5 paging, on the same axes. The
+stack always adds up to the whole pool, because every slot is of exactly one kind (`usage.MemoryUse`)::
+
+    slots |  free              nobody holds it
+          |  rounding          handed out beyond what was asked for (external waste)
+          |  internal          held, never filled
+          |  reserved          held, filled later
+          |  used              holds a token
+          +-----------------> step
+
+Paper: Figure 2 shows the same as one bar a system.
+"""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from minivllm.trace import Trace
+from minivllm.viz.style import GRID, INK, MEMORY_STYLE, new_figure
+from minivllm.viz.usage import MEMORY_KINDS, memory_use, wasted_share
+
+LABELS = {
+    "used": "holds a token",
+    "reserved": "reserved, filled later",
+    "internal": "reserved, never filled (internal)",
+    "rounding": "rounding of the allocator (external)",
+    "free": "free",
+}
+
+
+def memory_area(traces: dict[str, Trace]) -> Figure:
+    """One panel a trace, all on the same axes.
+
+    Args:
+        traces: title -> trace, left to right. Their pools should be of one size.
+    """
+    if not traces or not all(trace.steps for trace in traces.values()):
+        raise ValueError("memory_area needs at least one trace, and every trace at least one step.")
+    fig = new_figure(max(6.4, min(5.2 * len(traces), 10.5)), 3.6)
+    axes = fig.subplots(1, len(traces), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, (title, trace) in zip(axes, traces.items(), strict=True):
+        uses = memory_use(trace)
+        layers = [[getattr(use, kind) for use in uses] for kind in MEMORY_KINDS]
+        # A step lasts from its number to the next: stairs, not slopes between snapshots.
+        edges = [*[number for number in range(len(uses)) for _ in (0, 1)][1:], len(uses)]
+        stairs = [[value for value in layer for _ in (0, 1)] for layer in layers]
+        areas = ax.stackplot(edges, stairs, labels=[LABELS[kind] for kind in MEMORY_KINDS])
+        for area, kind in zip(areas, MEMORY_KINDS, strict=True):
+            colour, hatch = MEMORY_STYLE[kind]
+            area.set(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.3)
+            area.set_gid(kind)
+        waiting = [number for number, use in enumerate(uses) if use.num_waiting]
+        if waiting:
+            end, longest = waiting[-1] + 1, max(len(each.steps) for each in traces.values())
+            ax.axvline(end, color=GRID, lw=1, ls="--")
+            # On the side of the line that has more room.
+            text, side = ("somebody waits ", "right") if 2 * end > longest else (" nobody waits", "left")
+            ax.text(
+                end, 0.985 * uses[0].capacity, text, fontsize=7, va="top", ha=side, color=INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            )  # fmt: skip
+        ax.set_title(f"{title}\n{wasted_share(trace):.0%} of the held slots hold no token", fontsize=10)
+        ax.set_xlabel("step")
+        ax.set_ylim(0, uses[0].capacity)
+        ax.set_xlim(left=0)
+    axes[0].set_ylabel("slots of the pool")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3, fontsize=8, handleheight=1.2)
+    return fig

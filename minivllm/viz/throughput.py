@@ -1,0 +1,71 @@
+"""What each idea buys: output tokens for each step (counted) and for each second (measured), idea by idea.
+
+Each bar is one run of the same requests on the same memory with one part exchanged; the step from a bar to
+the next is what that part is worth. The two panels belong together. Tokens a step says how full the batches
+were, and is exact. Tokens a second adds what a fuller batch costs, and depends on the machine::
+
+    one at a time     |#####               1.0
+    static batching   |#####////           1.8   x 1.80      //// gained on the bar above
+
+The clock starts when the trace is made, so make it right before the run (`engine.trace = Trace()`).
+"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minivllm.trace import Trace
+from minivllm.viz.style import HATCHES, INK, PALETTE, mix_with_white, new_figure
+from minivllm.viz.usage import num_output_tokens
+
+
+def tokens_per_step(trace: Trace) -> float:
+    """Output tokens divided by steps."""
+    return num_output_tokens(trace) / len(trace.steps)
+
+
+def tokens_per_second(trace: Trace) -> float:
+    """Output tokens divided by the time from the start of the trace to its last step."""
+    return num_output_tokens(trace) / trace.steps[-1].time
+
+
+def throughput_waterfall(traces: dict[str, Trace]) -> Figure:
+    """Two panels of bars, one bar a trace, in order; each says how much it gained on the one before.
+
+    Args:
+        traces: label -> trace of the same requests.
+    """
+    if not traces or not all(trace.steps for trace in traces.values()):
+        raise ValueError("throughput_waterfall needs at least one trace, and every trace at least one step.")
+    totals = {label: num_output_tokens(trace) for label, trace in traces.items()}
+    if len(set(totals.values())) > 1:
+        raise ValueError(f"the traces are not of the same work, output tokens differ: {totals}.")
+    fig = new_figure(10.0, 0.9 + 0.55 * len(traces))
+    left, right = fig.subplots(1, 2, sharey=True)
+    _bars(left, {label: tokens_per_step(trace) for label, trace in traces.items()})
+    left.set_title("output tokens a step (counted)", fontsize=10)
+    _bars(right, {label: tokens_per_second(trace) for label, trace in traces.items()})
+    right.set_title("output tokens a second (this machine)", fontsize=10)
+    return fig
+
+
+def _bars(ax: Axes, values: dict[str, float]) -> None:
+    """Horizontal bars from top to bottom; the part gained on the bar before is hatched."""
+    before = 0.0
+    for row, value in enumerate(values.values()):
+        colour = mix_with_white(PALETTE[row % len(PALETTE)], 0.35)
+        bar = ax.barh(row, value, height=0.62, color=colour, edgecolor=INK, lw=0.6)[0]
+        bar.set_gid("bar")
+        if 0 < before < value:
+            ax.barh(
+                row, value - before, left=before, height=0.62, color="none", edgecolor=INK, lw=0.6,
+                hatch=HATCHES[1],
+            )  # fmt: skip
+        gain = "" if row == 0 else f"   x {value / before:.2f}"
+        ax.text(value, row, f" {value:.1f}{gain}", va="center", ha="left", fontsize=9, color=INK)
+        before = value
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    ax.set_xlim(0, 1.35 * max(values.values()))
+    ax.spines[["top", "right"]].set_visible(False)
