@@ -5,11 +5,12 @@
 #   make lab     JupyterLab on notebooks/
 #   make docs    the site, docs/_build/html/index.html (builds offline once installed)
 #   make bench   throughput against Hugging Face, interleaved, on this machine
+#   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab docs bench install clean
+.PHONY: demo test lint lab docs bench bench-vllm install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -45,5 +46,8 @@ docs: .venv/.docs-installed
 bench: install
 	$(BIN)/python -m minivllm bench throughput
 
+bench-vllm: install
+	$(BIN)/python -m minivllm bench vllm
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info
