@@ -46,13 +46,14 @@ def process_logits(logits: torch.Tensor, rows: list[ScheduledSequence]) -> torch
     Args:
         logits: (N, V) float32, row i for `rows[i]`. Beam search rows must not be among them.
     """
-    edited = [i for i, row in enumerate(rows) if _asks_for_something(row)]
-    if not edited:
+    restricted = [i for i, row in enumerate(rows) if _restricts(row)]
+    penalized = [i for i, row in enumerate(rows) if _params(row).has_penalties]
+    if not restricted and not penalized:
         return logits
     logits = logits.clone()
-    for i in edited:
+    for i in restricted:
         _restrict_tokens(logits[i], rows[i])
-    apply_penalties(logits, rows, [i for i in edited if _params(rows[i]).has_penalties])
+    apply_penalties(logits, rows, penalized)
     return logits
 
 
@@ -61,14 +62,14 @@ def _params(row: ScheduledSequence) -> SamplingParams:
     return row.group.params
 
 
-def _asks_for_something(row: ScheduledSequence) -> bool:
+def _restricts(row: ScheduledSequence) -> bool:
+    """Whether the request forbids or favours certain tokens at this position."""
     params = _params(row)
     return bool(
         params.allowed_token_ids is not None
         or row.group.bad_words_token_ids
         or row.seq.num_output_tokens < params.min_tokens
         or params.logit_bias
-        or params.has_penalties
     )
 
 
