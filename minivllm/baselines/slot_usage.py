@@ -17,7 +17,7 @@ Paper: section 3.1 and Figure 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minivllm.scheduler import Scheduler
 
@@ -35,6 +35,10 @@ class SlotUsage:
     def capacity(self) -> int:
         """All slots there are."""
         return self.used + self.reserved + self.internal + self.external
+
+    def with_written(self, num_tokens: int) -> SlotUsage:
+        """The same after `num_tokens` reserved slots have been written to: a moment in the middle of a step."""
+        return replace(self, used=self.used + num_tokens, reserved=self.reserved - num_tokens)
 
 
 def paged_slot_usage(scheduler: Scheduler) -> SlotUsage:
