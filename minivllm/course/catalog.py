@@ -1,0 +1,110 @@
+"""Which chapters and exercises there are, and where their files lie.
+
+The list of exercises is read from the stubs themselves: an exercise is a function or method whose body is
+`raise NotImplementedError("ex04b")`. There is no second list to keep in step::
+
+    >>> [exercise.id for exercise in exercises_of("ch04_block_table")]
+    ['ex04a', 'ex04b', 'ex04c']
+    >>> parse_target("4"), parse_target("ch04"), parse_target("ex04b")
+    (Target('ch04_block_table', None), Target('ch04_block_table', None), Target('ch04_block_table', 'ex04b'))
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests" / "exercises"
+STUBS = TESTS / "stubs"
+SOLUTIONS = TESTS / "solutions"
+STUDENT = ROOT / "notebooks" / "exercises"
+
+CHAPTERS = {
+    1: "ch01_llama_forward",
+    2: "ch02_kv_cache",
+    3: "ch03_naive_batching",
+    4: "ch04_block_table",
+    5: "ch05_kv_paging",
+    6: "ch06_continuous_batching",
+    11: "ch11_together",
+}
+
+
+class CourseError(Exception):
+    """Something the user of a course command has to know; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: `name` is what the student writes, `definition` the function or class at top level."""
+
+    id: str
+    chapter: str
+    name: str
+    definition: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a command is about: a chapter, or one exercise of it."""
+
+    chapter: str
+    exercise: str | None
+
+
+def require_checkout() -> None:
+    """Raise CourseError unless the exercises are there: they are not part of an installed package."""
+    if not STUBS.is_dir():
+        raise CourseError(
+            f"there are no exercises at {TESTS}: the course runs from a checkout of the repository "
+            f"(pip install -e .), not from an installed package."
+        )
+
+
+def chapters() -> list[str]:
+    """File names (without .py) of the chapters that have exercises here, in order."""
+    require_checkout()
+    return [stem for stem in CHAPTERS.values() if (STUBS / f"{stem}.py").exists()]
+
+
+@cache
+def exercises_of(chapter: str) -> tuple[Exercise, ...]:
+    """The exercises of a chapter, in the order of its file."""
+    tree = ast.parse((STUBS / f"{chapter}.py").read_text(encoding="utf-8"))
+    found = []
+    for definition in tree.body:
+        for node in ast.walk(definition):
+            if isinstance(node, ast.FunctionDef) and (exercise_id := _raised_id(node)):
+                name = node.name if node is definition else f"{definition.name}.{node.name}"
+                found.append(Exercise(exercise_id, chapter, name, definition.name))
+    return tuple(found)
+
+
+def _raised_id(function: ast.FunctionDef) -> str | None:
+    """ "ex04b" if the last statement of `function` is `raise NotImplementedError("ex04b")`."""
+    match = re.fullmatch(r"raise NotImplementedError\('(ex\d\d[a-z])'\)", ast.unparse(function.body[-1]))
+    return match.group(1) if match else None
+
+
+def parse_target(text: str) -> Target:
+    """Read "4", "04", "ch04", "ch04_block_table" or "ex04b".
+
+    Raises:
+        CourseError: there is no such chapter or exercise; the message lists those there are.
+    """
+    present = chapters()
+    match = re.fullmatch(r"(?:ch|ex)?(\d{1,2})([a-z]?)(_\w+)?(\.py)?", text.strip().lower())
+    chapter = CHAPTERS.get(int(match.group(1))) if match else None
+    if chapter in present:
+        letter = match.group(2)
+        if not letter:
+            return Target(chapter, None)
+        exercise_id = f"ex{int(match.group(1)):02d}{letter}"
+        if any(exercise.id == exercise_id for exercise in exercises_of(chapter)):
+            return Target(chapter, exercise_id)
+    known = "; ".join(f"{stem}: {', '.join(e.id for e in exercises_of(stem))}" for stem in present)
+    raise CourseError(f"there is no chapter or exercise {text!r}. There are: {known}.")

@@ -1,0 +1,180 @@
+"""Whose code is tested: the one switch behind `--impl`.
+
+    student          notebooks/exercises                        what the learner writes
+    reference        tests/exercises/solutions
+    stub             tests/exercises/stubs                      each test fails: NotImplementedError
+    mutant:ex04b_x   the solutions, with the definitions of tests/exercises/mutants/ex04b_x.py in their place
+    alternate:ex04b_x                                           likewise, another right answer
+    a folder         a submission
+
+A submission is never completed from the solutions: what it lacks is missing. Before a student's file runs it
+is looked at (`find_problems`): an empty file, a syntax error and a call of the very thing to be written are
+each reported as what they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minivllm.course.catalog import SOLUTIONS, STUBS, STUDENT, TESTS
+
+VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
+WHOLE_FILE = ""
+
+
+class SubmissionError(Exception):
+    """A file, or one definition in it, that cannot be tested. `kind` is a short name for reports."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A folder of chapter files, and perhaps one file whose definitions replace theirs."""
+
+    folder: Path
+    overlay: Path | None = None
+    is_submission: bool = True
+
+    @classmethod
+    def from_option(cls, option: str) -> Implementation:
+        """Read the value of `--impl`. ValueError if it is none of those above."""
+        kind, _, name = option.partition(":")
+        if kind in VARIANTS and name:
+            overlay = VARIANTS[kind] / f"{name}.py"
+            if not overlay.exists():
+                raise ValueError(f"--impl {option}: there is no {overlay}.")
+            return cls(SOLUTIONS, overlay, is_submission=False)
+        if option in ("reference", "stub"):
+            return cls({"reference": SOLUTIONS, "stub": STUBS}[option], is_submission=False)
+        folder = STUDENT if option == "student" else Path(option)
+        if not folder.is_dir():
+            raise ValueError(
+                f"--impl {option}: no such folder. Expected student, reference, stub, mutant:NAME, "
+                f"alternate:NAME, or the folder of a submission."
+            )
+        return cls(folder)
+
+    def load(self, chapter: str) -> ModuleType:
+        """Run the chapter's file (and the overlay) and return it as a module.
+
+        Raises:
+            SubmissionError: the file is missing, empty, no Python, uses the reference, or fails on import.
+        """
+        path = self.folder / f"{chapter}.py"
+        if self.is_submission:
+            problem = find_problems(path).get(WHOLE_FILE)
+            if problem is not None:
+                raise problem
+        try:
+            module = _run(path)
+        except (Exception, SystemExit) as error:
+            raise SubmissionError(
+                "error on import", f"{path.name} fails when it is imported: {type(error).__name__}: {error}"
+            ) from error
+        if self.overlay is not None:
+            vars(module).update(_definitions(_run(self.overlay)))
+        return module
+
+    def problem_of(self, chapter: str, definition: str) -> SubmissionError | None:
+        """What is wrong with one definition of a submission before it runs; None if nothing is."""
+        if not self.is_submission:
+            return None
+        return find_problems(self.folder / f"{chapter}.py").get(definition)
+
+
+def find_problems(path: Path) -> dict[str, SubmissionError]:
+    """Definition (or `WHOLE_FILE`) -> why it cannot be tested."""
+    if not path.exists():
+        return {WHOLE_FILE: SubmissionError("missing file", f"there is no {path.name}.")}
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        line = (getattr(error, "text", None) or "").strip()
+        message = f"{path.name} is not valid Python, {where}" + (f"\n    {line}" if line else "")
+        return {WHOLE_FILE: SubmissionError("syntax error", message)}
+    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
+        message = f"{path.name} defines nothing. Get the stub back with: reset {path.stem[2:4]}"
+        return {WHOLE_FILE: SubmissionError("empty file", message)}
+    allowed = _imports(ast.parse((STUBS / path.name).read_text(encoding="utf-8")))
+    problems = {}
+    for statement in tree.body:
+        for name in sorted(_imports(statement) - allowed):
+            where = statement.name if isinstance(statement, ast.FunctionDef | ast.ClassDef) else WHOLE_FILE
+            problems[where] = SubmissionError(
+                "uses the reference",
+                f"{path.name} imports {name}: that is where the answer is. Write it yourself; what the stub "
+                f"imported from the project is all you need.",
+            )
+    return problems
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """What is imported from this project, or by a way around the import statement, anywhere in `tree`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Name) and node.id == "__import__":
+            names.add(node.id)
+    roots = ("minivllm", "tests", "kernels", "importlib", "runpy", "__import__")
+    return {name for name in names if name.split(".")[0] in roots}
+
+
+def _run(path: Path) -> ModuleType:
+    """Import a file under a name of its own: two implementations must not share a module."""
+    name = f"_exercises_{abs(hash(path.resolve()))}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _definitions(module: ModuleType) -> dict[str, Any]:
+    """Functions and classes that a module defines itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__
+    }
+
+
+def variant_names(kind: str) -> list[str]:
+    """Names of all mutants or alternates: an exercise id, an underscore, a description."""
+    return sorted(path.stem for path in VARIANTS[kind].glob("ex*.py"))
+
+
+def caught_by(mutant: str) -> str:
+    """The test that its first line names: `# caught by: test_name`."""
+    first = (VARIANTS["mutant"] / f"{mutant}.py").read_text(encoding="utf-8").splitlines()[0]
+    prefix = "# caught by: "
+    if not first.startswith(prefix):
+        raise ValueError(f"the first line of mutant {mutant} has to be {prefix!r} and the name of a test.")
+    return first.removeprefix(prefix).strip()
+
+
+def block_solutions() -> None:
+    """From now on this process cannot open a solution, alternate or mutant, in whatever way it tries."""
+    hidden = tuple(f"{folder}/" for folder in (SOLUTIONS, *VARIANTS.values()))
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and str(Path(arguments[0]).resolve()).startswith(hidden)
+        ):
+            raise PermissionError(f"{Path(arguments[0]).name} holds a solution: it is not to be read here.")
+
+    sys.addaudithook(hook)

@@ -1,0 +1,310 @@
+"""The exercise tests: whose code they test (`--impl`), in how much time, and what they report.
+
+Bare `pytest` collects nothing here: a fresh clone is green, and stays so while a student is working. Run them
+with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --impl student`.
+"""
+
+import random
+import signal
+import traceback
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from minivllm.course import implementations, records
+from minivllm.course.implementations import Implementation, SubmissionError
+
+HERE = Path(__file__).parent
+ALL_VARIANTS = {"mutants": "mutant", "alternates": "alternate"}
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("exercises")
+    group.addoption("--impl", help="whose code: student, reference, stub, mutant:NAME, alternate:NAME, a folder; "
+                                   "mutants or alternates: all of them in one run")  # fmt: skip
+    group.addoption("--exercise", default="", help="only the tests of this exercise, for example ex04b")
+    group.addoption("--grade", default="", help="write one JSON line a test to this file")
+    group.addoption("--seed", type=int, default=0, help="draw the random workloads anew")
+    group.addoption("--time-limit", type=float, default=20.0, help="seconds a test may take")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "exercise(id, points, hint): which exercise a test belongs to")
+    impl = config.getoption("impl", None)
+    if impl is None:
+        return
+    config.stash[SESSION] = Session(config)
+    # The same examples each time, unless asked for others. Nothing is remembered from run to run. A failure is
+    # reduced to its smallest example for a person only: that is what takes the time.
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    if config.stash[SESSION].chosen is not None and config.stash[SESSION].chosen.is_submission:
+        phases.append(hypothesis.Phase.shrink)
+    hypothesis.settings.register_profile(
+        "exercises", derandomize=config.getoption("seed") == 0, database=None, deadline=None, max_examples=50, phases=phases,
+        suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False,
+    )  # fmt: skip
+    hypothesis.settings.load_profile("exercises")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Nothing here is collected unless it is said whose code is to be tested."""
+    if config.getoption("impl", None) is not None:
+        return None
+    asked = [Path(str(arg).split("::")[0]).resolve() for arg in config.args]
+    if any(path == HERE or HERE in path.parents for path in asked):
+        raise pytest.UsageError(
+            "say whose code to test: --impl student, or reference, stub, mutant:NAME, a folder"
+        )
+    return True
+
+
+class Session:
+    """State of one run: the chosen code, loaded once, and what has run out of time."""
+
+    def __init__(self, config):
+        impl = config.getoption("impl")
+        self.kind = ALL_VARIANTS.get(impl)
+        try:
+            self.chosen = None if self.kind else Implementation.from_option(impl)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+        self.writer = None
+        if config.getoption("grade"):
+            self.writer = records.RecordWriter(Path(config.getoption("grade")))
+            self.writer.path.unlink(missing_ok=True)
+        self.loaded = {}
+        self.out_of_time = set()
+        if self.chosen is not None and self.chosen.is_submission:
+            implementations.block_solutions()
+
+    def load(self, chapter, variant):
+        """The chapter's module; a failure is remembered too, for it would be the same each time."""
+        key = chapter, variant
+        if key not in self.loaded:
+            chosen = Implementation.from_option(f"{self.kind}:{variant}") if variant else self.chosen
+            self.loaded[key] = SubmissionError(
+                records.TIME_LIMIT, f"{chapter}.py does not come to an end on import."
+            )
+            try:
+                self.loaded[key] = chosen.load(chapter)
+            except SubmissionError as error:
+                self.loaded[key] = error
+        if isinstance(self.loaded[key], SubmissionError):
+            raise self.loaded[key]
+        return self.loaded[key]
+
+
+SESSION = pytest.StashKey()
+
+
+def marker_of(item):
+    """(exercise id, points, hint) of a test."""
+    marker = item.get_closest_marker("exercise")
+    if marker is None:
+        raise pytest.UsageError(f"{item.nodeid} has no exercise marker: to which exercise does it belong?")
+    return marker.args[0], marker.kwargs["points"], marker.kwargs.get("hint", "")
+
+
+# -- whose code -------------------------------------------------------------------------------------
+
+
+class MissingDefinition(SubmissionError, AttributeError):
+    """An AttributeError too, so that `hasattr` works on `StudentCode`."""
+
+
+class StudentCode:
+    """The module under test. A name that it lacks is told as what it is."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        try:
+            return getattr(self._module, name)
+        except AttributeError:
+            file = Path(self._module.__file__).name
+            raise MissingDefinition(
+                "missing definition", f"{file} does not define {name}. Keep the stub's names."
+            ) from None
+
+
+@pytest.fixture
+def ex(request):
+    """The code under test: the module of this test file's chapter."""
+    session = request.config.stash[SESSION]
+    chapter = request.path.stem.removeprefix("test_")
+    exercise, _, _ = marker_of(request.node)
+    if exercise in session.out_of_time:
+        raise SubmissionError(records.TIME_LIMIT, "not run: another test of this exercise ran out of time.")
+    module = session.load(chapter, getattr(request, "param", ""))
+    if session.chosen is not None:
+        from minivllm.course.catalog import exercises_of
+
+        definition = next(each.definition for each in exercises_of(chapter) if each.id == exercise)
+        problem = session.chosen.problem_of(chapter, definition)
+        if problem is not None:
+            raise problem
+    return StudentCode(module)
+
+
+def pytest_generate_tests(metafunc):
+    """With `--impl mutants` or `alternates` a test runs once for each that concerns it."""
+    if "ex" not in metafunc.fixturenames:
+        return
+    kind = metafunc.config.stash[SESSION].kind
+    exercise = metafunc.definition.get_closest_marker("exercise").args[0]
+    name = metafunc.function.__name__
+    if kind == "mutant":
+        chosen = [m for m in implementations.variant_names(kind)
+                  if m.startswith(exercise) and implementations.caught_by(m) == name]  # fmt: skip
+        metafunc.parametrize("ex", chosen or [None], indirect=True)
+    elif kind == "alternate":
+        chosen = [each for each in implementations.variant_names(kind) if each.startswith(exercise)]
+        metafunc.parametrize("ex", chosen or [None], indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    session = config.stash.get(SESSION, None)
+    if session is None:
+        return
+    wanted = config.getoption("exercise")
+    kept = [item for item in items
+            if (not wanted or marker_of(item)[0] == wanted)
+            and not (session.kind and item.callspec.params["ex"] is None)]  # fmt: skip
+    items[:] = kept
+    if session.writer is not None:
+        rows = []
+        for item in items:
+            exercise, points, hint = marker_of(item)
+            rows.append({"test": item.originalname, "exercise": exercise, "points": points,
+                         "reason": reason_of(item), "hint": hint})  # fmt: skip
+        session.writer.write({"collected": rows})
+
+
+@pytest.fixture
+def rng(request):
+    """A random.Random: the same numbers each time, others with `--seed`."""
+    return random.Random(f"{request.config.getoption('seed')}/{request.node.originalname}")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past."""
+    from minivllm.random_model import random_llama
+
+    return random_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def reference_text(tiny_model):
+    """What the engine with its own parts writes. The other tests of the repository prove it right."""
+    from tests.exercises.engine import generate
+
+    return generate(tiny_model)
+
+
+# -- the time limit ---------------------------------------------------------------------------------
+
+
+class TimeLimit(BaseException):
+    """Not an Exception: neither the student's `except Exception` nor hypothesis may swallow it."""
+
+
+def limited(item):
+    """Run one phase of a test under an alarm that goes off again and again, until it is heard."""
+    if item.config.stash.get(SESSION, None) is None or not hasattr(signal, "setitimer"):
+        return (yield)
+    seconds = item.config.getoption("time_limit")
+
+    def on_alarm(signum, frame):
+        raise TimeLimit(f"no result after {seconds:g} seconds: a loop that does not end?")
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item):
+    return (yield from limited(item))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item):
+    return (yield from limited(item))
+
+
+# -- the records ------------------------------------------------------------------------------------
+
+
+def reason_of(item):
+    """First paragraph of the test's docstring, on one line."""
+    return " ".join((item.function.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    session = item.config.stash.get(SESSION, None)
+    if session is not None and session.writer is not None:
+        session.writer.write({"start": item.nodeid})
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    session = item.config.stash.get(SESSION, None)
+    if session is None or (call.when != "call" and call.excinfo is None):
+        return report
+    exercise, points, hint = marker_of(item)
+    error = None if call.excinfo is None else call.excinfo.value
+    status, message, where = describe(error, exercise, session)
+    if status == records.TIME_LIMIT:
+        session.out_of_time.add(exercise)
+    if session.writer is not None:
+        params = getattr(item, "callspec", None)
+        session.writer.add(records.Record(
+            item.originalname, exercise, points, status, reason_of(item), hint, message, where,
+            type(error).__name__ if error is not None else "",
+            params.params["ex"] if params is not None and "ex" in params.params else "",
+        ))  # fmt: skip
+    return report
+
+
+def describe(error, exercise, session):
+    """(status, message, where) of what a test raised."""
+    if error is None:
+        return records.PASSED, "", ""
+    if isinstance(error, SubmissionError):
+        return error.kind, str(error), ""
+    where = place_in_student_file(error)
+    if isinstance(error, NotImplementedError) and error.args == (exercise,):
+        return records.NOT_WRITTEN, "", ""
+    if isinstance(error, TimeLimit):
+        return records.TIME_LIMIT, str(error), where
+    if isinstance(error, PermissionError) and "holds a solution" in str(error):
+        return "uses the reference", str(error), where
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return records.WRONG, str(error), ""
+    return records.CRASHED, f"{type(error).__name__}: {error}", where
+
+
+def place_in_student_file(error):
+    """ "ch04_block_table.py, line 41: block = free_blocks.pop()", the innermost such line; "" if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if "_exercises_" in frame.filename or Path(frame.filename).name.startswith(("ch0", "ch1", "ex"))]  # fmt: skip
+    if not frames:
+        return ""
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
+
+
+def pytest_sessionfinish(session):
+    state = session.config.stash.get(SESSION, None)
+    if state is not None and state.writer is not None:
+        state.writer.write({"finished": session.testscollected})

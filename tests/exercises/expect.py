@@ -1,0 +1,70 @@
+"""Assertions that say what was called, what was expected and what came, in words a student can act on."""
+
+import pytest
+
+
+def expect(got, expected, what):
+    """`got` has to equal `expected`; `what` is the call, as one would type it."""
+    __tracebackhide__ = True
+    if got != expected:
+        raise AssertionError(f"{what}\n  expected  {expected!r}\n  got       {got!r}")
+
+
+def expect_that(condition, what, **values):
+    """`condition` has to hold; `what` says it in words, `values` are shown."""
+    __tracebackhide__ = True
+    if not condition:
+        lines = "".join(f"\n  {name.replace('_', ' '):<9} {value!r}" for name, value in values.items())
+        raise AssertionError(f"expected that {what}{lines}")
+
+
+def expect_raises(kind, what, function, *arguments):
+    """The call has to raise `kind`; any other error but "not written yet" is the wrong one."""
+    __tracebackhide__ = True
+    try:
+        got = function(*arguments)
+    except kind:
+        return
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise AssertionError(
+            f"{what}\n  expected  {kind.__name__}\n  got       {type(error).__name__}: {error}"
+        ) from error
+    raise AssertionError(f"{what}\n  expected  {kind.__name__}\n  got       the result {got!r}")
+
+
+def expect_close(got, expected, what, tolerance):
+    """Two tensors have to agree in shape, and in every element up to `tolerance`."""
+    import torch
+
+    __tracebackhide__ = True
+    if not isinstance(got, torch.Tensor):
+        raise AssertionError(
+            f"{what}\n  expected  a tensor of shape {tuple(expected.shape)}\n  got       {got!r}"
+        )
+    if got.shape != expected.shape:
+        raise AssertionError(
+            f"{what}\n  expected  shape {tuple(expected.shape)}\n  got       shape {tuple(got.shape)}"
+        )
+    difference = (got.double() - expected.double()).abs().nan_to_num(float("inf"))
+    worst = difference.max().item() if difference.numel() else 0.0
+    if not worst <= tolerance:
+        index = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        raise AssertionError(
+            f"{what}\n  expected  {expected[index].item():.6g} at index {index}"
+            f"\n  got       {got[index].item():.6g}   (the largest of all differences; {tolerance:g} is allowed)"
+        )
+
+
+def same_text(got, expected, what):
+    """Token ids of several requests have to be equal; the first difference is shown."""
+    __tracebackhide__ = True
+    for request, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+        if ours != theirs:
+            place = next(
+                (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                min(len(ours), len(theirs)),
+            )
+            pytest.fail(f"{what}: the text of request {request} differs from output token {place} on"
+                        f"\n  expected  {theirs}\n  got       {ours}", pytrace=False)  # fmt: skip
