@@ -13,6 +13,7 @@ as one English word, so that a picture of memory can be read::
     (7, 2)
 
 A model loads in about 20 ms and takes 1 to 2 ms a step, so a notebook can try everything several times.
+`WORKLOAD` is what chapters 3, 5 and 6 measure with: twelve requests, most of them short, a few long.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.llm import LLM
+from minivllm.outputs import RequestOutput
 from minivllm.random_model import random_llama
 from minivllm.sampling_params import SamplingParams
+from minivllm.trace import Trace
 
 _WORDS = """
     Four score and seven years ago our fathers brought forth on this continent a new nation conceived in
@@ -45,6 +48,12 @@ _WORDS = """
     chimney lantern violin trumpet drum flute ribbon velvet
 """
 WORDS = tuple(_WORDS.split())
+
+# (prompt tokens, output tokens). Twelve requests in order of arrival; a few long answers among short ones, as
+# in real traffic. Request 0 has the prompt of the worked example.
+WORKLOAD = (
+    (6, 8), (11, 30), (4, 5), (9, 12), (14, 6), (5, 40), (7, 9), (12, 4), (3, 15), (8, 7), (10, 33), (5, 11)
+)  # fmt: skip
 
 
 def word(token_id: int) -> str:
@@ -110,3 +119,20 @@ def example_llm(**options: Any) -> LLM:
     llm = toy_llm(**({"num_blocks": 8, "max_model_len": 32} | options))
     arrange_free_blocks(llm, (7, 2, 4, 1, 0, 3, 6, 5))
     return llm
+
+
+def workload_prompts(lengths: Sequence[tuple[int, int]] = WORKLOAD) -> list[list[int]]:
+    """Prompts of these lengths: consecutive words of the vocabulary, another piece of it for each request."""
+    return [
+        [(23 * number + i) % 256 for i in range(prompt_len)] for number, (prompt_len, _) in enumerate(lengths)
+    ]
+
+
+def run_workload(
+    llm: LLM, lengths: Sequence[tuple[int, int]] = WORKLOAD
+) -> tuple[Trace, list[RequestOutput]]:
+    """Generate for all requests, greedily and to exactly their lengths; returns the trace and the outputs."""
+    llm.llm_engine.trace = trace = Trace(word_of=word)
+    prompts = [{"prompt_token_ids": prompt} for prompt in workload_prompts(lengths)]
+    outputs = llm.generate(prompts, [greedy(output_len) for _, output_len in lengths], use_tqdm=False)
+    return trace, outputs

@@ -10,6 +10,7 @@ that a reader has written is drawn by the same code as ours.
 | `slot_map` | position in the sequence against physical slot |
 | `gantt` | seats and steps, memory bars below, the peak and preemptions marked |
 | `memory_area` | every slot by kind, step by step: used, reserved, wasted, free |
+| `request_area` | bytes of K and V each request holds, step by step |
 | `throughput_waterfall` | tokens a step and a second, idea by idea |
 | `trace_player` | a run to step through, in the page |
 
@@ -23,9 +24,9 @@ sentence it refuses. Needs matplotlib.
 
 from minivllm.viz.blocks import block_grid, slot_map, three_panel
 from minivllm.viz.gantt import blocks_in_use, gantt
-from minivllm.viz.memory import memory_area
+from minivllm.viz.memory import memory_area, request_area
 from minivllm.viz.player import trace_player
-from minivllm.viz.style import figure_html, png_bytes, request_style, show
+from minivllm.viz.style import figure_html, new_figure, png_bytes, request_style, show
 from minivllm.viz.throughput import throughput_waterfall, tokens_per_second, tokens_per_step
 from minivllm.viz.usage import MemoryUse, memory_use, num_output_tokens, seating, wasted_share
 
@@ -37,8 +38,10 @@ __all__ = [
     "gantt",
     "memory_area",
     "memory_use",
+    "new_figure",
     "num_output_tokens",
     "png_bytes",
+    "request_area",
     "request_style",
     "seating",
     "show",

@@ -18,8 +18,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from minivllm.trace import Trace
-from minivllm.viz.style import GRID, INK, MEMORY_STYLE, new_figure
-from minivllm.viz.usage import MEMORY_KINDS, memory_use, wasted_share
+from minivllm.viz.style import GRID, INK, MEMORY_STYLE, new_figure, request_order, request_style
+from minivllm.viz.usage import MEMORY_KINDS, filled_during, memory_use, sequences_of, wasted_share
 
 LABELS = {
     "used": "holds a token",
@@ -43,10 +43,7 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
     for ax, (title, trace) in zip(axes, traces.items(), strict=True):
         uses = memory_use(trace)
         layers = [[getattr(use, kind) for use in uses] for kind in MEMORY_KINDS]
-        # A step lasts from its number to the next: stairs, not slopes between snapshots.
-        edges = [*[number for number in range(len(uses)) for _ in (0, 1)][1:], len(uses)]
-        stairs = [[value for value in layer for _ in (0, 1)] for layer in layers]
-        areas = ax.stackplot(edges, stairs, labels=[LABELS[kind] for kind in MEMORY_KINDS])
+        areas = ax.stackplot(*_stairs(layers), labels=[LABELS[kind] for kind in MEMORY_KINDS])
         for area, kind in zip(areas, MEMORY_KINDS, strict=True):
             colour, hatch = MEMORY_STYLE[kind]
             area.set(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.3)
@@ -68,4 +65,39 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
     axes[0].set_ylabel("slots of the pool")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3, fontsize=8, handleheight=1.2)
+    return fig
+
+
+def _stairs(layers: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Edges and layers drawn as stairs: a step lasts from its number to the next, there are no slopes."""
+    num_steps = len(layers[0])
+    edges = [*[number for number in range(num_steps) for _ in (0, 1)][1:], num_steps]
+    return edges, [[value for value in layer for _ in (0, 1)] for layer in layers]
+
+
+def request_area(trace: Trace, bytes_per_token: int) -> Figure:
+    """Bytes of K and V that each request holds, step by step, stacked: what the KV cache costs while it grows.
+
+    Tokens only, without the empty ends of blocks; a shared token counts for each request that sees it.
+    """
+    if not trace.steps:
+        raise ValueError("request_area needs a trace with at least one step.")
+    order = request_order(trace)
+    layers = {name: [0] * len(trace.steps) for name in order}
+    for step, record in enumerate(trace.steps):
+        filled = filled_during(record)
+        for seq_id, name in sequences_of(record).items():
+            layers[name][step] += filled[seq_id] * bytes_per_token
+    fig = new_figure(7.5, 3.2)
+    ax = fig.subplots()
+    areas = ax.stackplot(*_stairs(list(layers.values())), labels=[f"request {name}" for name in layers])
+    for area, name in zip(areas, layers, strict=True):
+        style = request_style(order[name])
+        area.set(facecolor=style.fill, hatch=style.hatch, edgecolor=style.edge, linewidth=0.6)
+        area.set_gid("request")
+    ax.set_xlabel("step")
+    ax.set_ylabel("bytes of K and V")
+    ax.set_xlim(left=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(loc="outside right upper", fontsize=8, reverse=True)
     return fig

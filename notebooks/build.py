@@ -1,0 +1,218 @@
+"""Make the notebooks from their sources: `python notebooks/build.py [--check] [--changed] [NN ...]`.
+
+Authors edit `notebooks/src/NN_name.py`, plain Python with cells between `# %%` lines (jupytext's percent
+format). This script turns each into `notebooks/NN_name.ipynb`, runs it and stores it with its outputs::
+
+    src/04_block_table.py  --jupytext-->  cells  --nbclient-->  outputs  +  stamp  ->  04_block_table.ipynb
+
+The stamp in the notebook's metadata says what the outputs were made from: hashes of the source and of every
+file of `minivllm/` and `kernels/` that the run had loaded. So `--check` finds, without running anything, a
+notebook whose outputs may no longer be what a reader would get. Cell ids are hashes of position and text; no
+date is stored and no warning of the machine: building twice changes the measured times and nothing else.
+
+    --check     list stale notebooks and exit with 1 if there are any; nothing is run or written
+    --changed   build only the stale ones
+    NN          numbers of notebooks ("04 06"); none: all of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CELL_SECONDS = 60
+NOTEBOOK_SECONDS = 120
+CLAIM_PREFIX = "CLAIM HOLDS: "  # as in minivllm/course/notebook.py
+
+# Run in the kernel after the last cell: which files of ours did this notebook load?
+LIST_MODULES = """
+import json, pathlib, sys
+_root = pathlib.Path({root!r})
+_files = {{pathlib.Path(m.__file__) for n, m in list(sys.modules.items())
+          if n.split(".")[0] in ("minivllm", "kernels") and getattr(m, "__file__", None)}}
+print(json.dumps(sorted(f.relative_to(_root).as_posix() for f in _files)))
+"""
+
+
+def sources(numbers: list[str] | None = None) -> list[Path]:
+    """The source files, in order; only those whose name starts with one of `numbers`, if given."""
+    found = sorted((HERE / "src").glob("[0-9][0-9]_*.py"))
+    if not numbers:
+        return found
+    unknown = [number for number in numbers if not any(path.name.startswith(f"{number}_") for path in found)]
+    if unknown:
+        raise ValueError(f"no notebook {', '.join(unknown)}; there are {', '.join(p.stem for p in found)}.")
+    return [path for path in found if path.name[:2] in numbers]
+
+
+def notebook_path(source: Path) -> Path:
+    """src/04_block_table.py -> 04_block_table.ipynb."""
+    return HERE / f"{source.stem}.ipynb"
+
+
+def load_source(source: Path) -> NotebookNode:
+    """The cells of a source file, without outputs, with ids that depend on nothing but the text."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    timed = bool(notebook.metadata.get("minivllm", {}).get("timed", False))
+    for index, cell in enumerate(notebook.cells):
+        digest = hashlib.sha256(f"{index}\n{cell.source}".encode()).hexdigest()
+        cell["id"] = digest[:12]
+        cell.metadata = NotebookNode({"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {})
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+        minivllm={"timed": timed},
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def kernel_environment(timed: bool) -> dict[str, str]:
+    """Environment of the kernel: one thread, so that several can run beside each other; fixed hash seeds."""
+    environment = dict(os.environ) | {"PYTHONHASHSEED": "0", "MINIVLLM_CI": "1", "MPLBACKEND": "agg"}
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return environment if timed else environment | {"OMP_NUM_THREADS": "1"}
+
+
+def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
+    """Run all cells; returns the notebook, the files of ours it loaded, and the seconds it took.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; the message shows it.
+        TimeoutError: a cell took more than `CELL_SECONDS`, or all took more than `NOTEBOOK_SECONDS`.
+    """
+    probe = nbformat.v4.new_code_cell(LIST_MODULES.format(root=str(ROOT)))
+    probe["id"] = "probe"
+    notebook.cells.append(probe)
+    client = NotebookClient(
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    )
+    started = time.monotonic()
+    client.execute(env=kernel_environment(notebook.metadata.minivllm["timed"]))
+    seconds = time.monotonic() - started
+    if seconds > NOTEBOOK_SECONDS:
+        raise TimeoutError(f"the notebook took {seconds:.0f} s; the limit is {NOTEBOOK_SECONDS} s.")
+    loaded = nbformat.json.loads(notebook.cells.pop().outputs[0].text)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            # Warnings and progress bars speak about the machine that ran it, not to the reader.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook, loaded, seconds
+
+
+def claims_of(notebook: NotebookNode) -> list[str]:
+    """The lines that `claim` printed."""
+    texts = [
+        output.text
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream"
+    ]
+    return [line for text in texts for line in text.splitlines() if line.startswith(CLAIM_PREFIX)]
+
+
+def hash_files(names: list[str]) -> str:
+    """One hash for the names and contents of files below the root; a missing file has its own hash."""
+    digest = hashlib.sha256()
+    for name in names:
+        path = ROOT / name
+        content = path.read_bytes() if path.exists() else b"missing"
+        digest.update(f"{name}\n{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def package_files(loaded: list[str]) -> list[str]:
+    """Files whose change makes outputs stale: the modules loaded and what they read (the player's script)."""
+    assets = (ROOT / "minivllm" / "viz").glob("player.[cj]s*")
+    uses_viz = any(name.startswith("minivllm/viz/") for name in loaded)
+    return sorted({*loaded, *(path.relative_to(ROOT).as_posix() for path in assets if uses_viz)})
+
+
+def stamp(source: Path, timed: bool, loaded: list[str], seconds: float) -> dict[str, Any]:
+    """What the outputs were made from."""
+    import torch
+
+    files = package_files(loaded)
+    return {
+        "timed": timed,
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "package_sha256": hash_files(files),
+        "package_files": files,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "seconds": round(seconds, 1),
+    }
+
+
+def staleness(source: Path) -> str | None:
+    """Why the notebook of this source has to be built again; None if it is up to date."""
+    path = notebook_path(source)
+    if not path.exists():
+        return "has never been built"
+    notebook = nbformat.read(path, as_version=4)
+    stored = notebook.metadata.get("minivllm", {})
+    if stored.get("source_sha256") != hashlib.sha256(source.read_bytes()).hexdigest():
+        return "its source has changed"
+    fresh = load_source(source)
+    if [(cell.id, cell.source) for cell in fresh.cells] != [
+        (cell.id, cell.source) for cell in notebook.cells
+    ]:
+        return "its cells are not those of the source: edit notebooks/src, not the notebook"
+    if hash_files(stored["package_files"]) != stored["package_sha256"]:
+        return "code it runs has changed"
+    return None
+
+
+def build(source: Path) -> str:
+    """Run one notebook and write it; returns a line about it."""
+    notebook, loaded, seconds = execute(load_source(source))
+    claims = claims_of(notebook)
+    if not claims:
+        raise ValueError(f"{source.name} claims nothing: a notebook needs at least one claim(...).")
+    notebook.metadata.minivllm = stamp(source, notebook.metadata.minivllm["timed"], loaded, seconds)
+    nbformat.validate(notebook)
+    path = notebook_path(source)
+    nbformat.write(notebook, path)
+    return f"{path.name}: {len(claims)} claims, {seconds:.1f} s, {path.stat().st_size / 1024:.0f} KB"
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="numbers of notebooks; none: all")
+    parser.add_argument("--check", action="store_true", help="list stale notebooks, run nothing")
+    parser.add_argument("--changed", action="store_true", help="build only the stale ones")
+    args = parser.parse_args(argv)
+    try:
+        chosen = sources(args.numbers)
+    except ValueError as error:
+        print(error)
+        return 2
+    stale = {source: reason for source in chosen if (reason := staleness(source))}
+    if args.check:
+        for source, reason in stale.items():
+            print(f"stale: {notebook_path(source).name} {reason}. Build it: make notebooks")
+        return 1 if stale else 0
+    for source in stale if args.changed else chosen:
+        print(build(source), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
