@@ -1,0 +1,232 @@
+"""Who is timed by `bench kernels`, on what, and how: the timer, the batches, the contenders.
+
+Every contender on a shape is first compared with torch's attention in float32; a fast wrong kernel is not
+measured. A peer that this installation cannot run (flex attention wants a compiler, flash-attn a wheel) is
+named and left out; our own kernels may not fail.
+
+Timing works on a GPU only, but everything else here runs on the CPU too, with a timer that measures nothing;
+so `tests/kernels/test_bench_kernels.py` can check that every contender computes the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from minivllm.bench.kernel_shapes import DecodeShape, Measurement, PrefillShape
+from minivllm.bench.report import Spread
+
+BLOCK_SIZE = 16
+FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
+Call = Callable[[], torch.Tensor]
+
+
+class Timer:
+    """Times calls on the GPU with a cold L2 cache."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, repeats: int) -> None:
+        if repeats < 1:
+            raise ValueError(f"--repeats must be at least 1, got {repeats}.")
+        self.repeats = repeats
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
+
+    def __call__(self, call: Call) -> Spread:
+        """Microseconds of `call`, captured once in a CUDA graph and replayed."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles and warms up; a capture must not
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        graph.replay()
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
+        for start, end in events:
+            self.flush.zero_()
+            start.record()
+            graph.replay()
+            end.record()
+        torch.cuda.synchronize()
+        return Spread(tuple(start.elapsed_time(end) * 1e3 for start, end in events))
+
+
+def measure_copy(timer: Timer, num_bytes: int = 1 << 30) -> float:
+    """Bytes per second of a device-to-device copy, read and written bytes together."""
+    source = torch.empty(num_bytes, dtype=torch.int8, device=timer.device)
+    destination = torch.empty_like(source)
+    return 2 * num_bytes / (timer(lambda: destination.copy_(source)).median * 1e-6)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The same keys and values twice: contiguous for the peers, paged in random blocks for our kernels."""
+
+    query: torch.Tensor  # (R, t, Hq, D)
+    key: torch.Tensor  # (R, n, Hkv, D)
+    value: torch.Tensor
+    key_cache: torch.Tensor  # (B, S, Hkv, D)
+    value_cache: torch.Tensor
+    block_tables: torch.Tensor  # (R, n / S) int32
+    seq_lens: torch.Tensor  # (R,) int32
+
+    @property
+    def by_head(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value as torch wants them: (R, heads, tokens, D)."""
+        return self.query.transpose(1, 2), self.key.transpose(1, 2), self.value.transpose(1, 2)
+
+
+def make_batch(shape: DecodeShape | PrefillShape, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Random numbers, N(0, 1); in all shapes the tokens fill whole blocks."""
+    torch.manual_seed(0)
+    heads, num_seqs = shape.heads, shape.num_seqs
+    is_decode = isinstance(shape, DecodeShape)
+    query_len = 1 if is_decode else shape.query_len
+    seq_len = shape.seq_len if is_decode else shape.context + shape.query_len
+    tables = torch.randperm(num_seqs * seq_len // BLOCK_SIZE, device=device)  # no two blocks are neighbours
+    packed, paged = [], []
+    for _ in range(2):
+        size = (num_seqs, seq_len, heads.num_kv_heads, heads.head_dim)
+        packed.append(torch.randn(size, dtype=dtype, device=device))
+        blocks = packed[-1].view(-1, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
+        paged.append(torch.empty_like(blocks))
+        paged[-1][tables] = blocks
+    query = torch.randn(num_seqs, query_len, heads.num_heads, heads.head_dim, dtype=dtype, device=device)
+    lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device=device)
+    return Batch(query, *packed, *paged, tables.view(num_seqs, -1).int(), lens)
+
+
+def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether the relative error (2-norm) is below 1%; absolutely, zeros are close for long sequences."""
+    return bool((actual.float() - expected).norm() < 0.01 * expected.norm())
+
+
+def measure_all(
+    ours: dict[str, Call], peers: dict[str, Call], expected: torch.Tensor, timer: Timer
+) -> Iterator[tuple[str, Spread]]:
+    """Check and time each contender; a peer that fails is named and left out.
+
+    Raises:
+        RuntimeError: one of our own kernels gives another answer than `expected`.
+    """
+    for name, call in ours.items():
+        if not is_right(call(), expected):
+            raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
+        yield name, timer(call)
+    for name, call in peers.items():
+        try:
+            if not is_right(call().reshape(expected.shape), expected):
+                print(f"{name}: wrong answer, not measured")
+                continue
+            time = timer(call)
+        except Exception as error:  # whatever a peer raises is no reason to lose the other results
+            print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+            continue
+        yield name, time
+
+
+def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
+    """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, k, v = batch.by_head
+
+    def sdpa() -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+    mask = None
+    if causal:
+        length = q.shape[2]
+        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def flex() -> torch.Tensor:
+        return compiled(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
+
+    calls = {"torch sdpa, contiguous": sdpa, "flex attention, contiguous": flex}
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return calls
+    return calls | {
+        "flash-attn, contiguous": lambda: flash_attn_func(batch.query, batch.key, batch.value, causal=causal)
+    }
+
+
+def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+    """All contenders on one decode shape."""
+    from kernels.heuristics import chip_of, choose_num_splits
+    from kernels.paged_attention import paged_attention, paged_attention_naive
+
+    batch = make_batch(shape, dtype, timer.device)
+    query = batch.query[:, 0]  # (R, Hq, D)
+    caches = (batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
+    scale = shape.heads.head_dim**-0.5
+    programs = shape.num_seqs * shape.heads.num_kv_heads
+    splits = {
+        "minivllm": choose_num_splits(chip_of(query.device), programs, shape.seq_len),
+        "minivllm, no split": 1,
+        "minivllm, 16 splits": 16,
+    }
+    ours: dict[str, Call] = {
+        name: lambda n=number: paged_attention(query, *caches, scale, num_splits=n)
+        for name, number in splits.items()
+    }
+    ours["minivllm, naive lesson"] = lambda: paged_attention_naive(query, *caches, scale)
+    one_by_one = zip(*batch.by_head, strict=True)  # in float32: the whole batch would not fit beside itself
+    expected = torch.stack(
+        [
+            scaled_dot_product_attention(q[None].float(), k[None].float(), v[None].float(), enable_gqa=True)
+            for q, k, v in one_by_one
+        ]
+    ).view(query.shape)
+    needed = shape.bytes_needed(query.element_size())
+    for name, time in measure_all(ours, attention_peers(batch, causal=False), expected, timer):
+        yield Measurement("decode", shape.name, name, time, needed, splits.get(name))
+
+
+def measure_prefill(shape: PrefillShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+    """Our kernel and, for fresh prompts, the peers."""
+    from kernels.prefill_attention import prefill_attention, prefill_attention_reference
+
+    batch = make_batch(shape, dtype, timer.device)
+    query = batch.query.flatten(0, 1)  # (T, Hq, D)
+    starts = torch.arange(shape.num_seqs + 1, dtype=torch.int32, device=query.device) * shape.query_len
+    args = (query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens, starts)
+    scale = shape.heads.head_dim**-0.5
+    ours = {"minivllm": lambda: prefill_attention(*args, scale)}
+    peers = attention_peers(batch, causal=True) if shape.context == 0 else {}
+    expected = prefill_attention_reference(*args, scale).float()
+    for name, time in measure_all(ours, peers, expected, timer):
+        yield Measurement("prefill", shape.name, name, time, shape.flops())
+
+
+def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+    """The small kernels beside their torch twins, in the sizes of Llama-3.1-8B."""
+    from kernels.rms_norm import rms_norm, rms_norm_reference
+    from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
+
+    x = torch.randn(num_tokens, 4096, dtype=dtype, device=timer.device)
+    weight = torch.randn(4096, dtype=dtype, device=timer.device)
+    gate_up = torch.randn(num_tokens, 2 * 14336, dtype=dtype, device=timer.device)
+    cases: dict[str, tuple[int, Call, Call]] = {
+        f"rms_norm with residual, {num_tokens} x 4096": (
+            4 * x.nbytes,
+            lambda: rms_norm(x, weight, 1e-5, x)[0],
+            lambda: rms_norm_reference(x, weight, 1e-5, x)[0],
+        ),
+        f"silu_and_mul, {num_tokens} x 28672": (
+            gate_up.nbytes * 3 // 2,
+            lambda: silu_and_mul(gate_up),
+            lambda: silu_and_mul_reference(gate_up),
+        ),
+    }
+    for name, (needed, ours, twin) in cases.items():
+        for contender, time in measure_all({"minivllm": ours}, {"torch": twin}, twin().float(), timer):
+            yield Measurement("rows", name, contender, time, needed)

@@ -1,0 +1,133 @@
+"""The Triton kernels on a GPU: microseconds, bytes, and percent of what a copy reaches in the same run.
+
+    $ python -m minivllm bench kernels --output-json docs/data/kernels_h100.json
+    $ python -m minivllm bench kernels --tune "llama-3.1-8b B64 n4096"
+
+How it is measured. Each call is captured in a CUDA graph and replayed, as in the engine, so that a launch
+from Python does not count. Before each replay a buffer larger than the L2 cache is overwritten: in a model
+the KV of a layer has long been displaced when its turn comes again. The times are those of CUDA events.
+
+Contenders (`kernel_contenders.py`): the kernel as the heuristics launch it, with and without split-KV, the
+naive lesson, torch's scaled_dot_product_attention on *contiguous* K and V (what paging costs; the paper
+reports 20-26%), compiled flex attention, and flash-attn where it is installed. Shapes and the arithmetic are
+in `kernel_shapes.py`.
+
+vLLM: `benchmarks/kernels/benchmark_paged_attention.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from minivllm.bench import report
+from minivllm.bench.kernel_contenders import (
+    Timer,
+    make_batch,
+    measure_copy,
+    measure_decode,
+    measure_prefill,
+    measure_rows,
+)
+from minivllm.bench.kernel_shapes import (
+    DECODE_SHAPES,
+    PREFILL_SHAPES,
+    Measurement,
+    format_table,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m minivllm bench kernels`."""
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of q, K and V")
+    parser.add_argument("--repeats", type=int, default=50, help="timed replays of each kernel")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this")
+    parser.add_argument("--tune", metavar="SHAPE", help="try tiles and splits on this decode shape instead")
+    parser.add_argument("--output-json", help="write all measurements and their provenance to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit status is 1 where there is no GPU."""
+    if not torch.cuda.is_available():
+        print(
+            "bench kernels needs a CUDA GPU, and torch sees none here. In Triton's interpreter, which runs "
+            "the kernels on a CPU, a time says nothing about the kernel."
+        )
+        return 1
+    timer, dtype = Timer(args.repeats), getattr(torch, args.dtype)
+    copy_rate = measure_copy(timer)
+    print(f"{torch.cuda.get_device_name()}: copy {copy_rate / 1e9:.0f} GB/s (read and written)\n", flush=True)
+    if args.tune:
+        measurements = tune(args.tune, dtype, timer)
+    else:
+        measurements = list(measure_shapes(args.only, dtype, timer))
+    print(format_table(measurements, copy_rate))
+    if args.output_json:
+        report.write_json(args.output_json, as_json(measurements, copy_rate, args))
+    return 0
+
+
+def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+    """Every shape whose name contains `only`; the row kernels if that is empty."""
+    for decode in DECODE_SHAPES:
+        if only in decode.name:
+            yield from measure_decode(decode, dtype, timer)
+    for prefill in PREFILL_SHAPES:
+        if only in prefill.name:
+            yield from measure_prefill(prefill, dtype, timer)
+    if not only:
+        yield from measure_rows(4096, dtype, timer)
+
+
+def tune(name: str, dtype: torch.dtype, timer: Timer) -> list[Measurement]:
+    """All tiles and splits on one decode shape, fastest first: where `kernels/heuristics.py` is checked."""
+    from kernels.heuristics import Tiles
+    from kernels.paged_attention import paged_attention
+
+    shapes = {shape.name: shape for shape in DECODE_SHAPES}
+    if name not in shapes:
+        raise ValueError(f"--tune takes one of the shapes {', '.join(shapes)}; got {name!r}.")
+    shape = shapes[name]
+    batch = make_batch(shape, dtype, timer.device)
+    query = batch.query[:, 0]  # (R, Hq, D)
+    caches = (batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
+    scale, needed = shape.heads.head_dim**-0.5, shape.bytes_needed(query.element_size())
+    found = []
+    for block_n, num_warps, num_stages in itertools.product((16, 32, 64, 128), (2, 4, 8), (1, 2, 3, 5)):
+        tiles = Tiles(16, block_n, num_warps, num_stages)
+        for splits in (1, 2, 4, 8, 16, 32, 64):
+            try:
+                time = timer(
+                    lambda t=tiles, n=splits: paged_attention(query, *caches, scale, num_splits=n, tiles=t)
+                )
+            except Exception as error:  # too large for this chip; Triton's own classes differ by version
+                print(f"{tiles}: {type(error).__name__}")
+                break
+            label = f"N{block_n} warps {num_warps} stages {num_stages} splits {splits}"
+            found.append(Measurement("decode", shape.name, label, time, needed, splits))
+    return sorted(found, key=lambda m: m.microseconds.median)
+
+
+def as_json(measurements: list[Measurement], copy_rate: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The result file: where it was measured, how, and every time."""
+    return {
+        "provenance": report.provenance() | {"driver": driver_version()},
+        "method": {"dtype": args.dtype, "repeats": args.repeats, "l2": "flushed", "launch": "CUDA graph"},
+        "copy_bytes_per_second": copy_rate,
+        "results": [m.as_json(copy_rate) for m in measurements],
+    }
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None if nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.splitlines()[0].strip() if answer.strip() else None

@@ -1,0 +1,155 @@
+"""`bench kernels` as far as it needs no GPU: the arithmetic, the report, and that all contenders agree."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from minivllm.bench import kernel_contenders, kernels, load_command
+from minivllm.bench.kernel_contenders import (
+    is_right,
+    make_batch,
+    measure_all,
+    measure_copy,
+    measure_decode,
+    measure_prefill,
+    measure_rows,
+)
+from minivllm.bench.kernel_shapes import (
+    DECODE_SHAPES,
+    LLAMA_8B,
+    MARKS,
+    PREFILL_SHAPES,
+    DecodeShape,
+    Heads,
+    Measurement,
+    PrefillShape,
+    format_table,
+)
+from minivllm.bench.report import Spread
+
+TINY = Heads("tiny", 4, 2, 16)
+
+
+class NoTimer:
+    """Calls once and claims it took a millisecond."""
+
+    device = torch.device("cpu")
+
+    def __call__(self, call):
+        call()
+        return Spread((1000.0,))
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    kernels.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_bytes_are_those_of_the_reference_shape():
+    """Catches a percentage computed from the wrong bytes: 64 x 4096 tokens of Llama-3.1-8B are 1 GiB of KV."""
+    shape = DecodeShape(LLAMA_8B, 64, 4096)
+    assert shape.bytes_needed(2) == (1 << 30) + 2 * 64 * 32 * 128 * 2
+    assert shape.bytes_needed(4) == 2 * shape.bytes_needed(2)
+    assert shape.partial_bytes(1) == 0
+    assert shape.partial_bytes(4) == 2 * 64 * 32 * 4 * 130 * 4
+
+
+def test_flops_count_visible_scores_only():
+    """Catches the full square counted for causal attention, which would double the rate."""
+    tiny = Heads("tiny", 1, 1, 1)
+    assert PrefillShape(tiny, 1, 3, 0).flops() == 4 * (1 + 2 + 3)
+    assert PrefillShape(tiny, 2, 3, 5).flops() == 2 * 4 * (6 + 7 + 8)
+
+
+def test_the_shapes_the_marks_speak_of_are_measured():
+    """Catches a mark that nothing is compared with, and shapes that share a name."""
+    names = [shape.name for shape in DECODE_SHAPES + PREFILL_SHAPES]
+    assert len(set(names)) == len(names)
+    assert set(MARKS) <= set(names)
+    for wanted in ("B64 n1024", "B64 n4096", "B64 n8192", "B16 n4096", "B1 n1024", "B1 n16384"):
+        assert f"llama-3.1-8b {wanted}" in names
+    assert any(name.startswith("smollm2") for name in names)
+
+
+def test_percent_of_copy_and_table():
+    """Catches a unit error: 1 GB in 1000 us is 1 TB/s, half of a copy at 2 TB/s."""
+    half = Measurement(
+        "decode", "llama-3.1-8b B64 n4096", "minivllm", Spread((900.0, 1000.0, 5000.0)), 10**9, 1
+    )
+    assert half.percent_of(2e12) == pytest.approx(50.0)
+    fast = Measurement("prefill", "some prompt", "minivllm", Spread((1000.0,)), 10**12)
+    table = format_table([half, fast], 2e12)
+    assert "1000.0 us    50.0% of copy   (mark 85%)" in table
+    assert "1000.0 TFLOP/s" in table
+
+
+def test_json_holds_every_time_and_where_it_was_measured():
+    """Catches a number without its circumstances."""
+    measurement = Measurement("decode", "llama-3.1-8b B64 n4096", "minivllm", Spread((1.0, 3.0)), 10**6, 4)
+    result = json.loads(json.dumps(kernels.as_json([measurement], 2e12, parse())))
+    assert {"date", "commit", "gpu", "driver", "versions"} <= set(result["provenance"])
+    assert result["results"][0]["microseconds"]["values"] == [1.0, 3.0]
+    assert result["results"][0]["num_splits"] == 4 and result["results"][0]["mark"] == 85.0
+
+
+def test_without_a_gpu_it_says_so_and_fails(capsys, monkeypatch):
+    """Catches a table of interpreter times that someone could take for a measurement."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.run(parse()) == 1
+    assert "needs a CUDA GPU" in capsys.readouterr().out
+
+
+def test_the_command_is_the_module():
+    """Catches a command that leads nowhere."""
+    assert load_command("kernels") is kernels
+
+
+def test_all_contenders_compute_the_same_attention(monkeypatch):
+    """Catches a peer that is given other keys, and so other work, than our kernel."""
+    both = kernel_contenders.attention_peers
+
+    def without_compiling(batch, causal):
+        return {name: call for name, call in both(batch, causal).items() if "flex" not in name}
+
+    monkeypatch.setattr(kernel_contenders, "attention_peers", without_compiling)
+    monkeypatch.setattr(NoTimer, "device", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    decode = list(measure_decode(DecodeShape(TINY, 2, 48), torch.float16, NoTimer()))
+    assert [m.contender for m in decode][:4] == [
+        "minivllm", "minivllm, no split", "minivllm, 16 splits", "minivllm, naive lesson"
+    ]  # fmt: skip
+    assert "torch sdpa, contiguous" in [m.contender for m in decode]
+    fresh = list(measure_prefill(PrefillShape(TINY, 2, 32, 0), torch.float16, NoTimer()))
+    assert [m.contender for m in fresh][:2] == ["minivllm", "torch sdpa, contiguous"]
+    chunk = list(measure_prefill(PrefillShape(TINY, 2, 16, 32), torch.float16, NoTimer()))
+    assert [m.contender for m in chunk] == ["minivllm"]
+    rows = list(measure_rows(2, torch.float16, NoTimer()))
+    assert [m.contender for m in rows] == ["minivllm", "torch"] * 2
+    assert measure_copy(NoTimer(), num_bytes=1000) == 2 * 1000 / 1e-3
+
+
+def test_a_wrong_kernel_is_not_timed(capsys):
+    """Catches a benchmark that rewards a kernel for skipping work: zeros are never right."""
+    right = torch.randn(10, 10)
+    assert is_right(right.half(), right) and not is_right(torch.zeros(10, 10), right)
+    assert not is_right(right * torch.nan, right)
+    with pytest.raises(RuntimeError, match="ours gives a wrong answer"):
+        list(measure_all({"ours": lambda: 0 * right}, {}, right, NoTimer()))
+
+    def broken():
+        raise OSError("no compiler")
+
+    peers = {"wrong": lambda: right + 1, "broken": broken, "good": lambda: right}
+    assert [name for name, _ in measure_all({}, peers, right, NoTimer())] == ["good"]
+    out = capsys.readouterr().out
+    assert "wrong: wrong answer" in out and "broken: OSError: no compiler" in out
+
+
+def test_the_paged_copy_holds_the_same_numbers():
+    """Catches a block table that does not lead back to the contiguous keys."""
+    batch = make_batch(DecodeShape(TINY, 3, 64), torch.float32, torch.device("cpu"))
+    assert torch.equal(batch.key_cache[batch.block_tables.long()].flatten(1, 2), batch.key)
+    assert torch.equal(batch.value_cache[batch.block_tables.long()].flatten(1, 2), batch.value)
+    assert batch.block_tables.flatten().tolist() != list(range(12))
