@@ -163,52 +163,58 @@ def draw_cut(probs: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: t
     with probabilities 0.5, 0.3, 0.2 and p = 0.7 the first two stay. The slow twin: `kept_tokens_reference`.
     """
     vocab_size = probs.shape[-1]
-    head, token_ids = top(probs, min(_HEAD, vocab_size))  # (N, H), falling
-    ascending, token_ids = head.flip(-1), token_ids.flip(-1)
-    total = probs.sum(dim=-1, keepdim=True)
-    rest = (total - ascending.sum(dim=-1, keepdim=True)).clamp_(min=0.0)
-    chosen = token_ids.gather(1, _draw_sorted(ascending, rest, u, top_k, top_p))
+    head, token_ids = top(probs, min(_HEAD, vocab_size))  # (N, H)
+    # Rising; equal ones in the order of the vocabulary, as `_tokens_at` counts them.
+    token_ids, order = token_ids.sort(dim=-1)
+    ascending, order = head.gather(1, order).double().sort(dim=-1, stable=True)
+    token_ids = token_ids.gather(1, order)
+    rest = (probs.sum(dim=-1, keepdim=True) - ascending.sum(dim=-1, keepdim=True)).clamp_(min=0.0)
+    cumulative = rest + ascending.cumsum(dim=-1)
+    first_of_k, first = _first_kept(ascending, cumulative, top_k, top_p)
+    chosen = token_ids.gather(1, _pick(ascending, cumulative, first, u))
 
-    # The head is enough if it holds the k-th and something smaller, or what top_p keeps.
-    kth = ascending.gather(1, (ascending.shape[-1] - top_k).clamp_(min=0))
-    enough = torch.where(top_k < vocab_size, ascending[:, :1] < kth, rest <= (1.0 - top_p) * total)[:, 0]
+    # The head tells everything if what it drops is smaller than what it keeps.
+    enough = (ascending.gather(1, first) > ascending[:, :1]) & ((first_of_k > 0) | (top_k == vocab_size))
     if not enough.all():
-        flat = ~enough
-        probs, nothing = probs[flat], torch.zeros_like(rest[flat])
+        flat = ~enough[:, 0]
+        probs, top_k, top_p = probs[flat], top_k[flat], top_p[flat]
         ascending = sort_rows(probs)
-        position = _draw_sorted(ascending, nothing, u[flat], top_k[flat], top_p[flat])
-        chosen[flat] = _tokens_at(probs, ascending, position)
+        cumulative = ascending.cumsum(dim=-1)
+        _, first = _first_kept(ascending, cumulative, top_k, top_p)
+        chosen[flat] = _tokens_at(probs, ascending, _pick(ascending, cumulative, first, u[flat]))
     return chosen
 
 
-def _draw_sorted(
-    ascending: torch.Tensor, rest: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
-) -> torch.Tensor:
-    """Positions (N, K) drawn from the H largest probabilities of each row, (N, H), rising.
+def _first_kept(
+    ascending: torch.Tensor, cumulative: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first position (N, 1) that top_k keeps, and the first that both keep, of the H largest (N, H).
 
-    Example, top_p = 0.7: positions 0 and 1 have mass 0.3 together, so the cut is after them, at 0.3, and u
-    picks between 0.3 and 1::
+    Example, top_p = 0.7 and no top_k: positions 0 and 1 have mass 0.3 together and are not needed::
 
         position        0     1     2     3
         ascending      0.1   0.2   0.3   0.4
-        cumulative     0.1   0.3   0.6   1.0         u = 0.5 -> 0.65 -> 3
+        cumulative     0.1   0.3   0.6   1.0       -> first kept: 2
 
     Args:
-        rest: (N, 1), the mass of the tokens that are not among the H.
+        cumulative: (N, H), what is not among the H included.
     """
     size = ascending.shape[-1]
-    cumulative = rest + ascending.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-
     kth = ascending.gather(1, (size - top_k).clamp_(min=0))
-    first = torch.searchsorted(ascending, kth)  # (N, 1), the first of those that tie with the k-th
-    dropped = torch.where(top_k < size, _mass_before(first, ascending, cumulative), 0.0)
-    limit = dropped + (1.0 - top_p).to(ascending.dtype) * (total - dropped)
-    first = torch.searchsorted(cumulative, limit, right=True).maximum(first).clamp_(max=size - 1)
+    first_of_k = torch.searchsorted(ascending, kth)  # the first of those that tie with it
+    dropped = torch.where(top_k < size, _mass_before(first_of_k, ascending, cumulative), 0.0)
+    limit = dropped + (1.0 - top_p).to(ascending.dtype) * (cumulative[:, -1:] - dropped)
+    first_of_p = torch.searchsorted(cumulative, limit, right=True).clamp_(max=size - 1)
+    return first_of_k, first_of_p.maximum(first_of_k)
 
+
+def _pick(
+    ascending: torch.Tensor, cumulative: torch.Tensor, first: torch.Tensor, u: torch.Tensor
+) -> torch.Tensor:
+    """Positions (N, K) drawn with u (N, K) from those at `first` (N, 1) and after it."""
     dropped = _mass_before(first, ascending, cumulative)
-    position = torch.searchsorted(cumulative, dropped + u * (total - dropped))
-    return position.clamp_(max=size - 1).maximum(first)
+    target = dropped + u.to(ascending.dtype) * (cumulative[:, -1:] - dropped)
+    return torch.searchsorted(cumulative, target).clamp_(max=ascending.shape[-1] - 1).maximum(first)
 
 
 def _mass_before(position: torch.Tensor, ascending: torch.Tensor, cumulative: torch.Tensor) -> torch.Tensor:

@@ -43,5 +43,6 @@ class CountCalls(TorchFunctionMode):
         self.names = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__)
+        if function.__name__ != "__get__":  # `.shape`, `.device` and the like
+            self.names.append(function.__name__)
         return function(*args, **(kwargs or {}))
