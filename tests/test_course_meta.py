@@ -1,7 +1,8 @@
-"""The exercises themselves are tested: the four guarantees, one subprocess for each way to run them.
+"""The exercises themselves are tested: the four guarantees.
 
 Stubs are up to date; the reference and every alternate pass; with stubs each test fails because nothing is
-written yet; every mutant is caught by the test that it names.
+written yet; every mutant is caught by the test that it names. All of it in one subprocess, because what takes
+the time is to import torch and hypothesis.
 """
 
 import ast
@@ -14,43 +15,37 @@ import pytest
 
 from minivllm.course import catalog, implementations, stubs
 
+MODES = ("reference", "stub", "alternates", "mutants")
 
-def run(impl, folder):
-    """All exercise tests against `impl`: (exit status, collected tests, records)."""
-    log = folder / f"{impl}.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(catalog.TESTS),
-        f"--confcutdir={catalog.TESTS}",
-        "--impl",
-        impl,
-    ]
-    command += ["--grade", str(log), "-p", "no:cacheprovider", "-q", "--tb=line", "--time-limit=120"]
-    done = subprocess.run(
-        command, cwd=catalog.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Every exercise test in all modes: (collected tests, records)."""
+    log = tmp_path_factory.mktemp("records") / "records.jsonl"
+    command = [sys.executable, "-m", "pytest", str(catalog.TESTS), f"--confcutdir={catalog.TESTS}"]
+    command += ["--impl", ",".join(MODES), "--grade", str(log), "-p", "no:cacheprovider", "-q"]
+    command += ["--assert=plain", "--tb=no", "--time-limit=120"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=catalog.ROOT, env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     collected = next((line["collected"] for line in lines if "collected" in line), [])
-    assert collected, done.stdout + done.stderr
-    return done, collected, [line for line in lines if "status" in line]
+    records = [line for line in lines if "status" in line]
+    assert collected and len(records) == len(collected), done.stdout[-3000:] + done.stderr
+    return collected, records
 
 
-def statuses(records):
+def of_mode(rows, mode):
+    """The rows of one mode."""
+    return [row for row in rows if row["variant"].partition(":")[0] == mode.removesuffix("s")]
+
+
+def others(records, status):
+    """What did not go as it should: test and variant -> status and message."""
     return {
-        f"{record['test']}[{record['variant']}]": (record["status"], record["message"]) for record in records
+        f"{record['test']}[{record['variant']}]": (record["status"], record["exception"], record["message"])
+        for record in records
+        if record["status"] != status
     }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("records")
-
-
-@pytest.fixture(scope="module")
-def reference(folder):
-    return run("reference", folder)
 
 
 def test_regenerating_the_stubs_changes_nothing():
@@ -81,49 +76,46 @@ def test_a_changed_stub_would_be_noticed(tmp_path):
     assert [path.name for path in stubs.stale_stubs(tmp_path)] == sorted({names[0], names[-1], "ch99_new.py"})
 
 
-def test_the_reference_passes_everything(reference):
+def test_the_reference_passes_everything(run):
     """Would catch an exercise that nobody can solve."""
-    done, collected, records = reference
-    assert {status for status, _ in statuses(records).values()} == {"passed"}, done.stdout
-    assert len(records) == len(collected) and done.returncode == 0
+    assert others(of_mode(run[1], "reference"), "passed") == {}
 
 
-def test_every_exercise_has_tests_that_say_why(reference):
+def test_every_exercise_has_tests_that_say_why(run):
     """Would catch an exercise without a test, a test without a reason, and tests that are not collected."""
-    _, collected, _ = reference
+    collected = of_mode(run[0], "reference")
     exercises = {exercise.id for chapter in catalog.chapters() for exercise in catalog.exercises_of(chapter)}
     assert {test["exercise"] for test in collected} == exercises
     assert all(test["reason"] and test["hint"] and test["points"] > 0 for test in collected)
     names = [test["test"] for test in collected]
     assert len(names) == len(set(names)), "two tests of one name: a mutant could not say which one catches it"
-    defined = sum(path.read_text().count("\ndef test_") for path in catalog.TESTS.glob("test_*.py"))
-    assert defined == len(names)
+    assert len(names) == sum(
+        path.read_text().count("\ndef test_") for path in catalog.TESTS.glob("test_*.py")
+    )
 
 
-def test_with_stubs_each_test_fails_as_not_written(folder):
+def test_with_stubs_each_test_fails_as_not_written(run):
     """Would catch a test that passes on an empty answer, or one whose failure has another cause."""
-    _, collected, records = run("stub", folder)
-    assert len(records) == len(collected)
-    wrong = {name: status for name, status in statuses(records).items() if status[0] != "not written yet"}
-    assert wrong == {}
+    records = of_mode(run[1], "stub")
+    assert len(records) == len(of_mode(run[0], "reference"))
+    assert others(records, "not written yet") == {}
     assert {record["exception"] for record in records} == {"NotImplementedError"}
 
 
-def test_every_alternate_passes(folder):
+def test_every_alternate_passes(run):
     """Would catch a test that rejects a right answer because it is not the author's."""
-    done, _, records = run("alternates", folder)
-    assert {record["variant"] for record in records} == set(implementations.variant_names("alternate"))
-    wrong = {name: status for name, status in statuses(records).items() if status[0] != "passed"}
-    assert wrong == {}, done.stdout
+    records = of_mode(run[1], "alternates")
+    tested = {record["variant"].partition(":")[2] for record in records}
+    assert tested == set(implementations.variant_names("alternate"))
+    assert others(records, "passed") == {}
 
 
-def test_every_mutant_is_caught_by_the_test_it_names(folder):
-    """Would catch a test that has gone blind. A mutant that merely crashes proves nothing: the result is wrong."""
-    _, _, records = run("mutants", folder)
-    assert {record["variant"] for record in records} == set(implementations.variant_names("mutant"))
-    assert len(records) == len(implementations.variant_names("mutant"))
-    survived = {name: status for name, status in statuses(records).items() if status[0] != "wrong result"}
-    assert survived == {}
+def test_every_mutant_is_caught_by_the_test_it_names(run):
+    """Would catch a test that has gone blind. A mutant that merely crashes proves nothing: its result is wrong."""
+    records = of_mode(run[1], "mutants")
+    tested = [record["variant"].partition(":")[2] for record in records]
+    assert sorted(tested) == implementations.variant_names("mutant"), "a first line names no test"
+    assert others(records, "wrong result") == {}
 
 
 def test_every_exercise_has_three_mutants_and_an_alternate():

@@ -36,7 +36,7 @@ class Record:
         message: expected and got, or the error.
         where: the line of the student's file that failed, if one did.
         exception: name of the exception's class; empty if there was none.
-        variant: the mutant or alternate that was tested; empty otherwise.
+        variant: the value of `--impl` that the test ran with, if there were several.
     """
 
     test: str
@@ -61,7 +61,7 @@ class RunLog:
     """The file of one run, read. `running` is the test that was under way when it broke off; "" if none."""
 
     records: list[Record]
-    tests: list[dict[str, Any]]  # every collected test: test, exercise, points, reason, hint
+    tests: list[dict[str, Any]]  # every collected test: the fields of a `Record` known before it runs
     running: str
     finished: bool
 

@@ -54,8 +54,9 @@ def run_tests(impl: str, targets: list[Target], options: RunOptions | None = Non
 def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Path) -> tuple[str, bool]:
     """Run pytest until it ends or `run_limit` is over; (what it printed, whether it was stopped)."""
     command = [sys.executable, "-m", "pytest", *(str(TESTS / f"test_{t.chapter}.py") for t in targets)]
-    # --confcutdir: the exercises do not depend on the fixtures of the engine's own tests.
-    command += [f"--confcutdir={TESTS}", "-p", "no:cacheprovider", "--tb=short", "-q"]
+    # --confcutdir: the exercises do not depend on the fixtures of the engine's own tests. --assert=plain: the
+    # tests say themselves what they expected, and rewriting hypothesis would take seconds.
+    command += [f"--confcutdir={TESTS}", "-p", "no:cacheprovider", "--assert=plain", "-q"]
     command += [f"--impl={impl}", f"--grade={path}", f"--time-limit={options.time_limit}"]
     if options.seed:
         command += [f"--seed={options.seed}", f"--hypothesis-seed={options.seed}"]

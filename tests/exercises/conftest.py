@@ -7,17 +7,16 @@ with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --
 import random
 import signal
 import traceback
-
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from minivllm.course import implementations, records
+from minivllm.course.catalog import exercises_of
 from minivllm.course.implementations import Implementation, SubmissionError
 
 HERE = Path(__file__).parent
-ALL_VARIANTS = {"mutants": "mutant", "alternates": "alternate"}
 
 
 def pytest_addoption(parser):
@@ -39,7 +38,7 @@ def pytest_configure(config):
     # The same examples each time, unless asked for others. Nothing is remembered from run to run. A failure is
     # reduced to its smallest example for a person only: that is what takes the time.
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    if config.stash[SESSION].chosen is not None and config.stash[SESSION].chosen.is_submission:
+    if config.stash[SESSION].has_submission:
         phases.append(hypothesis.Phase.shrink)
     hypothesis.settings.register_profile(
         "exercises", derandomize=config.getoption("seed") == 0, database=None, deadline=None, max_examples=50, phases=phases,
@@ -61,13 +60,20 @@ def pytest_ignore_collect(collection_path, config):
 
 
 class Session:
-    """State of one run: the chosen code, loaded once, and what has run out of time."""
+    """State of one run: the code to test, loaded once, and what has run out of time.
+
+    `choices` are values of `--impl`: one as a rule, or several, and then each test runs with those that
+    concern it ("mutants" stands for every mutant, each with the test that it names).
+    """
 
     def __init__(self, config):
-        impl = config.getoption("impl")
-        self.kind = ALL_VARIANTS.get(impl)
+        self.choices = []
+        for option in config.getoption("impl").split(","):
+            kind = option.removesuffix("s")
+            names = implementations.variant_names(kind) if kind in implementations.VARIANTS else []
+            self.choices += [f"{kind}:{name}" for name in names] or [option]
         try:
-            self.chosen = None if self.kind else Implementation.from_option(impl)
+            self.implementations = {each: Implementation.from_option(each) for each in self.choices}
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
         self.writer = None
@@ -76,19 +82,30 @@ class Session:
             self.writer.path.unlink(missing_ok=True)
         self.loaded = {}
         self.out_of_time = set()
-        if self.chosen is not None and self.chosen.is_submission:
+        self.has_submission = any(each.is_submission for each in self.implementations.values())
+        if self.has_submission:
             implementations.block_solutions()
 
-    def load(self, chapter, variant):
+    def choices_for(self, test, exercise):
+        """Those of `choices` that a test has to run with, when there are several."""
+        chosen = []
+        for choice in self.choices:
+            kind, _, name = choice.partition(":")
+            wrong_exercise = kind in implementations.VARIANTS and not name.startswith(exercise)
+            if wrong_exercise or (kind == "mutant" and implementations.caught_by(name) != test):
+                continue
+            chosen.append(choice)
+        return chosen
+
+    def load(self, chapter, choice):
         """The chapter's module; a failure is remembered too, for it would be the same each time."""
-        key = chapter, variant
+        key = chapter, choice
         if key not in self.loaded:
-            chosen = Implementation.from_option(f"{self.kind}:{variant}") if variant else self.chosen
             self.loaded[key] = SubmissionError(
-                records.TIME_LIMIT, f"{chapter}.py does not come to an end on import."
+                records.TIME_LIMIT, f"{chapter}.py does not come to an end when it is imported."
             )
             try:
-                self.loaded[key] = chosen.load(chapter)
+                self.loaded[key] = self.implementations[choice].load(chapter)
             except SubmissionError as error:
                 self.loaded[key] = error
         if isinstance(self.loaded[key], SubmissionError):
@@ -136,32 +153,28 @@ def ex(request):
     session = request.config.stash[SESSION]
     chapter = request.path.stem.removeprefix("test_")
     exercise, _, _ = marker_of(request.node)
-    if exercise in session.out_of_time:
+    choice = getattr(request, "param", session.choices[0])
+    if (choice, exercise) in session.out_of_time:
         raise SubmissionError(records.TIME_LIMIT, "not run: another test of this exercise ran out of time.")
-    module = session.load(chapter, getattr(request, "param", ""))
-    if session.chosen is not None:
-        from minivllm.course.catalog import exercises_of
-
-        definition = next(each.definition for each in exercises_of(chapter) if each.id == exercise)
-        problem = session.chosen.problem_of(chapter, definition)
-        if problem is not None:
-            raise problem
+    module = session.load(chapter, choice)
+    definition = next(each.definition for each in exercises_of(chapter) if each.id == exercise)
+    problem = session.implementations[choice].problem_of(chapter, definition)
+    if problem is not None:
+        raise problem
     return StudentCode(module)
 
 
+def choice_of(item):
+    """The value of `--impl` that a test runs with, if there are several; "" if there is one."""
+    return item.callspec.params.get("ex", "") if hasattr(item, "callspec") else ""
+
+
 def pytest_generate_tests(metafunc):
-    """With `--impl mutants` or `alternates` a test runs once for each that concerns it."""
-    if "ex" not in metafunc.fixturenames:
-        return
-    kind = metafunc.config.stash[SESSION].kind
-    exercise = metafunc.definition.get_closest_marker("exercise").args[0]
-    name = metafunc.function.__name__
-    if kind == "mutant":
-        chosen = [m for m in implementations.variant_names(kind)
-                  if m.startswith(exercise) and implementations.caught_by(m) == name]  # fmt: skip
-        metafunc.parametrize("ex", chosen or [None], indirect=True)
-    elif kind == "alternate":
-        chosen = [each for each in implementations.variant_names(kind) if each.startswith(exercise)]
+    """With several values of `--impl` a test runs once for each that concerns it."""
+    session = metafunc.config.stash[SESSION]
+    if "ex" in metafunc.fixturenames and len(session.choices) > 1:
+        exercise = marker_of(metafunc.definition)[0]
+        chosen = session.choices_for(metafunc.function.__name__, exercise)
         metafunc.parametrize("ex", chosen or [None], indirect=True)
 
 
@@ -170,16 +183,13 @@ def pytest_collection_modifyitems(config, items):
     if session is None:
         return
     wanted = config.getoption("exercise")
-    kept = [item for item in items
-            if (not wanted or marker_of(item)[0] == wanted)
-            and not (session.kind and item.callspec.params["ex"] is None)]  # fmt: skip
-    items[:] = kept
+    items[:] = [item for item in items if wanted in ("", marker_of(item)[0]) and choice_of(item) is not None]
     if session.writer is not None:
         rows = []
         for item in items:
             exercise, points, hint = marker_of(item)
-            rows.append({"test": item.originalname, "exercise": exercise, "points": points,
-                         "reason": reason_of(item), "hint": hint})  # fmt: skip
+            row = {"test": item.originalname, "exercise": exercise, "points": points}
+            rows.append(row | {"reason": reason_of(item), "hint": hint, "variant": choice_of(item)})
         session.writer.write({"collected": rows})
 
 
@@ -264,20 +274,22 @@ def pytest_runtest_makereport(item, call):
         return report
     exercise, points, hint = marker_of(item)
     error = None if call.excinfo is None else call.excinfo.value
-    status, message, where = describe(error, exercise, session)
+    status, message, where = describe(error, exercise)
+    choice = choice_of(item)
     if status == records.TIME_LIMIT:
-        session.out_of_time.add(exercise)
+        session.out_of_time.add((choice or session.choices[0], exercise))
     if session.writer is not None:
-        params = getattr(item, "callspec", None)
-        session.writer.add(records.Record(
-            item.originalname, exercise, points, status, reason_of(item), hint, message, where,
-            type(error).__name__ if error is not None else "",
-            params.params["ex"] if params is not None and "ex" in params.params else "",
-        ))  # fmt: skip
+        exception = "" if error is None else type(error).__name__
+        about = {"reason": reason_of(item), "hint": hint, "message": message, "where": where}
+        session.writer.add(
+            records.Record(
+                item.originalname, exercise, points, status, **about, exception=exception, variant=choice
+            )
+        )
     return report
 
 
-def describe(error, exercise, session):
+def describe(error, exercise):
     """(status, message, where) of what a test raised."""
     if error is None:
         return records.PASSED, "", ""
