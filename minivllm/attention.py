@@ -131,10 +131,10 @@ class DecodeGroup:
 
     # (N,) int64: their rows in the packed batch.
     tokens: Tensor
-    # (N * b,) int32: the blocks to gather, sequence after sequence.
+    # (N * b,) int64: the blocks to gather, sequence after sequence.
     blocks: Tensor
-    # (2, N * b, S, Hkv, D): where in the workspace K and V are gathered to ...
-    gathered: Tensor
+    # 2 x (N * b, S, Hkv, D): where in the workspace K and V are gathered to ...
+    gathered: tuple[Tensor, ...]
     # ... and the same memory seen as 2 x (N, Hkv, n, D), which is what SDPA reads.
     key: Tensor
     value: Tensor
@@ -148,10 +148,10 @@ class PrefillSequence:
 
     start: int
     end: int
-    # (b,) int32 blocks and their place in the workspace as in `DecodeGroup`, with N = 1 left out.
+    # (b,) int64 blocks and their place in the workspace as in `DecodeGroup`, with N = 1 left out.
     # None when nothing is cached yet: then the new K and V are all there is, and nothing is gathered.
     blocks: Tensor | None = None
-    gathered: Tensor | None = None
+    gathered: tuple[Tensor, ...] = ()
     # (n, Hkv, D)
     key: Tensor | None = None
     value: Tensor | None = None
@@ -258,10 +258,12 @@ class TorchAttention:
             if query_len > 1 and query_len == seq_lens[row]:
                 prefill.append(PrefillSequence(starts[row], starts[row + 1]))
             elif query_len > 1:
-                blocks = metadata.block_tables[row, : num_blocks[row]]
+                blocks = metadata.block_tables[row, : num_blocks[row]].long()
                 gathered = self._workspace[:, : num_blocks[row]]
                 key, value = gathered.flatten(1, 2)[:, : seq_lens[row]]
-                prefill.append(PrefillSequence(starts[row], starts[row + 1], blocks, gathered, key, value))
+                prefill.append(
+                    PrefillSequence(starts[row], starts[row + 1], blocks, gathered.unbind(), key, value)
+                )
         mask = None
         if any(sequence.blocks is not None for sequence in prefill):
             rows = min(self._prefill_tile, metadata.max_query_len)
@@ -275,7 +277,7 @@ class TorchAttention:
         blocks_each = -(-longest // self._block_shape[0])
         index = torch.tensor(rows, device=self._device)
         # A shorter sequence's row of the table ends in padding, block 0: gathered for nothing, and masked.
-        blocks = metadata.block_tables[index, :blocks_each].flatten()  # (N * b,)
+        blocks = metadata.block_tables[index, :blocks_each].flatten().long()  # (N * b,)
         gathered = self._workspace[:, : size * blocks_each]
         # (2, N * b, S, Hkv, D) -> (2, N, b * S, Hkv, D) -> (2, N, Hkv, n, D), all the same memory
         padded = gathered.unflatten(1, (size, blocks_each)).flatten(2, 3)
@@ -286,7 +288,9 @@ class TorchAttention:
             beyond = torch.arange(longest, device=self._device) >= ends
             mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device)
             mask.masked_fill_(beyond, float("-inf"))
-        return DecodeGroup(metadata.query_start_loc[index].long(), blocks, gathered, key, value, mask)
+        return DecodeGroup(
+            metadata.query_start_loc[index].long(), blocks, gathered.unbind(), key, value, mask
+        )
 
     def forward(
         self,

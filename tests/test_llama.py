@@ -13,7 +13,7 @@ from torch import Tensor
 from minivllm.attention import AttentionMetadata, TorchAttention, paged_attention_reference
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kv_cache import KVCache
-from minivllm.llama import LlamaForCausalLM, RMSNorm, rope_inverse_frequencies
+from minivllm.llama import Linear, LlamaForCausalLM, RMSNorm, rope_inverse_frequencies
 from tests.helpers_tensor import make_metadata, poison_
 
 S = 4  # block size
@@ -80,7 +80,7 @@ class ReferenceBackend:
 
 
 def hugging_face_llama(seed: int = 0, **overrides: Any) -> transformers.LlamaForCausalLM:
-    """A tiny random Llama. Weights of std 0.3 and not 0.02: attention must be far from uniform."""
+    """A tiny random Llama. Weights of std 0.2 and not 0.02: attention must be far from uniform."""
     sizes = {
         "vocab_size": VOCAB,
         "hidden_size": 48,
@@ -95,7 +95,7 @@ def hugging_face_llama(seed: int = 0, **overrides: Any) -> transformers.LlamaFor
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
             parameter.copy_(1 + noise if "norm" in name else noise)
     return model
 
@@ -112,15 +112,24 @@ def config_of(model: transformers.LlamaForCausalLM) -> ModelConfig:
     return ModelConfig(**{name: getattr(theirs, name) for name in same}, rope=RopeConfig(**rope))
 
 
+def empty_model(
+    theirs: transformers.LlamaForCausalLM,
+    backend: ReferenceBackend | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LlamaForCausalLM:
+    """Our model of their shape; tiles of 4 rows and a workspace of 16 KiB, to cross every limit."""
+    config = config_of(theirs)
+    attention = backend or TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4)
+    return LlamaForCausalLM(config, attention, dtype)
+
+
 def load(
     theirs: transformers.LlamaForCausalLM,
     backend: ReferenceBackend | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
-    """Our model with their weights; tiles of 4 rows and a workspace of 16 KiB, to cross every limit."""
-    config = config_of(theirs)
-    attention = backend or TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4)
-    model = LlamaForCausalLM(config, attention, dtype)
+    """The same with their weights."""
+    model = empty_model(theirs, backend, dtype)
     model.load_weights(theirs.state_dict().items())
     return model
 
@@ -331,57 +340,113 @@ def test_rms_norm_survives_numbers_whose_squares_overflow_half_precision():
 
 
 def test_nbytes_counts_each_weight_once():
-    """Catches a report that counts tied embeddings twice, or forgets the head of an untied model."""
+    """Catches tied embeddings counted twice where they are one, and once where packing made them two."""
     for tied in (True, False):
         theirs = hugging_face_llama(tie_word_embeddings=tied)
-        assert load(theirs).nbytes == sum(p.nbytes for p in theirs.parameters())
+        expected = sum(parameter.nbytes for parameter in theirs.parameters())
+        model = empty_model(theirs)
+        assert model.nbytes == expected
+        model.load_weights(theirs.state_dict().items())
+        if tied and model.lm_head.is_packed:
+            expected += theirs.model.embed_tokens.weight.nbytes
+        assert model.nbytes == expected
 
 
-def weights_of(theirs: transformers.LlamaForCausalLM) -> dict[str, Tensor]:
-    return dict(theirs.state_dict().items())
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(960, 576), (48, 80), (577, 61), (1, 3)])
+def test_a_packed_projection_is_the_same_projection_for_any_number_of_rows(
+    shape: tuple[int, int], bias: bool
+):
+    """Catches a packed weight that is right only for the number of rows it was packed for."""
+    generator = torch.Generator().manual_seed(0)
+    linear = Linear(shape[1], shape[0], bias, torch.float32, "cpu")
+    for parameter in linear.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    weight = linear.weight.detach().clone()
+    linear.pack()
+    assert linear.weight.shape == weight.shape
+    assert linear.weight.untyped_storage().nbytes() == (4 if linear.is_packed else weight.nbytes)
+    for rows in (1, 2, 3, 7, 16, 31, 32, 33, 64, 100, 257):
+        x = torch.randn(rows, 2 * shape[1], generator=generator)[:, : shape[1]]  # not contiguous
+        expected = x.double() @ weight.double().t()
+        if bias:
+            expected += linear.bias.double()
+        torch.testing.assert_close(linear(x).double(), expected, rtol=0, atol=1e-3)
+        with pytest.raises(AssertionError):  # negative control: another row's result
+            torch.testing.assert_close(linear(x + 1).double(), expected, rtol=0, atol=1e-3)
+
+
+def test_a_packed_weight_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    """Catches trust in a private operator: should it change, the model gets slower and not wrong."""
+    if hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight"):
+        pack = torch.ops.mkl._mkl_reorder_linear_weight
+        wrong = lambda weight, rows: pack(weight * 1.1, rows)  # noqa: E731
+        monkeypatch.setattr(torch.ops.mkl, "_mkl_reorder_linear_weight", wrong)
+    linear = Linear(8, 6, False, torch.float32, "cpu")
+    linear.weight.fill_(1.0)
+    linear.pack()
+    assert not linear.is_packed
+    assert torch.equal(linear(torch.ones(2, 8)), torch.full((2, 6), 8.0))
+
+
+def test_without_mkl_the_model_runs_on_plain_pytorch(monkeypatch: pytest.MonkeyPatch):
+    """Catches a model that needs an x86 CPU."""
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    theirs = hugging_face_llama(attention_bias=True)
+    model = load(theirs)
+    assert not model.lm_head.is_packed
+    ids = random_ids(30)
+    run = PagedRun(model, [ids])
+    run.step({0: 30})
+    assert_same_logits(run.all_logits(), hugging_face_logits(theirs, ids))
 
 
 def test_a_missing_weight_is_named():
     """Catches a model that runs with uninitialised memory for one projection."""
     theirs = hugging_face_llama()
-    weights = weights_of(theirs)
+    weights = dict(theirs.state_dict())
     del weights["model.layers.1.self_attn.k_proj.weight"], weights["lm_head.weight"]
-    model = load(theirs)
     with pytest.raises(ValueError, match=r"lm_head\.weight.*model\.layers\.1\.self_attn\.k_proj\.weight"):
-        model.load_weights(weights.items())
+        empty_model(theirs).load_weights(weights.items())
 
 
 def test_an_unexpected_weight_is_named():
     """Catches a bias that the config does not mention being dropped: the text would be wrong, silently."""
-    model = load(hugging_face_llama())
-    weights = weights_of(hugging_face_llama(attention_bias=True))
+    weights = hugging_face_llama(attention_bias=True).state_dict()
     with pytest.raises(ValueError, match=r"unexpected.*model\.layers\.0\.self_attn\.k_proj\.bias"):
-        model.load_weights(weights.items())
+        empty_model(hugging_face_llama()).load_weights(weights.items())
 
 
 def test_a_weight_given_twice_is_refused():
     """Catches two shards of different checkpoints mixed in one folder."""
     theirs = hugging_face_llama()
-    weights = [*weights_of(theirs).items(), ("model.norm.weight", theirs.model.norm.weight)]
+    weights = [*theirs.state_dict().items(), ("model.norm.weight", theirs.model.norm.weight)]
     with pytest.raises(ValueError, match=r"model\.norm\.weight"):
-        load(theirs).load_weights(weights)
+        empty_model(theirs).load_weights(weights)
 
 
 def test_a_wrong_shape_is_named_with_both_shapes():
     """Catches `copy_` broadcasting a (1, hidden) weight over all rows."""
     theirs = hugging_face_llama()
-    weights = weights_of(theirs)
-    weights["model.layers.2.mlp.down_proj.weight"] = torch.zeros(1, 80)
+    weights = {**theirs.state_dict(), "model.layers.2.mlp.down_proj.weight": torch.zeros(1, 80)}
     with pytest.raises(ValueError, match=r"down_proj\.weight.*\(1, 80\).*\(48, 80\)"):
-        load(theirs).load_weights(weights.items())
+        empty_model(theirs).load_weights(weights.items())
+
+
+def test_a_model_takes_its_weights_once():
+    """Catches a second checkpoint written over weights that are packed away and no longer read."""
+    theirs = hugging_face_llama()
+    model = load(theirs)
+    with pytest.raises(ValueError, match="has its weights already"):
+        model.load_weights(theirs.state_dict().items())
 
 
 def test_old_checkpoints_with_stored_rope_frequencies_load():
     """Catches a refusal of the `rotary_emb.inv_freq` buffers that Llama 2 checkpoints carry."""
     theirs = hugging_face_llama()
-    weights = weights_of(theirs) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    model = load(theirs)
-    model.load_weights(weights.items())
+    stored = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    model = empty_model(theirs)
+    model.load_weights({**theirs.state_dict(), **stored}.items())
     ids = random_ids(9)
     run = PagedRun(model, [ids])
     run.step({0: 9})
