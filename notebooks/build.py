@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -105,7 +106,7 @@ def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
     seconds = time.monotonic() - started
     if seconds > NOTEBOOK_SECONDS:
         raise TimeoutError(f"the notebook took {seconds:.0f} s; the limit is {NOTEBOOK_SECONDS} s.")
-    loaded = nbformat.json.loads(notebook.cells.pop().outputs[0].text)
+    loaded = json.loads(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

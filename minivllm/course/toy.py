@@ -123,9 +123,7 @@ def example_llm(**options: Any) -> LLM:
 
 def workload_prompts(lengths: Sequence[tuple[int, int]] = WORKLOAD) -> list[list[int]]:
     """Prompts of these lengths: consecutive words of the vocabulary, another piece of it for each request."""
-    return [
-        [(23 * number + i) % 256 for i in range(prompt_len)] for number, (prompt_len, _) in enumerate(lengths)
-    ]
+    return [[(23 * number + i) % 256 for i in range(length)] for number, (length, _) in enumerate(lengths)]
 
 
 def run_workload(

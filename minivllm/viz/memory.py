@@ -76,7 +76,7 @@ def _stairs(layers: list[list[int]]) -> tuple[list[int], list[list[int]]]:
 
 
 def request_area(trace: Trace, bytes_per_token: int) -> Figure:
-    """Bytes of K and V that each request holds, step by step, stacked: what the KV cache costs while it grows.
+    """Bytes of K and V that each request holds, step by step, stacked: the price of the KV cache as it grows.
 
     Tokens only, without the empty ends of blocks; a shared token counts for each request that sees it.
     """
