@@ -4,9 +4,9 @@ Where `throughput` asks how much a busy engine gets done, this asks how long one
 (`--batch-size 1`) or in company (the default of 8)::
 
     $ python -m minivllm bench latency --input-len 32 --output-len 128 --batch-size 8 --num-iters 5
-    Avg latency: 9.81 seconds
-    10% percentile latency: 9.70 seconds
-    ...
+    Avg latency: ... seconds
+    10% percentile latency: ... seconds
+    and so on for 25, 50, 75, 90 and 99%
 
 Options, defaults and print format are vLLM's: `vllm/benchmarks/latency.py`.
 """

@@ -12,7 +12,8 @@ process as the run, in turns with it, at a few row counts, and interpolated in b
 means: 40% of the time went to attention, norms, sampling, scheduling and Python.
 
 The bound is one of *this* implementation's products, not of the hardware: faster kernels for them would
-raise it. Example, SmolLM2-135M in float32 on two quiet cores, milliseconds::
+raise it (`llama.Linear` tells of four layouts of the same weight). Example, SmolLM2-135M in float32 on two
+quiet cores with transposed weights, milliseconds::
 
     rows          1     8    32    64       so 32 sequences that decode together need at least 71 ms a
     layers       19    41    53    76       step: 451 tokens a second, whatever else is tuned

@@ -2,7 +2,7 @@
 
 A rate means something only beside its spread and its circumstances. So whoever compares two here repeats
 both, in turns (A B C A B C ..., so that a machine that slows down slows all of them), and gives the median
-with the smallest and the largest value::
+with the smallest and the largest value (numbers made up)::
 
     minivllm       142.3 output tokens/s   [139.0, 144.1]
     hf              42.0 output tokens/s   [ 41.2,  42.4]   minivllm is 3.39x as fast
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -170,11 +171,17 @@ def write_json(path: str | Path, result: dict[str, Any]) -> None:
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory this process ever had resident; None where the system does not say.
+    """The most memory this process had resident since `reset_peak_rss`; None where the system does not say.
 
     Not from `getrusage`: that one inherits the peak of the program that started this one.
     """
     return _status_bytes("VmHWM:")
+
+
+def reset_peak_rss() -> None:
+    """Let the peak start again from what is resident now. Where that cannot be done, it stays."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # 5: see proc(5)
 
 
 def resident_bytes() -> int | None:

@@ -38,7 +38,7 @@ from minivllm.bench.options import (
     requests_from,
     vocab_size_of,
 )
-from minivllm.bench.report import provenance, resident_bytes, write_json
+from minivllm.bench.report import peak_rss_bytes, provenance, reset_peak_rss, resident_bytes, write_json
 from minivllm.bench.steps import StepRecord, profile_steps, record_steps
 from minivllm.bench.throughput_report import plot, print_report
 from minivllm.bench.throughput_result import bound_of, memory_of, rates, same_tokens
@@ -145,11 +145,15 @@ class OurRuns:
 
     def __init__(self, args: argparse.Namespace, requests: list[BenchRequest]) -> None:
         before = resident_bytes()
+        reset_peak_rss()
         self.backend = make_baseline(OURS, args.model, engine_options(args))
         self.engine = self.backend.llm.llm_engine
+        peak_loading = peak_rss_bytes()
+        reset_peak_rss()
         with record_steps(self.engine) as recorded:
             self.backend.run(requests)
-        self.memory = memory_of(self.engine, len(recorded.blocks), before)
+        self.memory = memory_of(self.engine, len(recorded.blocks))
+        self.memory |= {"resident_before_loading": before, "peak_rss_loading": peak_loading}
         self.bound = MatmulBound(self.engine.runner.model, recorded.records)
         self.steps: list[list[StepRecord]] = []
 

@@ -56,7 +56,8 @@ def print_rates(result: dict[str, Any]) -> None:
         if name != reference:
             same = result["same_tokens"][name]
             print(f"  the same greedy tokens as {reference} in {same} of {num_prompts} requests")
-    print()
+    if len(result["backends"]) > 1:
+        print()
     ours = spread_of(result["backends"][reference]["output_tokens_per_second"])
     for name, entry in result["backends"].items():
         if name != reference:
@@ -82,14 +83,15 @@ def print_memory(memory: dict[str, Any]) -> None:
     print(f"\nmemory: {memory['report']}")
     if memory["peak_rss"] is None:
         return
+    mib = {name: value / MIB for name, value in memory.items() if name != "report"}
     print(
-        f"  peak RSS {memory['peak_rss'] / MIB:.1f} MiB: {memory['resident_before_loading'] / MIB:.1f} were "
-        f"Python and torch before loading. Beyond weights and KV cache it is "
-        f"{memory['peak_over_weights_and_kv_cache'] / MIB:.1f} MiB"
+        f"  peak RSS {mib['peak_rss']:.1f} MiB while running, {mib['peak_rss_loading']:.1f} while loading, "
+        f"{mib['resident_before_loading']:.1f} before it (Python and torch)"
     )
     print(
-        f"  ({memory['peak_over_weights_and_kv_written'] / MIB:.1f} MiB beyond weights and the "
-        f"{memory['num_blocks_written']} KV blocks = {memory['kv_written'] / MIB:.1f} MiB that were written)"
+        f"  while running, beyond weights and KV cache: {mib['peak_over_weights_and_kv_cache']:.1f} MiB\n"
+        f"  ({mib['peak_over_weights_and_kv_written']:.1f} MiB if only the {memory['num_blocks_written']} KV "
+        f"blocks that were written count, {mib['kv_written']:.1f} MiB)"
     )
 
 

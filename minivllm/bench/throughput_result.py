@@ -39,8 +39,8 @@ def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
     return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
 
 
-def memory_of(engine: LLMEngine, num_blocks_written: int, before: int | None) -> dict[str, Any]:
-    """Bytes by purpose, and what the process took beyond them at its peak (loading included).
+def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
+    """Bytes by purpose, and what the process took beyond them at its peak since `reset_peak_rss`.
 
     Twice: beyond the whole KV cache, which is what counts where its zeros are real memory, and beyond the
     blocks that were written, where the system hands out zeros lazily.
@@ -61,7 +61,6 @@ def memory_of(engine: LLMEngine, num_blocks_written: int, before: int | None) ->
         "workspace": report.workspace,
         "num_blocks_written": num_blocks_written,
         "kv_written": written,
-        "resident_before_loading": before,
         "peak_rss": peak,
         "peak_over_weights_and_kv_cache": beyond(report.weights + report.kv_cache),
         "peak_over_weights_and_kv_written": beyond(report.weights + written),
