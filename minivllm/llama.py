@@ -16,7 +16,8 @@ vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,27 @@ from minivllm.kv_cache import KVCache
 PACKING_ROWS = 32
 """The number of rows MKL is told to expect; a packed weight is right for any number."""
 
+Rotation = tuple[Tensor, Tensor]
+"""What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
 
-def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
-    """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
-    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+@dataclass(frozen=True)
+class Build:
+    """What every part of one model is built from."""
+
+    config: ModelConfig
+    attention: AttentionBackend
+    dtype: torch.dtype
+    device: torch.device
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
+        return nn.Parameter(torch.empty(*shape, dtype=self.dtype, device=self.device), requires_grad=False)
+
+    @property
+    def use_triton(self) -> bool:
+        """Whether norm, rotary and activation are Triton kernels too: they go with the attention backend."""
+        return self.attention.name == "triton"
 
 
 class Linear(nn.Module):
@@ -51,12 +69,10 @@ class Linear(nn.Module):
     ========  ========  ==================  ================  ==========
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
+    def __init__(self, build: Build, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
-        self.weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
-        self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
+        self.weight = build.parameter(out_features, in_features)
+        self.bias = build.parameter(out_features) if bias else None
         self._packed: Tensor | None = None
 
     @property
@@ -93,13 +109,14 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the mean of squares taken in float32 as Hugging Face does."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, build: Build) -> None:
         super().__init__()
-        self.weight = empty_parameter(size, dtype=dtype, device=device)
-        self.register_buffer("eps", torch.full((1,), eps, dtype=torch.float32, device=device), False)
+        self.weight = build.parameter(build.config.hidden_size)
+        eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
+        self.register_buffer("eps", eps, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, size) -> (T, size), a new tensor."""
+        """(T, hidden) -> (T, hidden), a new tensor."""
         wide = x.float()
         # The sum of squares by way of the norm, and eps + sum / size in one go: on a CPU this takes half
         # the time of F.rms_norm, which is made of six operators there.
@@ -117,16 +134,16 @@ class RotaryEmbedding(nn.Module):
         x * [cos, cos] + swap(x) * [-sin, sin]
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device | str) -> None:
+    def __init__(self, build: Build) -> None:
         super().__init__()
-        inverse_frequency = rope_inverse_frequencies(config.rope, config.head_dim)  # (D / 2,)
-        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+        inverse_frequency = rope_inverse_frequencies(build.config.rope, build.config.head_dim)  # (D / 2,)
+        positions = torch.arange(build.config.max_position_embeddings, dtype=torch.float32)
         angles = torch.outer(positions, inverse_frequency)
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+        table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(build.device)
         # (max_position_embeddings, D), float32: D / 2 cosines, then D / 2 sines.
         self.register_buffer("cos_sin_cache", table, persistent=False)
 
-    def look_up(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Positions (T,) -> [cos, cos] and [-sin, sin], each (T, 1, D). Once a step, for all layers."""
         cos, sin = self.cos_sin_cache[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -157,38 +174,33 @@ def rope_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     return inverse_frequency
 
 
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of a packed (T, 2 * inner) -> (T, inner)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
 class LlamaAttention(nn.Module):
     """Grouped-query attention: project, rotate, attend over the KV cache, project back."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        attention: AttentionBackend,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, build: Build, layer: int) -> None:
         super().__init__()
+        config = build.config
+        self.layer, self.attention, self.scale = layer, build.attention, config.head_dim**-0.5
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.layer, self.attention = config.head_dim, layer, attention
-        self.scale = config.head_dim**-0.5
-        query_size = config.num_attention_heads * config.head_dim
-        qkv_size = query_size + 2 * config.num_key_value_heads * config.head_dim
-        bias = config.attention_bias
-        self.qkv_proj = Linear(config.hidden_size, qkv_size, bias, dtype, device)
-        self.o_proj = Linear(query_size, config.hidden_size, bias, dtype, device)
+        self.head_dim = config.head_dim
+        self.rotate = (TritonRotaryEmbedding if build.use_triton else RotaryEmbedding).rotate
+        qkv_size = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv_proj = Linear(build, config.hidden_size, qkv_size, config.attention_bias)
+        self.o_proj = Linear(build, self.num_heads * self.head_dim, config.hidden_size, config.attention_bias)
 
     def forward(
-        self,
-        hidden: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        kv_cache: KVCache,
-        metadata: AttentionMetadata,
+        self, hidden: Tensor, rotation: Rotation, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T, hidden) -> (T, hidden)."""
         heads = self.qkv_proj(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, Hq + 2 * Hkv, D)
         query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        query_key = RotaryEmbedding.rotate(query_key, *rotation)
+        query_key = self.rotate(query_key, *rotation)
         query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
         attended = self.attention.forward(query, key, value, kv_cache, self.layer, metadata, self.scale)
         return self.o_proj(attended.flatten(1))
@@ -197,41 +209,29 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):
     """The gated feed-forward network: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, build: Build) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, dtype, device)
-        self.down_proj = Linear(inner, hidden, config.mlp_bias, dtype, device)
+        hidden, inner, bias = build.config.hidden_size, build.config.intermediate_size, build.config.mlp_bias
+        self.gate_up_proj = Linear(build, hidden, 2 * inner, bias)
+        self.down_proj = Linear(build, inner, hidden, bias)
+        self.silu_and_mul = triton_silu_and_mul() if build.use_triton else silu_and_mul
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, hidden) -> (T, hidden)."""
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)  # (T, inner) each
-        return self.down_proj(F.silu(gate).mul_(up))
+        return self.down_proj(self.silu_and_mul(self.gate_up_proj(hidden)))
 
 
 class LlamaDecoderLayer(nn.Module):
     """One block of the network: attention and MLP, each behind a norm and beside a residual path."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        attention: AttentionBackend,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, build: Build, layer: int) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config, layer, attention, dtype, device)
-        self.mlp = LlamaMLP(config, dtype, device)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        norm = TritonRMSNorm if build.use_triton else RMSNorm
+        self.self_attn, self.mlp = LlamaAttention(build, layer), LlamaMLP(build)
+        self.input_layernorm, self.post_attention_layernorm = norm(build), norm(build)
 
     def forward(
-        self,
-        hidden: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        kv_cache: KVCache,
-        metadata: AttentionMetadata,
+        self, hidden: Tensor, rotation: Rotation, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T, hidden) -> (T, hidden), the same tensor: the residual path is added to in place."""
         hidden += self.self_attn(self.input_layernorm(hidden), rotation, kv_cache, metadata)
@@ -242,21 +242,14 @@ class LlamaDecoderLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Embedding, the decoder layers, the final norm."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        attention: AttentionBackend,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, build: Build) -> None:
         super().__init__()
-        self.embed_tokens = empty_parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.embed_tokens = build.parameter(build.config.vocab_size, build.config.hidden_size)
         self.layers = nn.ModuleList(
-            LlamaDecoderLayer(config, layer, attention, dtype, device)
-            for layer in range(config.num_hidden_layers)
+            LlamaDecoderLayer(build, layer) for layer in range(build.config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.rotary_emb = RotaryEmbedding(config, device)
+        self.norm = (TritonRMSNorm if build.use_triton else RMSNorm)(build)
+        self.rotary_emb = (TritonRotaryEmbedding if build.use_triton else RotaryEmbedding)(build)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
@@ -281,8 +274,9 @@ class LlamaForCausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.attention, self._has_weights = config, attention, False
-        self.model = LlamaModel(config, attention, dtype, device)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, False, dtype, device)
+        build = Build(config, attention, dtype, torch.device(device))
+        self.model = LlamaModel(build)
+        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens
 
@@ -379,3 +373,40 @@ class LlamaForCausalLM(nn.Module):
         if not config.tie_word_embeddings:
             add("", self.lm_head, {"lm_head": config.vocab_size})
         return views
+
+
+class TritonRMSNorm(RMSNorm):
+    """The same in one kernel instead of five operators. The kernels are imported only where they are used."""
+
+    def __init__(self, build: Build) -> None:
+        from kernels.rms_norm import rms_norm
+
+        super().__init__(build)
+        self._kernel, self._eps = rms_norm, build.config.rms_norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, hidden) -> (T, hidden), a new tensor."""
+        return self._kernel(x, self.weight, self._eps)
+
+
+class TritonRotaryEmbedding(RotaryEmbedding):
+    """The same in one kernel, which looks the angles up itself and rotates in place."""
+
+    def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Nothing to do yet: positions (T,) and the whole table."""
+        return positions, self.cos_sin_cache
+
+    @staticmethod
+    def rotate(heads: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
+        """Rotate query and key heads together, (T, Hq + Hkv, D), in place."""
+        from kernels.rotary_embedding import rotary_embedding
+
+        rotary_embedding(positions, heads[:, :1], heads[:, 1:], cos_sin_cache)  # any cut will do
+        return heads
+
+
+def triton_silu_and_mul() -> Callable[[Tensor], Tensor]:
+    """The kernel that does what `silu_and_mul` does."""
+    from kernels.silu_and_mul import silu_and_mul
+
+    return silu_and_mul

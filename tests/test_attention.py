@@ -15,9 +15,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivllm.attention import (
+    AttentionBackend,
     AttentionMetadata,
     TorchAttention,
     TorchPlan,
+    TritonAttention,
     bottom_right_mask,
     group_by_length,
     make_attention_backend,
@@ -131,7 +133,7 @@ def run_reference(batch: Batch, config: ModelConfig) -> Tensor:
     return paged_attention_reference(batch.query, key, value, batch.metadata, batch.scale)
 
 
-def run_backend(backend: TorchAttention, batch: Batch) -> Tensor:
+def run_backend(backend: AttentionBackend, batch: Batch) -> Tensor:
     metadata = backend.prepare(batch.metadata)
     return backend.forward(batch.query, batch.key, batch.value, batch.kv_cache, LAYER, metadata, batch.scale)
 
@@ -248,6 +250,20 @@ def test_the_reference_gives_zeros_for_padding_rows():
     output = paged_attention_reference(batch.query.repeat(2, 1, 1), key, value, metadata, batch.scale)
     assert_matches(output[:1], expected)
     assert output[1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[(1, S - 1), (1, S + 1), (1, 2 * S)], [(1, S + 1), (3, 3), (2, S + 3)]],
+    ids=["decode", "mixed"],
+)
+def test_the_triton_backend_hands_the_right_tensors_to_its_kernels(lengths: list[tuple[int, int]]):
+    """Catches exchanged arguments; the kernels themselves are tested in tests/kernels, at more shapes."""
+    config = model_config(heads=6, kv_heads=2, head_dim=16)
+    batch = make_batch(lengths, config)
+    backend = make_attention_backend("triton", config, S, torch.float32, "cpu")
+    assert isinstance(backend, TritonAttention)
+    assert_matches(run_backend(backend, batch), dense_attention(batch))
 
 
 def test_the_example_of_the_module_docstring():

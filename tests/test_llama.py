@@ -10,11 +10,17 @@ import torch
 import transformers
 from torch import Tensor
 
-from minivllm.attention import AttentionMetadata, TorchAttention, paged_attention_reference
+from minivllm.attention import (
+    AttentionBackend,
+    AttentionMetadata,
+    TorchAttention,
+    TritonAttention,
+    paged_attention_reference,
+)
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kv_cache import KVCache
-from minivllm.llama import Linear, LlamaForCausalLM, RMSNorm, rope_inverse_frequencies
-from tests.helpers_tensor import make_metadata, poison_
+from minivllm.llama import Build, Linear, LlamaForCausalLM, RMSNorm, rope_inverse_frequencies
+from tests.helpers_tensor import make_metadata, model_config, poison_
 
 S = 4  # block size
 VOCAB = 97
@@ -114,7 +120,7 @@ def config_of(model: transformers.LlamaForCausalLM) -> ModelConfig:
 
 def empty_model(
     theirs: transformers.LlamaForCausalLM,
-    backend: ReferenceBackend | None = None,
+    backend: AttentionBackend | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
     """Our model of their shape; tiles of 4 rows and a workspace of 16 KiB, to cross every limit."""
@@ -125,13 +131,18 @@ def empty_model(
 
 def load(
     theirs: transformers.LlamaForCausalLM,
-    backend: ReferenceBackend | None = None,
+    backend: AttentionBackend | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
     """The same with their weights."""
     model = empty_model(theirs, backend, dtype)
     model.load_weights(theirs.state_dict().items())
     return model
+
+
+def tiny_build(dtype: torch.dtype = torch.float32) -> Build:
+    """What single layers are made from."""
+    return Build(model_config(), ReferenceBackend(), dtype, torch.device("cpu"))
 
 
 class PagedRun:
@@ -332,9 +343,9 @@ def test_half_precision_follows_hugging_face_in_the_same_precision(dtype: torch.
 
 def test_rms_norm_survives_numbers_whose_squares_overflow_half_precision():
     """Catches squares summed in float16: 300 squared is above its largest number, 65,504."""
-    norm = RMSNorm(8, 1e-5, torch.float16, "cpu")
+    norm = RMSNorm(tiny_build(torch.float16))
     norm.weight.fill_(1.0)
-    x = torch.full((2, 8), 300.0, dtype=torch.float16)
+    x = torch.full((2, norm.weight.shape[0]), 300.0, dtype=torch.float16)
     torch.testing.assert_close(norm(x), torch.ones_like(x), rtol=0, atol=1e-3)
     assert torch.equal(norm(torch.zeros_like(x)), torch.zeros_like(x))
 
@@ -359,7 +370,7 @@ def test_a_packed_projection_is_the_same_projection_for_any_number_of_rows(
 ):
     """Catches a packed weight that is right only for the number of rows it was packed for."""
     generator = torch.Generator().manual_seed(0)
-    linear = Linear(shape[1], shape[0], bias, torch.float32, "cpu")
+    linear = Linear(tiny_build(), shape[1], shape[0], bias)
     for parameter in linear.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
     weight = linear.weight.detach().clone()
@@ -382,7 +393,7 @@ def test_a_packed_weight_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPa
         pack = torch.ops.mkl._mkl_reorder_linear_weight
         wrong = lambda weight, rows: pack(weight * 1.1, rows)  # noqa: E731
         monkeypatch.setattr(torch.ops.mkl, "_mkl_reorder_linear_weight", wrong)
-    linear = Linear(8, 6, False, torch.float32, "cpu")
+    linear = Linear(tiny_build(), 8, 6)
     linear.weight.fill_(1.0)
     linear.pack()
     assert not linear.is_packed
@@ -399,6 +410,21 @@ def test_without_mkl_the_model_runs_on_plain_pytorch(monkeypatch: pytest.MonkeyP
     run = PagedRun(model, [ids])
     run.step({0: 30})
     assert_same_logits(run.all_logits(), hugging_face_logits(theirs, ids))
+
+
+def test_the_triton_kernels_give_the_same_logits():
+    """Catches a kernel wired in with exchanged arguments: prefill, mixed batch, decode, on a tiny model."""
+    theirs = hugging_face_llama(num_hidden_layers=1, attention_bias=True, mlp_bias=True)
+    token_ids = [random_ids(7, seed=0), random_ids(6, seed=1)]
+    model = load(theirs, TritonAttention())
+    run = PagedRun(model, token_ids)
+    run.step({0: 6})
+    run.step({1: 5, 0: 1})
+    run.step({1: 1})
+    for sequence, ids in enumerate(token_ids):
+        assert_same_logits(run.all_logits(sequence), hugging_face_logits(theirs, ids))
+    kernels = {type(module).__name__ for module in model.modules()}
+    assert kernels >= {"TritonRMSNorm", "TritonRotaryEmbedding"}
 
 
 def test_a_missing_weight_is_named():
