@@ -138,7 +138,7 @@ def measure_scheduler() -> list[Row]:
 def beside(simulated: float, paper: float | None, is_share: bool) -> str:
     """A simulated number, the paper's, the difference, and "!" if that is more than the mark allows."""
     if paper is None:
-        return f"{simulated:7.2f}                 "
+        return f"{simulated:7.2f}" + " " * 18
     difference = simulated - paper if is_share else simulated / paper - 1
     too_far = abs(difference) > (MAX_SHARE_DIFFERENCE if is_share else MAX_BATCH_DIFFERENCE)
     text = f"{difference:+.1f}" if is_share else f"{difference:+.1%}"
@@ -221,6 +221,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate what was asked for; print, and if asked write JSON and a figure."""
+    if args.plot and args.figures == ["scheduler"]:
+        print("--plot has nothing to draw: ask for at least one of the figures 2, 15, 18b.")
+        return 2
     measures = {
         "2": lambda: measure_systems(args.num_prompts, args.block_size, args.seed),
         "15": lambda: measure_savings(args.num_prompts, args.block_size, args.seed),

@@ -41,8 +41,6 @@ def draw(results: dict[str, Rows], path: str) -> None:
 
     panels = [(draw_usage, "2"), (draw_batch, "2"), (draw_savings, "15"), (draw_block_sizes, "18b")]
     panels = [(panel, results[figure]) for panel, figure in panels if figure in results]
-    if not panels:
-        raise ValueError("nothing to draw: --plot needs at least one of the figures 2, 15, 18b.")
     columns = min(2, len(panels))
     figure, axes = plt.subplots(
         -(-len(panels) // columns),

@@ -188,7 +188,7 @@ def measure_usage(
         sums["batch"] += len(scheduler.running)
         sums["num_steps"] += 1
 
-    run_requests(scheduler, lengths, num_requests // 2, pass_by)
+    run_requests(scheduler, lengths, max(1, num_requests // 2), pass_by)
     preemptions_before = scheduler.stats.num_preemptions
     seconds = run_requests(scheduler, lengths, num_requests, look)
     num_steps = sums.pop("num_steps")
@@ -215,7 +215,7 @@ def measure_sharing(
         saved += scheduler.kv.num_blocks_saved
         held += scheduler.kv.pool.num_used
 
-    run_requests(scheduler, lengths, num_requests // 2, pass_by, params, runner)
+    run_requests(scheduler, lengths, max(1, num_requests // 2), pass_by, params, runner)
     run_requests(scheduler, lengths, num_requests, look, params, runner)
     return saved / (saved + held)
 
