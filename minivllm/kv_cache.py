@@ -20,8 +20,10 @@ vLLM V1: the tensors are made in `v1/worker/gpu_model_runner.py`, the copies in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,9 @@ from minivllm.config import ModelConfig, require_int
 
 BlockPairs = Sequence[tuple[int, int]]
 """Pairs of (source block id, destination block id)."""
+
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 class KVCache:
@@ -58,11 +63,13 @@ class KVCache:
         slot_shape = (block_size, config.num_key_value_heads, config.head_dim)
         layers = config.num_hidden_layers
         self.num_blocks, self.num_cpu_blocks, self.block_size = num_blocks, num_cpu_blocks, block_size
-        self._blocks = torch.zeros(layers, 2, num_blocks, *slot_shape, dtype=dtype, device=device)
-        self._cpu_blocks = torch.zeros(
+        shape, cpu_shape = (layers, 2, num_blocks, *slot_shape), (layers, 2, num_cpu_blocks, *slot_shape)
+        if device.type == "cpu":
+            self._blocks, self._cpu_blocks = _lazy_zeros(shape, dtype), _lazy_zeros(cpu_shape, dtype)
+        else:
+            self._blocks = torch.zeros(shape, dtype=dtype, device=device)
             # Pinned memory is what lets a GPU copy it without a detour through a staging buffer.
-            (layers, 2, num_cpu_blocks, *slot_shape), dtype=dtype, pin_memory=device.type == "cuda"
-        )  # fmt: skip
+            self._cpu_blocks = torch.zeros(cpu_shape, dtype=dtype, pin_memory=True)
         self.key = [layer[0] for layer in self._blocks]  # L x (B, S, Hkv, D)
         self.value = [layer[1] for layer in self._blocks]
         self.cpu_key = [layer[0] for layer in self._cpu_blocks]
@@ -128,6 +135,20 @@ class KVCache:
         moved = source.index_select(2, torch.tensor(sources, device=source.device))  # (L, 2, n, S, Hkv, D)
         index = torch.tensor(destinations, device=destination.device)
         destination.index_copy_(2, index, moved.to(destination.device))
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in CPU memory that take no memory until something is written to them.
+
+    The operating system hands out pages of zeros when they are first touched. numpy leaves it at that;
+    `torch.zeros` writes the zeros itself, so a pool of 1 GiB would take 1 GiB for the first short prompt.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype)
+    memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8))
+    start = -memory.data_ptr() % _ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).view(shape)
 
 
 def write_kv_reference(
