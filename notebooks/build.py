@@ -99,7 +99,11 @@ def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
     probe["id"] = "probe"
     notebook.cells.append(probe)
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(HERE)}},
+        coalesce_streams=True,  # where a cell's prints are cut into messages is a matter of timing
     )
     started = time.monotonic()
     client.execute(env=kernel_environment(notebook.metadata.minivllm["timed"]))
