@@ -41,7 +41,7 @@ def pytest_configure(config):
     if config.stash[SESSION].has_submission:
         phases.append(hypothesis.Phase.shrink)
     hypothesis.settings.register_profile(
-        "exercises", derandomize=config.getoption("seed") == 0, database=None, deadline=None, max_examples=50, phases=phases,
+        "exercises", derandomize=config.getoption("seed") == 0, database=None, deadline=None, max_examples=100, phases=phases,
         suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False,
     )  # fmt: skip
     hypothesis.settings.load_profile("exercises")

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minivllm.block_pool import BlockPool
@@ -33,6 +33,7 @@ def test_a_full_block_needs_no_second_one(ex):
 
 @pytest.mark.exercise("ex04a", points=1, hint="Stay with integers: a float has 53 bits.")
 @given(num_tokens=st.integers(0, 10**18), block_size=st.integers(1, 1024))
+@example(num_tokens=10**17 + 1, block_size=10)
 def test_the_blocks_just_hold_the_tokens(ex, num_tokens, block_size):
     """One block fewer would not hold them, at any size: floating point division fails for large numbers."""
     got = ex.blocks_needed(num_tokens, block_size)
