@@ -1,0 +1,246 @@
+# %% [markdown]
+# # 04 · The block table
+#
+# ## Before you start
+#
+# **You need:** chapter 03: why memory in one piece is wasted. Python lists and dictionaries; no PyTorch today.
+#
+# **You will be able to:** translate a position into a slot, say when a sequence needs a new block and when it does
+# not, and state the invariants that keep an allocator honest.
+#
+# **Minutes:** 35 to read and run, 45 for the exercises.
+
+# %%
+import random
+
+from minivllm.block_pool import BlockPool
+from minivllm.block_table import BlockTable, cdiv
+from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.course.toy import decode, encode, example_llm, greedy, word
+from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.sequence import Sequence
+from minivllm.trace import Trace
+from minivllm.viz import show, three_panel, trace_player
+
+seed_all()
+
+# %% [markdown]
+# ## The problem
+#
+# Chapter 03 found more than two thirds of the held memory empty, because each request had to own one unbroken piece,
+# as long as it might ever get. Operating systems had that problem sixty years ago. Programs, too, wanted one piece of
+# memory, nobody knew how much each would need, and the gaps between the pieces were lost. The answer was to let the
+# program *believe* in one piece, and to keep a table that says where each part of it really is.
+#
+# Do the same with keys and values. Cut the pool into **blocks** of `block_size` slots. Give a sequence one block at a
+# time, any block, when it needs it. Keep a **block table** for each sequence: entry $i$ names the physical block that
+# holds positions $i \cdot S$ to $(i + 1) \cdot S - 1$.
+#
+# ## Predict, then run
+#
+# A sequence has 6 tokens in blocks of 4, so it holds 2 blocks. It grows one token at a time. How many tokens will it
+# have in the cache tensors when it needs its *fifth* block?
+
+# %%
+guess = None
+
+# %%
+tokens = 6
+while cdiv(tokens, 4) < 5:
+    tokens += 1
+reveal(guess, tokens, "tokens")
+
+# %% [markdown]
+# ## How the code does it
+#
+# The arithmetic fits on a page, and it is worth reading twice, because the whole system leans on it.
+
+# %%
+show_source(BlockTable.slot)
+show_source(BlockTable.num_missing_blocks)
+
+# %% [markdown]
+# `num_missing_blocks` is one subtraction: blocks needed for so many tokens, minus blocks held. It has no case for "the
+# last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
+# instead are right only when tokens come one by one, in an order that everybody remembers; a dozen questions on the
+# web ask what that line means.
+#
+# The worked example, by hand. The sequence has blocks 7 and 2:
+
+# %%
+pool = BlockPool(num_blocks=8)
+table = BlockTable(block_size=4, blocks=[pool.blocks[7], pool.blocks[2]])
+print("position:", *[f"{position:>3}" for position in range(8)])
+print("slot:    ", *[f"{table.slot(position):>3}" for position in range(8)])
+print("missing blocks for 7, 8 and 9 tokens:", [table.num_missing_blocks(count) for count in (7, 8, 9)])
+
+# %% [markdown]
+# Positions 6 and 7 have slots although the prompt has only six tokens: the last block has room for them. The ninth
+# token is the first to need a new block. So a sequence wastes at most `block_size - 1` slots, those at the end of its
+# last block, and nobody has to know in advance how long it will get.
+#
+# Who owns which block is kept by the **block pool**: a queue of free blocks, and for each block the number of its
+# holders. (In this chapter that number is 0 or 1. In chapter 09 sequences share blocks, and it grows.)
+
+# %%
+show_source(BlockPool.allocate)
+show_source(BlockPool.free)
+
+# %% [markdown]
+# Two details matter. `allocate` checks *before* it takes anything: if it raised halfway, some blocks would belong to
+# nobody. And freeing a block twice is an error, loudly. Otherwise the block would enter the queue twice, two
+# sequences would get it, and each would overwrite the other's memory. You would see strange text, now and then, under
+# load only.
+#
+# The **manager** puts the two together. It answers one question: can this sequence compute so many tokens more? Yes,
+# and the slots are there; or `None`, and nothing has changed. The scheduler asks nothing else.
+
+# %%
+manager = KVCacheManager(num_blocks=4, block_size=4, enable_prefix_caching=False)
+short, long = Sequence(0, [0] * 6, seed=0), Sequence(1, [0] * 9, seed=0)
+for name, seq, count in (("6 tokens", short, 6), ("9 tokens", long, 9)):
+    answer = manager.allocate_slots([(seq, count)])
+    print(f"{name}: {'does not fit' if answer is None else 'table ' + str(manager.block_tables[seq.seq_id].block_ids)}"
+          f", free blocks {manager.pool.free_block_ids}")
+manager.free(short)
+print(f"after the first is done: free blocks {manager.pool.free_block_ids}")
+
+# %% [markdown]
+# Nine tokens need three blocks, and only two were free. Note the order in the last line: freed blocks join the end of
+# the queue, last block first. They are overwritten as late as possible, which the prefix cache will be glad of.
+#
+# ## The picture
+#
+# The example request and a companion, run by the real engine. The pool happens to hand out blocks 7 and 2 first, as
+# it would after an hour of traffic. Here is the step of the prompts:
+
+# %%
+llm = example_llm(trace=Trace(word_of=word))
+prompts = ["Four score and seven years ago", "all men are"]
+outputs = llm.generate([{"prompt_token_ids": encode(text)} for text in prompts], [greedy(6), greedy(4)], use_tqdm=False)
+trace = llm.llm_engine.trace
+
+
+def describe(step):
+    """One sentence about request 0 at one step, from the trace."""
+    row = next(row for row in trace.steps[step].scheduled if row.request_id == "0")
+    count = row.start + row.num_tokens
+    return (
+        f"Step {step}: request 0 has {count} tokens in {len(row.block_ids)} blocks, table {list(row.block_ids)}; "
+        f"{len(row.block_ids) * 4 - count} slots of its last block are empty."
+    )
+
+
+show(three_panel(trace, 0, "0"), alt=describe(0))
+
+# %% [markdown]
+# Left, what the sequence sees: one line of words, cut into logical blocks. In the middle, its table. Right, what is
+# really in memory, with both requests between each other. Cells written in this step have a thick outline. One step
+# on, the first generated word falls into the last block; two steps later the block is full and a new one is taken.
+
+# %%
+show(three_panel(trace, 3, "0"), alt=describe(3))
+
+# %% [markdown]
+# Now step through all of it. Watch the free queue: blocks leave on the left and come back on the right.
+
+# %%
+trace_player(trace)
+
+# %% [markdown]
+# ## Claims
+#
+# An allocator is trusted when it survives abuse. A thousand random operations: start a sequence, let one grow, end
+# one. After each, the books are checked: nobody lost, nobody owned twice.
+
+# %%
+rng = random.Random(0)
+manager = KVCacheManager(num_blocks=40, block_size=4, enable_prefix_caching=False)
+alive, next_id, refused, worst_waste, most_blocks = [], 0, 0, 0, 0
+for _ in range(1000):
+    action = rng.random()
+    if action < 0.15 or not alive:
+        alive.append(Sequence(next_id, [0] * rng.randint(1, 30), seed=0))
+        next_id += 1
+    if action < 0.9:
+        seq = rng.choice(alive)
+        count = seq.num_uncomputed_tokens
+        before = manager.pool.free_block_ids
+        if manager.allocate_slots([(seq, count)]) is None:
+            refused += 1
+            assert manager.pool.free_block_ids == before, "a refusal changed something"
+            manager.free(alive.pop(rng.randrange(len(alive))))
+        else:
+            seq.num_computed_tokens += count
+            seq.append(0)
+    else:
+        manager.free(alive.pop(rng.randrange(len(alive))))
+    manager.check_invariants()
+    owned = [block_id for each in manager.block_tables.values() for block_id in each.block_ids]
+    assert len(owned) == len(set(owned)) == manager.pool.num_used
+    most_blocks = max(most_blocks, len(owned))
+    for seq in alive:
+        if seq.seq_id in manager.block_tables:
+            held = len(manager.block_tables[seq.seq_id]) * 4
+            worst_waste = max(worst_waste, held - seq.num_computed_tokens)
+
+claim("after each of 1,000 random operations no block has two owners", True, measured=f"{next_id} sequences")
+claim("the pool was really short of memory", refused > 20 and most_blocks == 40, measured=f"{refused} refusals")
+claim("no sequence ever wastes a whole block", worst_waste < 4, measured=f"at most {worst_waste} slots")
+for seq in alive:
+    manager.free(seq)
+claim("when all are gone, all blocks are free", manager.pool.num_free == 40)
+
+# %%
+last = max(i for i, record in enumerate(trace.steps) if any(row.request_id == "0" for row in record.scheduled))
+row = next(row for row in trace.steps[last].scheduled if row.request_id == "0")
+claim(
+    "the example begins in blocks 7 and 2, and takes a third for its ninth token",
+    row.block_ids[:2] == (7, 2) and [len(record.scheduled[0].block_ids) for record in trace.steps[:4]] == [2, 2, 2, 3],
+    measured=f"table {list(row.block_ids)}, text: {decode(outputs[0].outputs[0].token_ids)}",
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# In `notebooks/exercises/ch04_block_table.py`:
+#
+# - **ex04a** `blocks_needed`: how many blocks for so many tokens, and how many of them are missing.
+# - **ex04b** `append_token`: grow a sequence by one token. Try the boundaries: an empty table, one slot left, none
+#   left, no free block. Nothing may change when there is no room.
+# - **ex04c** `free`: give everything back, once. The tests accept any order of the queue, but not a double free.
+#
+# ## Check yourself
+#
+# <details><summary>A pool has 1,000 blocks of 16 slots, and 50 sequences are running. How much is wasted at
+# most?</summary>
+#
+# At most 15 slots a sequence, 750 of 16,000: 4.7 %. On average about half of that.
+# </details>
+#
+# <details><summary>Why not blocks of one slot? Then nothing would be wasted.</summary>
+#
+# The table would have an entry for every token, and attention would jump in memory for every token. Blocks are a
+# compromise: large enough to read in one go, small enough to waste little. Exercise ex05c measures it.
+# </details>
+#
+# <details><summary>What would happen if `allocate_slots` took the free blocks first, and then noticed that one is
+# missing?</summary>
+#
+# The sequence would hold blocks for tokens that were not scheduled, or the blocks would be in no table and lost. The
+# pool would shrink with each refusal, until the server stops. "All or nothing" is what makes `None` safe.
+# </details>
+#
+# ## In real vLLM
+#
+# `vllm/v1/core/block_pool.py` has the same queue, as a linked list, so that a block can leave from its middle (here:
+# an `OrderedDict`). The tables are in `vllm/v1/core/single_type_kv_cache_manager.py` as `req_to_blocks`. Block size
+# is 16 by default. Models with several kinds of attention have several groups of blocks there, which is most of the
+# difference in length.
+#
+# ## Key points
+#
+# - A block table turns "position" into "block and offset"; the sequence never notices where it lives.
+# - Needed minus held: that subtraction is the whole rule of allocation.
+# - Waste is less than one block per sequence, whatever its length.
+# - All or nothing, and never free twice: these two keep the pool whole.
