@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CUT = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
-_WINDOW = 16  # the most tokens decoded at once
-_CONTEXT = 4  # the least that stay when the window moves on: a token is decoded as in the middle of a text
-_UNDECIDED = 10  # what stays of a window of which nothing may be given out: holds _LONGEST_CUT for certain
-_LONGEST_CUT = 3  # a character has at most 4 bytes, so a cut one decodes to at most 3 U+FFFD
+_CONTEXT = 4  # tokens that stay, at least, when the window moves on: none is decoded as the first of a text
+_WINDOW = 8  # from here on the window moves on, as soon as its text is certain
+_LONGEST_WINDOW = 16  # and from here on in any case
+_LONGEST_CUT = 3  # a character has at most 4 bytes, so one that is cut decodes to at most 3 U+FFFD
+_UNDECIDED = 10  # tokens that stay of a window of that length: they hold the last 3 U+FFFD, of 3 bytes each
 
 
 class IncrementalDetokenizer:
@@ -48,27 +49,28 @@ class IncrementalDetokenizer:
     ) -> None:
         self.text = ""
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._window = self._context(prompt_token_ids)
+        added = tokenizer.added_tokens_decoder.items() if skip_special_tokens else ()
+        self._skipped = frozenset(token_id for token_id, token in added if token.special)
+        self._window = self._context(prompt_token_ids[-_LONGEST_WINDOW:])
         self._num_given = len(self._decode(self._window))  # characters of the window's text
 
     def append(self, token_id: int) -> str:
         """Add one token; returns the text that became certain, often one word, perhaps nothing."""
+        if token_id in self._skipped:
+            return ""  # as if it were not there, even inside a character
         self._window.append(token_id)
         text = self._decode(self._window)
         certain = len(text.rstrip(_CUT))
-        if len(self._window) < _WINDOW:
-            return self._give(text, certain)
-        if certain == len(text):
-            piece = self._give(text, certain)
+        if len(self._window) >= _LONGEST_WINDOW:
+            # So many bytes without an end are no character: only the last few may still become one.
+            certain = max(certain, len(text) - _LONGEST_CUT)
+        piece = self._give(text, certain)
+        if certain == len(text) and len(self._window) >= _WINDOW:
             self._window = self._context(self._window)
             self._num_given = len(self._decode(self._window))
-            return piece
-        # So many bytes without an end are no character: only the last few may still become one.
-        certain = max(certain, len(text) - _LONGEST_CUT)
-        piece = self._give(text, certain)
-        self._window = self._window[-_UNDECIDED:]
-        self._num_given = len(self._decode(self._window)) - (len(text) - certain)
+        elif len(self._window) >= _LONGEST_WINDOW:
+            self._window = self._window[-_UNDECIDED:]
+            self._num_given = len(self._decode(self._window)) - (len(text) - certain)
         return piece
 
     def flush(self) -> str:
@@ -88,14 +90,15 @@ class IncrementalDetokenizer:
 
         Nothing, if there is none: a completion does not repair a character that its prompt left cut.
         """
-        for size in range(_CONTEXT, _WINDOW):
+        token_ids = [token for token in token_ids if token not in self._skipped]
+        for size in range(_CONTEXT, _LONGEST_WINDOW):
             text = self._decode(token_ids[-size:])
             if text and _CUT not in text:
-                return list(token_ids[-size:])
+                return token_ids[-size:]
         return []
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(token_ids)
 
 
 class StopChecker:

@@ -1,0 +1,309 @@
+"""Incremental detokenization against `tokenizer.decode` of everything; stop strings against brute force."""
+
+import functools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from minivllm.detokenizer import IncrementalDetokenizer, StopChecker
+from minivllm.model_loader import load_tokenizer
+
+CUT = "\ufffd"
+
+TEXTS = {
+    "plain": "The quick brown fox jumps over the lazy dog. " * 4,
+    "emoji": "Hi 😀😀 family 👨‍👩‍👧‍👦, flags 🇫🇷🇯🇵, thumbs 👍🏽 done 🎉",
+    "chinese": "你好,世界。大规模语言模型的高效内存管理。龘靐齉",
+    "mixed": "Ünïcödé café — naïve; кириллица, עברית, العربية, ไทย, 日本語テキスト",
+    "combining": "e\u0301 a\u0308\u0323 n\u0303 क\u094dष\u093f o\u0302\u0303",
+    "code": "def f(x):\n\treturn {'a': [x ** 2 for _ in range(10)]}  # ünïcode\n\n\n    pass\r\n",
+    "spaces": "  a   b\n\n\n c\t\t d     ",
+    "replacement": f"a real {CUT} in the text {CUT}{CUT}{CUT}{CUT}{CUT} and after",
+    "empty": "",
+}
+
+
+@functools.cache
+def load_once(folder):
+    """A tokenizer takes a moment to load, and hypothesis calls a test many times."""
+    return load_tokenizer(folder)
+
+
+@pytest.fixture
+def byte_tokenizer(tiny_llama):
+    """Token id = byte value: every character that is not ASCII is cut."""
+    return load_once(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def llama2_tokenizer():
+    """As Llama 2 decodes: "▁" is a space, the first one is stripped, unknown characters are byte tokens."""
+    words = ["▁the", "▁cat", "s", "▁", "é"]
+    vocab = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    vocab |= {word: len(vocab) + i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def detokenize(tokenizer, token_ids, prompt=(), skip_special_tokens=True):
+    """The pieces in the order they are given out, the last one at the end."""
+    detokenizer = IncrementalDetokenizer(tokenizer, list(prompt), skip_special_tokens)
+    pieces = [detokenizer.append(token) for token in token_ids]
+    pieces.append(detokenizer.flush())
+    assert detokenizer.text == "".join(pieces)
+    assert detokenizer.flush() == ""  # nothing comes twice
+    return pieces
+
+
+def assert_decodes(tokenizer, token_ids, prompt=(), skip_special_tokens=True):
+    pieces = detokenize(tokenizer, token_ids, prompt, skip_special_tokens)
+    assert "".join(pieces) == tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+    return pieces
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_pieces_of_a_text_in_bytes_join_to_the_text(byte_tokenizer, name):
+    """Would catch a character that comes as U+FFFD because its bytes were decoded apart."""
+    token_ids = list(TEXTS[name].encode())
+    pieces = assert_decodes(byte_tokenizer, token_ids, prompt=b"Hello")
+    assert "".join(pieces) == TEXTS[name]
+    if name != "replacement":
+        assert not any(CUT in piece for piece in pieces)
+    # The known wrong way, one token at a time, differs wherever a character is cut.
+    one_by_one = "".join(byte_tokenizer.decode([token]) for token in token_ids)
+    assert (one_by_one == TEXTS[name]) == TEXTS[name].isascii()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_pieces_of_a_real_text_join_to_the_text(smollm2, name):
+    """Would catch spaces lost between tokens, and bytes of SmolLM2's tokens that are decoded apart."""
+    tokenizer = load_once(smollm2)
+    token_ids = tokenizer.encode(TEXTS[name], add_special_tokens=False)
+    pieces = assert_decodes(tokenizer, token_ids, prompt=tokenizer.encode("Hello"))
+    assert "".join(pieces) == TEXTS[name]
+
+
+@pytest.mark.model
+def test_special_tokens_are_skipped_or_kept_as_asked(smollm2):
+    """Would catch `<|im_end|>` in an answer, and its loss where it was asked for."""
+    tokenizer = load_once(smollm2)
+    text = "<|im_start|>user\nHi 😀<|im_end|>\n<|im_start|><|im_end|><|im_end|> x"
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    assert "".join(assert_decodes(tokenizer, token_ids, skip_special_tokens=False)) == text
+    assert "".join(assert_decodes(tokenizer, token_ids)) == "user\nHi 😀\n x"
+
+
+@pytest.mark.model
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_random_tokens_of_a_real_vocabulary_decode_like_the_whole(smollm2, data):
+    """Would catch a window that moves on in the middle of a character; a real model wanders there, too."""
+    tokenizer = load_once(smollm2)
+    ids = st.lists(st.integers(0, len(tokenizer) - 1), max_size=50)
+    assert_decodes(tokenizer, data.draw(ids), data.draw(ids))
+
+
+# Bytes as they come from text, from noise, and from text that was cut into pieces.
+BYTES = st.one_of(
+    st.binary(max_size=60),
+    st.text(max_size=25).map(str.encode),
+    st.lists(st.sampled_from(["é", "😀", "龘", "a", CUT]).map(str.encode).flatmap(lambda b: st.integers(0, len(b)).map(lambda n: b[:n])), max_size=30).map(b"".join),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=BYTES, output=BYTES, specials=st.lists(st.integers(0, 59), max_size=3))
+def test_any_bytes_decode_like_the_whole(tiny_llama, prompt, output, specials):
+    """Would catch text that changes after it was given out, and the prompt coming back as output.
+
+    `tokenizers.DecodeStream` does the latter if the prompt ends in a cut character.
+    """
+    token_ids = list(output)
+    for position in specials:
+        token_ids.insert(position, 257)
+    tokenizer = load_once(tiny_llama)
+    assert_decodes(tokenizer, token_ids, prompt)
+    assert_decodes(tokenizer, token_ids, prompt, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("prompt", ["", "Hello", "caf\u00e9", "龘"])
+@pytest.mark.parametrize("num_cut", [1, 2, 3])
+def test_a_character_that_is_cut_by_the_end_is_one_replacement_character(byte_tokenizer, prompt, num_cut):
+    """Would catch the last bytes being lost, which Hugging Face shows as U+FFFD."""
+    token_ids = [*b"ok ", *"😀".encode()[:num_cut]]
+    pieces = assert_decodes(byte_tokenizer, token_ids, prompt.encode())
+    assert pieces == ["o", "k", " ", *[""] * num_cut, CUT]
+
+
+def test_a_prompt_cut_inside_a_character_does_not_come_back_as_output(byte_tokenizer):
+    """Would catch DecodeStream's way: "caf" + half a character as prompt gives "café ok" as output."""
+    pieces = assert_decodes(byte_tokenizer, [0xA9, *b" ok"], prompt=[*b"caf", 0xC3])
+    assert "".join(pieces) == CUT + " ok"  # what decoding the output says, too
+
+
+def test_the_leading_space_depends_on_the_prompt(llama2_tokenizer):
+    """Would catch "theprompt" + "goes on" without a space: such decoders strip it from what they are given."""
+    the, cat, s = llama2_tokenizer.convert_tokens_to_ids(["▁the", "▁cat", "s"])
+    assert "".join(detokenize(llama2_tokenizer, [cat, s, the], prompt=[the])) == " cats the"
+    assert "".join(detokenize(llama2_tokenizer, [s, the], prompt=[the, cat])) == "s the"
+    assert "".join(detokenize(llama2_tokenizer, [cat] * 50, prompt=[the])) == " cat" * 50
+    assert "".join(detokenize(llama2_tokenizer, [cat, the], prompt=[])) == "cat the"
+
+
+def test_characters_made_of_byte_tokens_are_not_broken(llama2_tokenizer):
+    """Would catch Llama 2's decoder declaring a run of whole characters invalid while the next is cut."""
+    the, cat = llama2_tokenizer.convert_tokens_to_ids(["▁the", "▁cat"])
+    for text in ("😀😀😀", "龘靐齉" * 10, "😀 é 龘" * 7):
+        token_ids = [cat]
+        for byte in text.encode():
+            token_ids.append(byte + 1)
+        token_ids.append(cat)
+        pieces = detokenize(llama2_tokenizer, token_ids, prompt=[the])
+        assert "".join(pieces) == " cat" + text + " cat"
+        assert not any(CUT in piece for piece in pieces)
+
+
+class CountingTokenizer:
+    """Adds up the tokens it is asked to decode."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.added_tokens_decoder = tokenizer.added_tokens_decoder
+        self.num_decoded = 0
+
+    def decode(self, token_ids, **options):
+        self.num_decoded += len(token_ids)
+        return self.tokenizer.decode(token_ids, **options)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"a", "é".encode(), "😀".encode(), b"\x80", b"\xf0", b"\x80a"],
+    ids=["a", "é", "emoji", "80", "f0", "80a"],
+)
+def test_the_work_is_linear_in_the_length(byte_tokenizer, unit):
+    """Would catch decoding everything again for each token, also where no character ever becomes whole."""
+
+    def work(length):
+        tokenizer = CountingTokenizer(byte_tokenizer)
+        detokenize(tokenizer, (unit * length)[:length], prompt=b"prompt")
+        return tokenizer.num_decoded
+
+    def naive_work(length):
+        tokenizer = CountingTokenizer(byte_tokenizer)
+        for end in range(1, length + 1):
+            tokenizer.decode(list((unit * length)[:end]))
+        return tokenizer.num_decoded
+
+    assert work(400) < 2.2 * work(200)
+    assert work(400) < 40 * 400
+    assert not naive_work(400) < 2.2 * naive_work(200)
+
+
+def test_a_long_prompt_costs_nothing(byte_tokenizer):
+    """Would catch the whole prompt being decoded for the sake of its last few tokens."""
+    for prompt in (b"a" * 5000, b"\x80" * 5000):
+        tokenizer = CountingTokenizer(byte_tokenizer)
+        detokenize(tokenizer, b"xyz", prompt)
+        assert tokenizer.num_decoded < 300
+
+
+# -- stop strings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stops", "include", "pieces", "expected"),
+    [
+        (("b",), False, ["abc"], ("b", 1)),
+        (("b",), True, ["abc"], ("b", 2)),
+        (("bc",), False, ["ab", "cd"], ("bc", 1)),  # across two pieces
+        (("bcd",), True, ["ab", "c", "de"], ("bcd", 4)),
+        (("c", "b"), False, ["abc"], ("b", 1)),  # the one that begins first, not the one listed first
+        (("ab", "a"), False, ["xab"], ("a", 1)),  # both begin here: the one that is complete first
+        (("aa",), False, ["a", "aa"], ("aa", 0)),
+        (("x",), False, ["abc"], None),
+        ((), False, ["abc"], None),
+        (("abc",), False, ["ab", "", "xabc"], ("abc", 3)),
+        (("é\n",), False, ["caf", "é", "\n"], ("é\n", 3)),
+    ],
+)
+def test_a_stop_string_is_found_where_it_begins(stops, include, pieces, expected):
+    """Would catch a stop string across tokens being missed, and a cut in the wrong place."""
+    checker, text, found = StopChecker(stops, include), "", None
+    for piece in pieces:
+        assert found is None, "found too early"
+        text += piece
+        found = checker.check(text, len(piece))
+    assert found == expected
+
+
+PIECES = st.lists(st.text(alphabet="ab", max_size=4), max_size=12)
+STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)
+
+
+def first_stop(text, old_length, stops):
+    """Brute force: of the stop strings that end after `old_length`, the first to begin, then the shortest."""
+    ends = [
+        (start, len(stop), stop)
+        for start in range(len(text))
+        for stop in stops
+        if text.startswith(stop, start) and start + len(stop) > old_length
+    ]
+    return min(ends, default=None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces=PIECES, stops=STOPS, include=st.booleans())
+def test_streaming_never_shows_a_character_that_is_cut_later(pieces, stops, include):
+    """Would catch too few characters held back: half a stop string on the screen cannot be taken back."""
+    checker, text, shown = StopChecker(stops, include), "", ""
+    for piece in pieces:
+        old_length, text = len(text), text + piece
+        found, expected = checker.check(text, len(piece)), first_stop(text, old_length, stops)
+        assert (found is None) == (expected is None)
+        if found is not None:
+            stop, cut = found
+            start, length, expected_stop = expected
+            assert (stop, cut) == (expected_stop, start + length if include else start)
+            assert text[:cut].startswith(shown)
+            return
+        shown = text[: max(len(shown), len(text) - checker.num_held_back)]
+        assert len(text) - len(shown) <= max(map(len, stops)) - 1  # and no more than that is held back
+
+
+def test_holding_back_one_character_less_would_show_too_much():
+    """Would catch the test above being unable to fail: here is the text that breaks an off-by-one."""
+    checker = StopChecker(("abc",), include_in_output=False)
+    assert checker.num_held_back == 2
+    shown = "xab"[: 3 - (checker.num_held_back - 1)]
+    _, cut = checker.check("xabc", 1)
+    assert not "xabc"[:cut].startswith(shown)
+    assert StopChecker(("abc", "z"), include_in_output=True).num_held_back == 0
+    assert StopChecker((), include_in_output=False).num_held_back == 0
+
+
+class CountingText(str):
+    """Adds up the characters that `find` has to look at."""
+
+    num_searched = 0
+
+    def find(self, sub, start=0):
+        CountingText.num_searched += len(self) - start
+        return super().find(sub, start)
+
+
+def test_each_character_is_searched_a_bounded_number_of_times():
+    """Would catch the whole text being searched again after every token."""
+    checker = StopChecker(("stop", "x"), include_in_output=False)
+    CountingText.num_searched = 0
+    for length in range(1, 1001):
+        assert checker.check(CountingText("a" * length), 1) is None
+    assert 1000 <= CountingText.num_searched <= 1000 * (4 + 1)
