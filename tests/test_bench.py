@@ -618,7 +618,7 @@ def test_sharing_prints_both_experiments(folder, tmp_path, capsys):
     assert bench.main(["sharing", *small(folder, *argv)]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["parallel_sampling"]["block_ratio"] == pytest.approx(16 / 10)
-    assert result["shared_prefix"]["prefix cache on"]["num_computed_tokens"] == 56
+    assert result["shared_prefix"]["variants"]["prefix cache on"]["num_computed_tokens"] == 56
     assert capsys.readouterr().out.count("without sharing: ") == 2
 
 

@@ -80,14 +80,21 @@ def run(args: argparse.Namespace) -> int:
         for name, variant in variants.items():
             runs[name].append(variant())
 
-    where = provenance()
-    print(describe(where))
-    result: dict[str, Any] = {"benchmark": "sharing", "provenance": where, "model": args.model}
     names = list(variants)
-    print(f"\n(a) {args.n} completions of {args.input_len} prompt tokens, {args.output_len} tokens each")
-    result["parallel_sampling"] = compare(runs, *names[:2])
-    print(f"\n(b) prefill of {args.num_prompts} prompts, of which {args.prefix_len} tokens are common")
-    result["shared_prefix"] = compare(runs, *names[2:])
+    result: dict[str, Any] = {
+        "benchmark": "sharing",
+        "provenance": provenance(),
+        "model": args.model,
+        "parallel_sampling": {
+            "title": f"{args.n} completions of {args.input_len} prompt tokens, {args.output_len} tokens each",
+            **compare(runs, *names[:2]),
+        },
+        "shared_prefix": {
+            "title": f"prefill of {args.num_prompts} prompts, of which {args.prefix_len} tokens are common",
+            **compare(runs, *names[2:]),
+        },
+    }
+    print_report(result)
     if args.output_json:
         write_json(args.output_json, result)
     return 0
@@ -125,25 +132,37 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
 
 
 def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> dict[str, Any]:
-    """Print both variants and their ratios; the same for JSON."""
-    result: dict[str, Any] = {}
+    """Both variants and their ratios."""
+    variants = {}
     for name in (shared, unshared):
-        seconds = Spread(tuple(each.seconds for each in runs[name]))
         first = runs[name][0]
-        print(
-            f"  {name:<20} {seconds:.2f} s, {first.most_blocks} blocks held at most, "
-            f"{first.num_computed_tokens} tokens computed"
-        )
-        result[name] = {
-            "seconds": seconds.as_json(),
+        variants[name] = {
+            "seconds": Spread(tuple(each.seconds for each in runs[name])).as_json(),
             "most_blocks": first.most_blocks,
             "num_computed_tokens": first.num_computed_tokens,
         }
-    one, other = result[shared], result[unshared]
-    result["time_ratio"] = other["seconds"]["median"] / one["seconds"]["median"]
-    result["block_ratio"] = other["most_blocks"] / one["most_blocks"]
-    print(
-        f"  without sharing: {result['time_ratio']:.2f}x the time, {result['block_ratio']:.2f}x the blocks, "
-        f"{other['num_computed_tokens'] / one['num_computed_tokens']:.2f}x the tokens"
-    )
-    return result
+    one, other = variants[shared], variants[unshared]
+    return {
+        "variants": variants,
+        "time_ratio": other["seconds"]["median"] / one["seconds"]["median"],
+        "block_ratio": other["most_blocks"] / one["most_blocks"],
+        "token_ratio": other["num_computed_tokens"] / one["num_computed_tokens"],
+    }
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """Print what `--output-json` writes."""
+    print(describe(result["provenance"]))
+    for letter, key in (("a", "parallel_sampling"), ("b", "shared_prefix")):
+        experiment = result[key]
+        print(f"\n({letter}) {experiment['title']}")
+        for name, variant in experiment["variants"].items():
+            seconds = Spread(tuple(variant["seconds"]["values"]))
+            print(
+                f"  {name:<20} {seconds:.2f} s, {variant['most_blocks']} blocks held at most, "
+                f"{variant['num_computed_tokens']} tokens computed"
+            )
+        print(
+            f"  without sharing: {experiment['time_ratio']:.2f}x the time, "
+            f"{experiment['block_ratio']:.2f}x the blocks, {experiment['token_ratio']:.2f}x the tokens"
+        )
