@@ -231,8 +231,11 @@ def slot_map(traces: dict[str, Trace], steps: Sequence[int]) -> Figure:
             ax.axhline(block_id * trace.block_size - 0.5, color=GRID, lw=0.4, zorder=0)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("position in the sequence")
-        ax.legend(fontsize=7, loc="upper right")
     axes[0].set_ylabel("physical slot (a line at each block)")
+    handles = {
+        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=8, fontsize=8)
     return fig
 
 

