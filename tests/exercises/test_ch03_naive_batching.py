@@ -94,6 +94,7 @@ def test_a_batch_waits_for_its_longest(ex):
     check_steps(ex, (5, 3), [5, 2], 2)
     check_steps(ex, (9, 4), [2, 5, 3, 4], 2)
     check_steps(ex, (14, 0), [2, 5, 3, 4], 1)
+    check_steps(ex, (13, 8), [2, 9, 3, 4], 2)
 
 
 @pytest.mark.exercise("ex03b", points=1, hint="range(0, len(output_lengths), batch_size)")

@@ -1,0 +1,6 @@
+# caught by: test_the_models_of_the_paper_and_of_this_course
+"""Forgets that K and V are two tensors."""
+
+
+def kv_bytes_per_token(config, bytes_per_element):
+    return config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_element
