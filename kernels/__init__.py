@@ -10,6 +10,7 @@ Read them in this order; each adds one idea to the one before:
 | `reshape_and_cache.py` | scatter: the address comes out of a tensor (`slot_mapping`) |
 | `copy_blocks.py` | the copy of copy-on-write |
 | `paged_attention_naive.py` | gather through the block table; the online softmax, one head a program |
+| `online_softmax.py` | the same for a tile of queries: what both kernels below share |
 | `paged_attention.py` | heads grouped for `tl.dot`; tiles decoupled from blocks; split-KV |
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries a sequence: prefill, chunked prefill and mixed batches |

@@ -1,8 +1,8 @@
 """Decode attention over a paged KV cache, lesson two: grouped heads, wide tiles, split-KV.
 
 The mathematics (S, m, l, acc, alpha) and the block table are those of `paged_attention_naive.py`; read that
-first. Decode is bound by memory: a key is used for one multiplication a head and number, and then not needed
-again. So the aim is to read each byte once, in large pieces, from all multiprocessors at once. Three ideas:
+first. Decode is bound by memory: it reads the whole KV of a sequence to compute one token. So the aim is to
+read each byte once, in large pieces, from all multiprocessors at the same time. Three ideas:
 
 **1. Grouped heads.** With grouped-query attention G query heads share one KV head. One program takes the
 whole group, so that K is read once instead of G times, and the scores become a matrix product::
@@ -48,9 +48,7 @@ from kernels.paged_attention_naive import paged_attention_naive, paged_attention
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
 
-MAX_HEADS_PER_PROGRAM = (
-    32  # larger groups (71 query heads on one KV head exist) are cut into several programs
-)
+MAX_HEADS_PER_PROGRAM = 32  # larger groups (Falcon: 71 query heads, 1 KV head) are cut into several
 
 
 @triton.jit

@@ -133,30 +133,46 @@ def measure_all(
 
 def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
     """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
+    return sdpa_peer(batch, causal) | flex_peer(batch, causal) | flash_peer(batch, causal)
+
+
+def sdpa_peer(batch: Batch, causal: bool) -> dict[str, Call]:
+    """torch's scaled_dot_product_attention; it chooses its own kernel."""
+    q, k, v = batch.by_head
+
+    def call() -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+    return {"torch sdpa, contiguous": call}
+
+
+def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
+    """torch's flex attention, compiled for exactly this shape."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = batch.by_head
-
-    def sdpa() -> torch.Tensor:
-        return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
-
-    mask = None
+    mask, length = None, q.shape[2]
     if causal:
-        length = q.shape[2]
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
     compiled = torch.compile(flex_attention, dynamic=False)
 
-    def flex() -> torch.Tensor:
+    def call() -> torch.Tensor:
         return compiled(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
 
-    calls = {"torch sdpa, contiguous": sdpa, "flex attention, contiguous": flex}
+    return {"flex attention, contiguous": call}
+
+
+def flash_peer(batch: Batch, causal: bool) -> dict[str, Call]:
+    """The flash-attn package, if it is installed."""
     try:
         from flash_attn import flash_attn_func
     except ImportError:
-        return calls
-    return calls | {
-        "flash-attn, contiguous": lambda: flash_attn_func(batch.query, batch.key, batch.value, causal=causal)
-    }
+        return {}
+
+    def call() -> torch.Tensor:
+        return flash_attn_func(batch.query, batch.key, batch.value, causal=causal)
+
+    return {"flash-attn, contiguous": call}
 
 
 def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:

@@ -109,12 +109,7 @@ def test_the_command_is_the_module():
 
 def test_all_contenders_compute_the_same_attention(monkeypatch):
     """Catches a peer that is given other keys, and so other work, than our kernel."""
-    both = kernel_contenders.attention_peers
-
-    def without_compiling(batch, causal):
-        return {name: call for name, call in both(batch, causal).items() if "flex" not in name}
-
-    monkeypatch.setattr(kernel_contenders, "attention_peers", without_compiling)
+    monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})  # compiles for seconds
     monkeypatch.setattr(NoTimer, "device", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     decode = list(measure_decode(DecodeShape(TINY, 2, 48), torch.float16, NoTimer()))
     assert [m.contender for m in decode][:4] == [

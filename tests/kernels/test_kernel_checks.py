@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernels.common
 from kernels.copy_blocks import copy_blocks
 from kernels.paged_attention import paged_attention, paged_attention_naive
 from kernels.prefill_attention import prefill_attention
@@ -75,7 +77,13 @@ def test_attention_refuses_heads_too_wide_for_a_tile(device):
         paged_attention(*Case([3], head_dim=288, device=device).decode_args())
 
 
-def test_on_the_cpu_bad_indices_are_an_error_instead_of_a_segmentation_fault():
+@pytest.fixture
+def no_launch_check(monkeypatch):
+    """Let CPU tensors through where the kernels are compiled: these checks fail before any launch."""
+    monkeypatch.setattr(kernels.common, "check_launchable", lambda tensor: None)
+
+
+def test_on_the_cpu_bad_indices_are_an_error_instead_of_a_segmentation_fault(no_launch_check):
     """Catches an index that ends the whole process: the interpreter follows any pointer."""
     case = Case([20, 33])
     query, key_cache, value_cache, tables, lens, scale = case.decode_args()
@@ -95,7 +103,7 @@ def test_on_the_cpu_bad_indices_are_an_error_instead_of_a_segmentation_fault():
         rotary_embedding(torch.tensor([3, 8]), key, key.clone(), torch.ones(8, 64))
 
 
-def test_nothing_is_written_when_a_check_fails():
+def test_nothing_is_written_when_a_check_fails(no_launch_check):
     """Catches a check after the launch."""
     case = Case([20, 33])
     before = case.key_cache.clone()
@@ -109,7 +117,7 @@ def test_nothing_is_written_when_a_check_fails():
     "starts, message",
     [([0, 4, 24], "query_start_loc must lie in"), ([0, 9, 5], "differences"), ([0, 21, 23], "minus")],
 )
-def test_prefill_refuses_starts_that_do_not_cut_the_queries(starts, message):
+def test_prefill_refuses_starts_that_do_not_cut_the_queries(starts, message, no_launch_check):
     """Catches queries beyond the tensor, negative lengths, and more queries than tokens."""
     case = Case([20, 33], [20, 3])
     query, key_cache, value_cache, tables, lens, _, scale = case.prefill_args()
@@ -172,6 +180,12 @@ def test_the_kernels_work_whoever_imported_triton_first(first):
     """Catches "Cannot call @triton.jit'd outside of the scope of a kernel": Triton reads its switch early."""
     result = run_python(first + USE_A_KERNEL)
     assert result.stdout == "same\n", result.stderr[-2000:]
+
+
+def test_the_reading_order_names_every_file():
+    """Catches a file added without a place in the lesson, and one that is gone."""
+    listed = set(re.findall(r"^\| `(\w+\.py)` \|", kernels.__doc__, flags=re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "kernels").glob("*.py")} - {"__init__.py"}
 
 
 def test_importing_the_package_imports_neither_torch_nor_triton():

@@ -128,7 +128,7 @@ def test_all_numbers_of_splits_agree(device):
         for splits in (1, 2, 3, 8, 16)
     ]
     for out in outs[1:]:
-        assert (out - outs[0]).abs().max() < 1e-6
+        assert (out - outs[0]).abs().max() < 2e-6
     assert (outs[0][:, :1] - outs[0][:, 1:]).abs().max() > 0.1  # and they are not all the same by accident
 
 

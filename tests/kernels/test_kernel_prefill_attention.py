@@ -85,8 +85,8 @@ def test_chunks_equal_one_shot_equal_token_by_token(device):
         query, key_cache, value_cache, table.expand(n, -1), lens, scale, tiles=TILE, num_splits=1
     )
     assert_matches(one_shot, whole.expected_prefill(), torch.float32)
-    assert (chunked - one_shot).abs().max() < 1e-6
-    assert (decoded - one_shot).abs().max() < 1e-6
+    assert (chunked - one_shot).abs().max() < 5e-6
+    assert (decoded - one_shot).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (5, 1), (8, 2), (16, 1), (71, 1)], ids=str)
