@@ -37,7 +37,7 @@ class SlotUsage:
         return self.used + self.reserved + self.internal + self.external
 
     def with_written(self, num_tokens: int) -> SlotUsage:
-        """The same after `num_tokens` reserved slots have been written to: a moment in the middle of a step."""
+        """The same once `num_tokens` reserved slots have been written to: the middle of a step."""
         return replace(self, used=self.used + num_tokens, reserved=self.reserved - num_tokens)
 
 

@@ -1,7 +1,7 @@
 """The paper's memory figures, simulated without a model and printed beside the paper's numbers.
 
-    $ python -m minivllm bench memory                            all figures, about two minutes
-    $ python -m minivllm bench memory --figures 2 --num-prompts 100 --plot memory.png
+    $ python -m minivllm bench memory                            all figures, about four minutes
+    $ python -m minivllm bench memory --figures 2 --num-prompts 60 --plot memory.png         ten seconds
 
 What it answers: how much of the KV memory holds tokens if sequences are contiguous, and how much if they are
 paged (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what the block size
@@ -173,7 +173,10 @@ def print_savings(rows: list[Row]) -> None:
 
 
 def print_block_sizes(rows: list[Row]) -> None:
-    """Waste against block size, beside the rule of thumb: half a block a sequence."""
+    """Waste against block size, beside the rule of thumb: half a block a sequence.
+
+    The rule fails where most sequences are shorter than one block.
+    """
     print("\nFigure 18b, memory side: the block size (paper: 16 to 128 serve ShareGPT best, 16 to 32 Alpaca)")
     print(f"{'':<15}{'block':>6}{'used %':>9}{'waste % of held':>17}{'rule of thumb':>15}{'running':>9}")
     for row in rows:
@@ -250,7 +253,10 @@ def run(args: argparse.Namespace) -> int:
     for caveat in CAVEATS:
         print(f"  - {caveat}")
     if args.output_json:
-        write_json(args.output_json, {"provenance": provenance(), "caveats": CAVEATS, "figures": results})
+        setting = {"num_slots": simulation.NUM_SLOTS, "max_model_len": simulation.MAX_MODEL_LEN}
+        setting |= {"num_prompts": args.num_prompts, "block_size": args.block_size, "seed": args.seed}
+        document = {"provenance": provenance(), "setting": setting, "caveats": CAVEATS, "figures": results}
+        write_json(args.output_json, document)
     if args.plot:
         from minivllm.bench.memory_plot import draw
 

@@ -220,7 +220,7 @@ def measure_sharing(
     return saved / (saved + held)
 
 
-def scheduling_seconds(num_running: int, num_steps: int = 20, context: int = 256) -> list[float]:
+def scheduling_seconds(num_running: int, num_steps: int = 10, context: int = 256) -> list[float]:
     """Seconds of `schedule` and `update_from_output` for each step that generates with `num_running`.
 
     Nobody finishes and nothing is admitted meanwhile: the plain case, one token for everybody.
