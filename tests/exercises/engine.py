@@ -31,11 +31,16 @@ def make_llm(model, **options):
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 
 
-def generate(model, prompts=PROMPTS, max_tokens=11, **options):
-    """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back."""
+def generate(model, prompts=PROMPTS, max_tokens=11, prepare=None, **options):
+    """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back.
+
+    `prepare` may change the model before it runs.
+    """
     from minivllm import SamplingParams
 
     engine = make_llm(model, **options).llm_engine
+    if prepare is not None:
+        prepare(engine.runner.model.model)
     max_tokens = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
     for index, prompt in enumerate(prompts):
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens[index], ignore_eos=True)

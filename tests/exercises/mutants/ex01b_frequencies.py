@@ -1,0 +1,13 @@
+# caught by: test_the_angles_are_those_of_the_formula
+"""Half the exponent: -i / D."""
+
+import torch
+
+
+def apply_rope(heads, positions, theta):
+    half = heads.shape[-1] // 2
+    frequencies = theta ** (-torch.arange(half).float() / (2 * half))
+    angles = (positions[:, None].float() * frequencies)[:, None]
+    cos, sin = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
+    first, second = heads[..., :half], heads[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -1,0 +1,72 @@
+"""Chapter 1: three pieces of a Llama.
+
+Written with plain tensor operations (sums, products, exp, softmax, indexing), as in the notebook: the norm, the
+rotation that tells attention where a token stands, and attention in which several query heads share a KV head.
+Shapes: T tokens, Hq query heads, Hkv KV heads, D head_dim.
+
+Replace each `raise NotImplementedError(...)`. Check with   python -m minivllm.course check ex01a
+or, in the notebook, with   %check ex01a.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """ex01a. Scale every row to size 1, then multiply by `weight`.
+
+        y = x / sqrt(mean(x ** 2) + eps) * weight          the mean over the last dimension, row by row
+
+    Unlike LayerNorm it subtracts no mean. Squares and their mean are taken in float32 whatever the dtype of x:
+    in float16 the square of 300 is already infinite. The result has the dtype of x again.
+
+    Example: x = [[3., 4.]], weight = [1., 1.], eps = 0. The mean square is 12.5, so y = [[0.8485, 1.1314]].
+
+    Args:
+        x: (T, size).
+        weight: (size,), the dtype of x.
+        eps: keeps a row of zeros from being divided by zero.
+    """
+    raise NotImplementedError("ex01a")
+
+
+def apply_rope(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """ex01b. Rotary position embedding: turn pairs of numbers by angles that grow with the position.
+
+    Pair i of a head, for i from 0 to D / 2 - 1, is (x[i], x[i + D/2]): first half, second half, not neighbours.
+    A token at position p turns it by the angle  p * theta ** (-2 * i / D):
+
+        y[i]       = x[i] * cos(angle) - x[i + D/2] * sin(angle)
+        y[i + D/2] = x[i] * sin(angle) + x[i + D/2] * cos(angle)
+
+    Example, D = 2 (one pair, angle p): the head (1, 0) at position 2 becomes (cos 2, sin 2) = (-0.416, 0.909).
+
+    Args:
+        heads: (T, H, D), query or key heads, D even. Not changed: return a new tensor.
+        positions: (T,) int64, each token's position in its own text. Not always 0, 1, 2, ...
+        theta: 10000.0 in most models.
+
+    Returns:
+        (T, H, D), the dtype of heads.
+    """
+    raise NotImplementedError("ex01b")
+
+
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """ex01c. Causal attention over a whole text, with fewer KV heads than query heads.
+
+    Query heads come in groups of G = Hq / Hkv that share one KV head: with 4 query and 2 KV heads, heads 0 and 1
+    use KV head 0, heads 2 and 3 use KV head 1. For each head, token t looks at tokens 0 to t:
+
+        softmax(query[t] . key[0..t] / sqrt(D)) value[0..t]
+
+    Do not call `scaled_dot_product_attention`; it is what you are writing.
+
+    Args:
+        query: (T, Hq, D).
+        key, value: (T, Hkv, D). Hkv divides Hq.
+
+    Returns:
+        (T, Hq, D).
+    """
+    raise NotImplementedError("ex01c")
