@@ -44,17 +44,16 @@ class SequenceStatus(Enum):
     @property
     def is_finished(self) -> bool:
         """Whether no more tokens will come."""
-        return self in _FINISHED
+        return (
+            self is SequenceStatus.FINISHED_STOPPED
+            or self is SequenceStatus.FINISHED_LENGTH_CAPPED
+            or self is SequenceStatus.FINISHED_ABORTED
+        )
 
     @property
     def finish_reason(self) -> str | None:
         """vLLM's word for it: "stop", "length", "abort", or None while unfinished."""
         return self.value if self.is_finished else None
-
-
-_FINISHED = frozenset(
-    {SequenceStatus.FINISHED_STOPPED, SequenceStatus.FINISHED_LENGTH_CAPPED, SequenceStatus.FINISHED_ABORTED}
-)
 
 
 class Sequence:
