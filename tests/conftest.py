@@ -9,6 +9,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
+
 import pytest
 
 from minivllm.config import EngineConfig
@@ -18,6 +20,31 @@ from minivllm.random_model import random_llama
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two workers on two cores
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def find_browser():
+    """The path of a Chromium, or None."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def pytest_report_header():
+    if find_browser() is None:
+        return (
+            "no Chromium: the trace player's browser test is left out (on Debian: apt-get install chromium)"
+        )
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the browser tests where there is no browser."""
+    if find_browser() is not None:
+        return
+    dropped = [item for item in items if item.get_closest_marker("browser")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")

@@ -453,6 +453,7 @@ document.body.append(out);
 """
 
 
+@pytest.mark.browser
 def test_player_works_in_a_browser(example, batches, tmp_path):
     """Would catch a script error, players that disturb each other, and keys that do nothing."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
