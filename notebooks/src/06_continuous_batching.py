@@ -117,6 +117,11 @@ for record in small.steps:
 # computed in three pieces, and only the last one yields a token. This is **chunked prefill**, and it needed no code of
 # its own: a piece of a prompt is just a sequence that has not caught up yet.
 #
+# How can a step work on seven positions of one sequence and one of another? A batch is not a rectangle here. The eight
+# tokens lie in one row, `query_start_loc = [0, 1, 8]` says where each sequence begins, and no number is padding. Every
+# matrix product takes the eight rows as they are; attention alone looks at the borders, and each sequence at its own
+# block table. A rectangle of two rows would have had 14 cells, six of them empty.
+#
 # ## The picture
 #
 # The same requests, the same seats, the same colours.
