@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import check_invariants, check_plan, make_group, make_scheduler, run_model, token_after
 
-MAX_STEPS = 5000
+MAX_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ def simulate(scheduler_cls, jobs, num_blocks=64, **options):
 
 
 def draw_jobs(rng: random.Random, count, every, share_of_long=0.3):
-    """`count` jobs, one every `every` steps or so: most ask for few tokens, some for many."""
+    """`count` jobs, one every `every` steps or so: most ask for few tokens, some for many, in any order."""
+    is_long = [index < round(share_of_long * count) for index in range(count)]
+    rng.shuffle(is_long)
     jobs, clock = [], 0.0
-    for _ in range(count):
-        long = rng.random() < share_of_long
+    for long in is_long:
         output = rng.randint(40, 70) if long else rng.randint(3, 10)
         # Prompt and output lengths have nothing to do with each other.
         jobs.append(Job(int(clock), rng.choice([2, 5, 12, 30]), output))
-        clock += rng.expovariate(1 / every)
+        clock += every * rng.uniform(0.5, 1.5)
     return jobs
