@@ -119,34 +119,37 @@ def call_the_rest(dtype: torch.dtype) -> None:
     silu_and_mul(torch.zeros(4, 2 * 14336, dtype=dtype))
 
 
+def compile_for(capability: int, recorder: Recorder) -> None:
+    """Every kernel in float16; other dtypes, shapes and options where they can differ in what matters."""
+    pretend_to_be(capability)
+    recorder.label(capability, "float16", "llama8b")
+    call_decode("llama8b", torch.float16, num_splits=4)
+    call_prefill("llama8b", torch.float16, query_len=100)
+    call_the_rest(torch.float16)
+    recorder.label(capability, "float16", "wide")  # the widest rows: what needs most shared memory
+    call_prefill("wide", torch.float16, query_len=100)
+    if capability >= 80:
+        recorder.label(capability, "bfloat16", "llama8b")
+        call_decode("llama8b", torch.bfloat16, num_splits=1)
+    if capability in (75, 86, 120):  # the chips with least of it, with the widest numbers too
+        recorder.label(capability, "float32", "wide")
+        call_decode("wide", torch.float32, num_splits=1)
+        call_prefill("wide", torch.float32, query_len=100)
+    if capability == 90:  # the chip with most tiles to choose from
+        recorder.label(capability, "float16", "smollm2")
+        call_decode("smollm2", torch.float16, num_splits=1, sliding_window=100, soft_cap=30.0)
+        call_prefill("smollm2", torch.float16, query_len=100, sliding_window=100, soft_cap=30.0)
+        recorder.label(capability, "bfloat16", "llama8b")
+        call_prefill("llama8b", torch.bfloat16, query_len=1)
+        call_prefill("llama8b", torch.bfloat16, query_len=1200)
+
+
 def main(capabilities: list[int]) -> None:
-    """Compile everything for each chip in float16; the other dtypes where they can differ in what matters."""
+    """Compile everything for each chip."""
     kernels.common.check_launchable = lambda tensor: None
     recorder = Recorder()
     for capability in capabilities:
-        pretend_to_be(capability)
-        recorder.label(capability, "float16", "llama8b")
-        call_decode("llama8b", torch.float16, num_splits=1)
-        call_decode("llama8b", torch.float16, num_splits=4, sliding_window=100, soft_cap=30.0)
-        call_prefill("llama8b", torch.float16, query_len=1)
-        call_prefill("llama8b", torch.float16, query_len=100, sliding_window=100, soft_cap=30.0)
-        call_the_rest(torch.float16)
-        recorder.label(capability, "float16", "wide")  # the widest rows: what needs most shared memory
-        call_decode("wide", torch.float16, num_splits=1)
-        call_prefill("wide", torch.float16, query_len=1200)
-        if capability in (75, 86, 120):  # the chips with least of it, with the widest numbers too
-            recorder.label(capability, "float32", "wide")
-            call_decode("wide", torch.float32, num_splits=1)
-            call_prefill("wide", torch.float32, query_len=1200)
-        if capability in (75, 90):
-            recorder.label(capability, "float16", "smollm2")
-            call_decode("smollm2", torch.float16, num_splits=1)
-            call_prefill("smollm2", torch.float16, query_len=100)
-        if capability >= 80:
-            recorder.label(capability, "bfloat16", "llama8b")
-            call_decode("llama8b", torch.bfloat16, num_splits=1)
-        if capability == 90:  # the one chip with more tiles to choose from
-            call_prefill("llama8b", torch.bfloat16, query_len=1200)
+        compile_for(capability, recorder)
     if 86 in capabilities:  # the negative control: what the heuristics must not choose there
         pretend_to_be(86)
         recorder.label(86, "float16", "too_large")
