@@ -36,6 +36,9 @@ class TracePlayer:
     def _repr_html_(self) -> str:
         return self.html
 
+    def __repr__(self) -> str:  # no address: notebooks store it
+        return f"TracePlayer({len(self.html)} characters of HTML)"
+
 
 def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
     """The player of a trace that keeps words.

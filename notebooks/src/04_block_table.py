@@ -53,7 +53,7 @@ reveal(guess, tokens, "tokens")
 # %% [markdown]
 # ## How the code does it
 #
-# The arithmetic fits on a page, and it is worth reading twice, because the whole system leans on it.
+# The arithmetic is short, and it is worth reading twice, because the whole system leans on it.
 
 # %%
 show_source(BlockTable.slot)
