@@ -62,12 +62,16 @@ def all_stubs() -> dict[str, str]:
 
 
 def write_stubs() -> list[Path]:
-    """Write all stubs to both places; returns the files that changed. Overwrites answers of a student."""
+    """Write all stubs to both places; returns the files that changed.
+
+    A file of `notebooks/exercises` that somebody has worked on is left alone.
+    """
     changed = []
     for name, text in all_stubs().items():
-        for folder in (STUBS, STUDENT):
-            path = folder / name
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+        begun = (STUDENT / name).exists() and not untouched(Path(name).stem, STUDENT)
+        for path in (STUDENT / name, STUBS / name):
+            is_stale = not path.exists() or path.read_text(encoding="utf-8") != text
+            if is_stale and not (begun and path.parent == STUDENT):
                 path.write_text(text, encoding="utf-8")
                 changed.append(path)
     return changed
@@ -133,8 +137,8 @@ def _lines_of(definition: str, text: str) -> tuple[int, int]:
 
 def untouched(chapter: str, folder: Path = STUDENT) -> bool:
     """Whether the student has not changed the file of a chapter."""
-    path = folder / f"{chapter}.py"
-    return path.exists() and path.read_bytes() == (STUBS / path.name).read_bytes()
+    path, original = folder / f"{chapter}.py", STUBS / f"{chapter}.py"
+    return path.exists() and original.exists() and path.read_bytes() == original.read_bytes()
 
 
 def missing_files(folder: Path = STUDENT) -> list[str]:

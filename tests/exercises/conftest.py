@@ -4,9 +4,12 @@ Bare `pytest` collects nothing here: a fresh clone is green, and stays so while 
 with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --impl student`.
 """
 
+import os
 import random
 import signal
+import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -22,7 +25,7 @@ HERE = Path(__file__).parent
 def pytest_addoption(parser):
     group = parser.getgroup("exercises")
     group.addoption("--impl", help="whose code: student, reference, stub, mutant:NAME, alternate:NAME, a folder; "
-                                   "mutants or alternates: all of them in one run")  # fmt: skip
+                                   "several with commas between them, and mutants or alternates for all of them")  # fmt: skip
     group.addoption("--exercise", default="", help="only the tests of this exercise, for example ex04b")
     group.addoption("--grade", default="", help="write one JSON line a test to this file")
     group.addoption("--seed", type=int, default=0, help="draw the random workloads anew")
@@ -59,6 +62,45 @@ def pytest_ignore_collect(collection_path, config):
     return True
 
 
+# -- the time limit ---------------------------------------------------------------------------------
+
+STUCK = "the process had to be killed: a loop that does not end, and that swallows every exception?"
+
+
+class TimeLimit(BaseException):
+    """Not an Exception: neither the student's `except Exception` nor hypothesis may swallow it."""
+
+
+@contextmanager
+def time_limit(seconds, when_stuck):
+    """Raise TimeLimit in what runs too long, again and again until it is heard; at last, kill the process.
+
+    Only the code under test and the test are timed, not the fixtures: importing torch is nobody's fault.
+    """
+
+    def on_alarm(signum, frame):
+        raise TimeLimit(f"no result after {seconds:g} seconds: a loop that does not end?")
+
+    def kill():
+        when_stuck()
+        os._exit(1)
+
+    killer = threading.Timer(seconds + 5, kill)
+    killer.daemon = True
+    killer.start()
+    has_alarm = hasattr(signal, "setitimer")  # not on Windows; there the killer is all there is
+    if has_alarm:
+        previous = signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    try:
+        yield
+    finally:
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        killer.cancel()
+
+
 class Session:
     """State of one run: the code to test, loaded once, and what has run out of time.
 
@@ -80,6 +122,8 @@ class Session:
         if config.getoption("grade"):
             self.writer = records.RecordWriter(Path(config.getoption("grade")))
             self.writer.path.unlink(missing_ok=True)
+        self.seconds = config.getoption("time_limit")
+        self.stub = Implementation.from_option("stub")
         self.loaded = {}
         self.out_of_time = set()
         self.has_submission = any(each.is_submission for each in self.implementations.values())
@@ -104,8 +148,10 @@ class Session:
             self.loaded[key] = SubmissionError(
                 records.TIME_LIMIT, f"{chapter}.py does not come to an end when it is imported."
             )
+            self.stub.load(chapter)  # imports what the stub imports, untimed
             try:
-                self.loaded[key] = self.implementations[choice].load(chapter)
+                with time_limit(self.seconds, lambda: None):
+                    self.loaded[key] = self.implementations[choice].load(chapter)
             except SubmissionError as error:
                 self.loaded[key] = error
         if isinstance(self.loaded[key], SubmissionError):
@@ -202,6 +248,7 @@ def rng(request):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past."""
+    import minivllm.llm  # noqa: F401  (imported here, where nobody is timed)
     from minivllm.random_model import random_llama
 
     return random_llama(tmp_path_factory.mktemp("models") / "tiny")
@@ -215,39 +262,13 @@ def reference_text(tiny_model):
     return generate(tiny_model)
 
 
-# -- the time limit ---------------------------------------------------------------------------------
-
-
-class TimeLimit(BaseException):
-    """Not an Exception: neither the student's `except Exception` nor hypothesis may swallow it."""
-
-
-def limited(item):
-    """Run one phase of a test under an alarm that goes off again and again, until it is heard."""
-    if item.config.stash.get(SESSION, None) is None or not hasattr(signal, "setitimer"):
-        return (yield)
-    seconds = item.config.getoption("time_limit")
-
-    def on_alarm(signum, frame):
-        raise TimeLimit(f"no result after {seconds:g} seconds: a loop that does not end?")
-
-    previous = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        return (yield)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_setup(item):
-    return (yield from limited(item))
-
-
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item):
-    return (yield from limited(item))
+    session = item.config.stash.get(SESSION, None)
+    if session is None:
+        return (yield)
+    with time_limit(session.seconds, lambda: write_record(item, session, records.TIME_LIMIT, STUCK)):
+        return (yield)
 
 
 # -- the records ------------------------------------------------------------------------------------
@@ -272,21 +293,25 @@ def pytest_runtest_makereport(item, call):
     session = item.config.stash.get(SESSION, None)
     if session is None or (call.when != "call" and call.excinfo is None):
         return report
-    exercise, points, hint = marker_of(item)
+    exercise = marker_of(item)[0]
     error = None if call.excinfo is None else call.excinfo.value
     status, message, where = describe(error, exercise)
-    choice = choice_of(item)
     if status == records.TIME_LIMIT:
-        session.out_of_time.add((choice or session.choices[0], exercise))
-    if session.writer is not None:
-        exception = "" if error is None else type(error).__name__
-        about = {"reason": reason_of(item), "hint": hint, "message": message, "where": where}
-        session.writer.add(
-            records.Record(
-                item.originalname, exercise, points, status, **about, exception=exception, variant=choice
-            )
-        )
+        session.out_of_time.add((choice_of(item) or session.choices[0], exercise))
+    write_record(item, session, status, message, where, "" if error is None else type(error).__name__)
     return report
+
+
+def write_record(item, session, status, message, where="", exception=""):
+    if session.writer is None:
+        return
+    exercise, points, hint = marker_of(item)
+    session.writer.add(
+        records.Record(
+            item.originalname, exercise, points, status, reason_of(item), hint, message, where, exception,
+            choice_of(item),
+        )
+    )  # fmt: skip
 
 
 def describe(error, exercise):

@@ -1,0 +1,75 @@
+"""`python -m minivllm.course doctor`: can this machine do the exercises?
+
+One line a question, and for each "no" what to do about it. Nothing is installed or changed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from minivllm.course.catalog import ROOT, STUDENT, chapters
+from minivllm.course.stubs import missing_files, untouched
+
+INSTALL = 'pip install -e ".[test]"   (in the folder of the repository)'
+PACKAGES = ("torch", "numpy", "safetensors", "pytest", "hypothesis")
+
+Answer = tuple[bool, str, str]  # fine or not, the finding, what to do if not
+
+
+def examine() -> Iterator[Answer]:
+    """The questions, cheap ones first."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield sys.version_info >= (3, 11), f"Python {version}", "minivllm needs Python 3.11 or newer."
+    for package in PACKAGES:
+        try:
+            yield True, f"{package} {importlib.metadata.version(package)}", ""
+        except importlib.metadata.PackageNotFoundError:
+            yield False, f"{package} is not installed", INSTALL
+    yield from _examine_files()
+    yield _generate()
+
+
+def _examine_files() -> Iterator[Answer]:
+    """The student's files are there, and can be read as Python."""
+    missing = missing_files()
+    numbers = ", ".join(chapter[2:4] for chapter in missing)
+    fix = f"python -m minivllm.course reset {missing[0][2:4]}" if missing else ""
+    yield not missing, f"exercise files: missing {numbers}" if missing else "exercise files: all there", fix
+    begun = [chapter for chapter in chapters() if not untouched(chapter) and chapter not in missing]
+    for chapter in begun:
+        path = STUDENT / f"{chapter}.py"
+        try:
+            compile(path.read_bytes(), path.name, "exec")
+        except SyntaxError as error:
+            yield False, f"{path.name} has a syntax error in line {error.lineno}", f"Open {path}."
+
+
+def _generate() -> Answer:
+    """The engine runs: a tiny random model writes a few tokens."""
+    try:
+        from minivllm import LLM, SamplingParams
+        from minivllm.random_model import random_llama
+
+        with tempfile.TemporaryDirectory() as folder:
+            model = random_llama(Path(folder) / "tiny")
+            llm = LLM(str(model), skip_tokenizer_init=True, num_blocks=8, max_model_len=32)
+            params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+            (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
+        return True, f"the engine writes: {list(output.outputs[0].token_ids)}", ""
+    except Exception as error:
+        return False, f"the engine fails: {type(error).__name__}: {error}", INSTALL
+
+
+def report() -> bool:
+    """Print all answers; whether all are fine."""
+    fine = True
+    print(f"Course at {ROOT}")
+    for ok, finding, advice in examine():
+        fine = fine and ok
+        print(f"  {'ok ' if ok else 'NO '} {finding}" + (f"\n      -> {advice}" if not ok else ""))
+    print("All fine." if fine else "Not all is fine; see the arrows.")
+    return fine

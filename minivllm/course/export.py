@@ -1,0 +1,82 @@
+"""The copy for students: the repository without what solves the exercises.
+
+What is left out is listed in `.gitattributes` (export-ignore), so `git archive` leaves it out too, and
+nothing has to be kept in step here. Before the copy is handed over it is tried out: its exercise tests run,
+and each has to fail because nothing is written yet.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from minivllm.course.catalog import ROOT, CourseError
+
+TRY_OUT = """
+import json
+from minivllm.course.catalog import ROOT, Target, chapters
+from minivllm.course.run import run_tests
+records = run_tests("student", [Target(chapter, None) for chapter in chapters()])
+print(json.dumps([str(ROOT), sorted({record.status for record in records}), len(records)]))
+"""
+
+
+def export_student(out: Path) -> str:
+    """Write the copy into the new folder `out` and try it out; returns what to tell the teacher.
+
+    Raises:
+        CourseError: `out` is not empty, this is no git checkout, or the copy holds a solution.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CourseError(f"{out} exists and is not empty. Give a new folder.")
+    archive = _git("archive", "--format=tar", "HEAD")
+    out.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(out, filter="data")
+    ignored = [path for path in export_ignored() if (out / path).exists()]
+    if ignored:
+        raise CourseError(f"the copy at {out} still holds {', '.join(ignored)}.")
+    num_tests = try_out(out)
+    changed = _git("status", "--porcelain", "--untracked-files=no").decode().splitlines()
+    note = f"\nNot in it: {len(changed)} changed files that are not committed." if changed else ""
+    return f"Wrote {out}. Its {num_tests} exercise tests fail, as they should: nothing is written yet.{note}"
+
+
+def export_ignored() -> list[str]:
+    """The paths that `.gitattributes` keeps from students."""
+    lines = (ROOT / ".gitattributes").read_text(encoding="utf-8").splitlines()
+    return [line.split()[0] for line in lines if line.endswith("export-ignore")]
+
+
+def try_out(out: Path) -> int:
+    """Run the exercise tests of the copy; their number.
+
+    Raises:
+        CourseError: one of them does anything but fail because nothing is written.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_OUT], cwd=out, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise CourseError(f"the tests of the copy do not run:\n{done.stdout}{done.stderr}")
+    root, statuses, num_tests = json.loads(done.stdout.splitlines()[-1])
+    if Path(root) != out.resolve():
+        raise CourseError(f"the copy at {out} was not tested, but {root}.")
+    if statuses != ["not written yet"]:
+        raise CourseError(f"in the copy at {out} some exercises are not unsolved: {', '.join(statuses)}.")
+    return num_tests
+
+
+def _git(*arguments: str) -> bytes:
+    """Output of a git command in the repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True)
+    except FileNotFoundError:
+        raise CourseError("git is not installed; the copy is made with `git archive`.") from None
+    except subprocess.CalledProcessError as error:
+        raise CourseError(f"git {arguments[0]} failed: {error.stderr.decode().strip()}") from None
+    return done.stdout

@@ -1,0 +1,160 @@
+"""Grade submissions: each in a process of its own, none by anything but its own code.
+
+    submissions/
+      ada/ch04_block_table.py                      only files with the names of chapters are taken,
+      bob/notebooks/exercises/ch04_block_table.py  from here too
+      eve/ch04_block_table.py                      ends the process: her other exercises run again, alone
+
+Nothing else of a submission is used: no conftest, no test, no helper module, so a student cannot replace
+the tests. What is missing is missing; it is never taken from the solutions. This isolates mistakes, not
+malice: the code runs with the rights of whoever grades. See docs/instructor/grading.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from minivllm.course.catalog import SOLUTIONS, TESTS, CourseError, Target, chapters, exercises_of
+from minivllm.course.records import PROCESS_ENDED, TIME_LIMIT, Record
+from minivllm.course.run import RunOptions, run_tests
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission and how its tests went. Every test of the graded chapters has a record."""
+
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def score(self) -> float:
+        """Points reached."""
+        return sum(record.score for record in self.records)
+
+    @property
+    def max_score(self) -> float:
+        """Points there are."""
+        return sum(record.points for record in self.records)
+
+    def exercise(self, exercise_id: str) -> tuple[Record, ...]:
+        """The records of one exercise."""
+        return tuple(record for record in self.records if record.exercise == exercise_id)
+
+
+def grade(
+    folder: Path, targets: list[Target], options: RunOptions, progress: TextIO | None = None
+) -> list[Submission]:
+    """Grade `folder`: one submission if it holds chapter files, else each folder in it.
+
+    Args:
+        targets: what to grade. Empty: every chapter that at least one submission has a file of.
+        progress: where to say which submission is at work.
+
+    Raises:
+        CourseError: there is nothing to grade.
+    """
+    found = find_submissions(folder)
+    if not targets:
+        present = {name for files in found.values() for name in files}
+        targets = [Target(chapter, None) for chapter in chapters() if chapter in present]
+    submissions = []
+    for index, (name, files) in enumerate(found.items(), start=1):
+        submission = Submission(name, tuple(grade_one(files, targets, options)))
+        submissions.append(submission)
+        if progress is not None:
+            score = f"{submission.score:g} of {submission.max_score:g} points"
+            print(f"{index} of {len(found)}: {name}, {score}", file=progress, flush=True)
+    return submissions
+
+
+def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
+    """Name of each submission -> its chapter files."""
+    if not folder.is_dir():
+        raise CourseError(f"there is no folder {folder}.")
+    if TESTS in (folder.resolve(), *folder.resolve().parents):
+        raise CourseError(f"{folder} holds the tests and solutions of the course, not a submission.")
+    own = chapter_files(folder)
+    if own:
+        return {folder.resolve().name: own}
+    folders = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    found = {each.name: chapter_files(each) for each in folders}
+    if not any(found.values()):
+        expected = ", ".join(f"{chapter}.py" for chapter in chapters())
+        raise CourseError(
+            f"{folder} holds no submission. Expected {folder}/NAME/chNN_topic.py, or the files of one "
+            f"submission in {folder} itself. Files are found by name: {expected}."
+        )
+    return found
+
+
+def chapter_files(folder: Path) -> dict[str, Path]:
+    """The chapter files of one submission: at its top, or where a checkout has them."""
+    places = (folder, folder / "notebooks" / "exercises", folder / "exercises")
+    return {
+        chapter: next(path for place in places if (path := place / f"{chapter}.py").is_file())
+        for chapter in chapters()
+        if any((place / f"{chapter}.py").is_file() for place in places)
+    }
+
+
+def grade_one(files: dict[str, Path], targets: Iterable[Target], options: RunOptions) -> list[Record]:
+    """The records of one submission, for all tests of `targets`."""
+    targets = list(targets)
+    with tempfile.TemporaryDirectory(prefix="minivllm-submission-") as name:
+        folder = Path(name)
+        for path in files.values():
+            shutil.copyfile(path, folder / path.name)
+        if all(target.exercise is None for target in targets):
+            records = run_tests(str(folder), targets, options)
+        else:
+            records = [record for target in targets for record in run_tests(str(folder), [target], options)]
+        records = run_again_alone(records, folder, targets, options)
+    copied = {chapter for chapter, path in files.items() if is_shipped_solution(path)}
+    return [without_points(record) if f"{chapter_of(record)}" in copied else record for record in records]
+
+
+def run_again_alone(
+    records: list[Record], folder: Path, targets: list[Target], options: RunOptions
+) -> list[Record]:
+    """If a test ended the process, run every exercise that was left over by itself.
+
+    So one exercise that crashes, or never ends, costs nobody the points of the others.
+    """
+    result = []
+    for exercise_id in dict.fromkeys(record.exercise for record in records):
+        own = [record for record in records if record.exercise == exercise_id]
+        broken_off = any(
+            record.status == PROCESS_ENDED or (record.status == TIME_LIMIT and not record.exception)
+            for record in own
+        )
+        if broken_off and len({record.exercise for record in records}) > 1:
+            own = run_tests(str(folder), [Target(chapter_of(own[0]), exercise_id)], options)
+        result += own
+    return result
+
+
+def chapter_of(record: Record) -> str:
+    """The chapter that a record belongs to."""
+    return next(
+        chapter
+        for chapter in chapters()
+        for exercise in exercises_of(chapter)
+        if exercise.id == record.exercise
+    )
+
+
+def is_shipped_solution(path: Path) -> bool:
+    """Whether a file is a copy of the solution."""
+    solution = SOLUTIONS / path.name
+    return solution.exists() and path.read_bytes() == solution.read_bytes()
+
+
+def without_points(record: Record) -> Record:
+    """The record of a copied solution."""
+    message = "the file is a copy of the solution that comes with the course."
+    return replace(record, status="uses the reference", message=message, where="")

@@ -1,0 +1,121 @@
+"""Records of a test run, told to a person: what is done, and the one thing to look at next.
+
+    ch04_block_table.py, saved 5 seconds ago
+
+      ex04a  blocks_needed             4 of 4 points   done
+      ex04b  append_tokens             5 of 8 points   2 of 6 tests fail
+      ex04c  free                      0 of 6 points   not written yet
+
+    Next: ex04b, test_out_of_blocks_changes_nothing
+      why       When memory runs out half way, the blocks taken so far must not be lost.
+      append_tokens([7, 2], 6, 9, [5], 4)
+        expected  ValueError
+        got       the result [10, 11, 20, 21, 22, 23, 0, 1, 2]
+      hint      Count what is missing first, and compare with len(free_blocks).
+
+One failure at a time, and of an exercise that has been begun if there is one: a page of failures is read by
+nobody.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from pathlib import Path
+
+from minivllm.course.catalog import Exercise, exercises_of
+from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record
+
+WIDTH = 110
+FILE_PROBLEMS = ("missing file", "empty file", "syntax error", "error on import", "uses the reference")
+
+
+def describe(chapter: str, records: list[Record], path: Path) -> str:
+    """The report on one chapter, or on those exercises of it that have records."""
+    lines = [f"{path.name}, {age(path)}", ""]
+    for exercise in exercises_of(chapter):
+        own = [record for record in records if record.exercise == exercise.id]
+        if own:
+            lines.append("  " + summary(exercise, own))
+    failed = [record for record in records if record.status != PASSED]
+    if failed:
+        begun = [record for record in failed if record.status != NOT_WRITTEN]
+        lines += ["", *next_step((begun or failed)[0], failed, path)]
+    else:
+        lines += ["", "All tests pass."]
+    return "\n".join(lines)
+
+
+def summary(exercise: Exercise, records: list[Record]) -> str:
+    """One line about an exercise: its points, and how far it is."""
+    got, most = sum(record.score for record in records), sum(record.points for record in records)
+    failed = [record for record in records if record.status != PASSED]
+    statuses = {record.status for record in failed}
+    if not failed:
+        state = "done"
+    elif len(statuses) == 1 and len(failed) == len(records) and not statuses & {WRONG, CRASHED}:
+        (state,) = statuses
+    else:
+        state = f"{len(failed)} of {len(records)} tests fail"
+    return f"{exercise.id}  {exercise.name:<26} {got:>2g} of {most:>2g} points   {state}"
+
+
+def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
+    """What to look at: one failed test, or what keeps all of them from running."""
+    others = sum(each.exercise == record.exercise for each in failed) - 1
+    if record.status in FILE_PROBLEMS:
+        return [f"Next: {record.status}", *indent(record.message)]
+    if record.status == NOT_WRITTEN:
+        return [f"Next: {record.exercise} is not written yet.",
+                f'  Open {path} and replace  raise NotImplementedError("{record.exercise}").']  # fmt: skip
+    lines = [f"Next: {record.exercise}, {record.test}: {record.status}"]
+    lines += field("why", record.reason)
+    if record.message:
+        lines += indent(record.message)
+    if record.where:
+        lines += field("where", record.where)
+    if record.hint:
+        lines += field("hint", record.hint)
+    if others:
+        lines += [
+            "",
+            f"  {others} more of {record.exercise} fail{'s' if others == 1 else ''}; this one first.",
+        ]
+    return lines
+
+
+def field(name: str, text: str) -> list[str]:
+    """ "  name      text", wrapped."""
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
+
+
+def indent(message: str) -> list[str]:
+    """A message of several lines, each as it is; endless ones are cut."""
+    lines = message.splitlines()
+    shown = [line if len(line) <= 400 else line[:400] + " ..." for line in lines[:12]]
+    if len(lines) > 12:
+        shown.append(f"... ({len(lines) - 12} more lines)")
+    return [f"  {line}" for line in shown]
+
+
+def age(path: Path) -> str:
+    """When the file was saved: an editor that has not saved it yet is a common riddle."""
+    if not path.exists():
+        return "which is not there"
+    seconds = max(0, int(time.time() - path.stat().st_mtime))
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds // length
+            return f"saved {count} {unit}{'s' if count > 1 else ''} ago"
+    return f"saved {seconds} second{'s' if seconds != 1 else ''} ago"
+
+
+def progress(chapter: str, records: list[Record] | None) -> str:
+    """One line about a chapter for `status`; None: the student has not touched its file."""
+    if records is None:
+        return f"  {chapter:<28} {'.' * 20}  not begun"
+    got, most = sum(record.score for record in records), sum(record.points for record in records)
+    filled = int(20 * got / most)
+    problems = {record.status for record in records} & set(FILE_PROBLEMS)
+    note = f"   {sorted(problems)[0]}" if problems else ""
+    return f"  {chapter:<28} {'#' * filled}{'.' * (20 - filled)}  {got:g} of {most:g} points{note}"
