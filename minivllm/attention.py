@@ -124,46 +124,36 @@ class AttentionBackend(Protocol):
 
 
 @dataclass(frozen=True)
-class DecodeGroup:
-    """Decoding sequences of similar length, attended to in one call (part of a `TorchPlan`).
+class Gather:
+    """Blocks of N sequences and their place in the workspace (part of a `TorchPlan`).
 
-    Shapes: N sequences, n the longest of their `seq_lens`, b = cdiv(n, S) blocks each.
+    The sequences are padded to one length n, the longest of them; each gets b = cdiv(n, S) blocks.
     """
 
-    # (N,) int64: their rows in the packed batch.
-    tokens: Tensor
-    # (N * b,) int64: the blocks to gather, sequence after sequence.
+    # (N * b,) int64: the blocks, sequence after sequence.
     blocks: Tensor
-    # 2 x (N * b, S, Hkv, D): where in the workspace K and V are gathered to ...
-    gathered: tuple[Tensor, ...]
-    # ... and the same memory seen as 2 x (N, Hkv, n, D), which is what SDPA reads.
+    # K and V, each (N * b, S, Hkv, D): where they are gathered to ...
+    targets: tuple[Tensor, ...]
+    # ... and the same memory seen as (N, Hkv, n, D), which is what SDPA reads.
     key: Tensor
     value: Tensor
-    # (N, 1, 1, n), 0 or -inf; None when all sequences have length n.
-    mask: Tensor | None
 
-
-@dataclass(frozen=True)
-class PrefillSequence:
-    """One sequence with several new tokens (part of a `TorchPlan`): query rows [start, end)."""
-
-    start: int
-    end: int
-    # (b,) int64 blocks and their place in the workspace as in `DecodeGroup`, with N = 1 left out.
-    # None when nothing is cached yet: then the new K and V are all there is, and nothing is gathered.
-    blocks: Tensor | None = None
-    gathered: tuple[Tensor, ...] = ()
-    # (n, Hkv, D)
-    key: Tensor | None = None
-    value: Tensor | None = None
+    def run(self, key_cache: Tensor, value_cache: Tensor) -> None:
+        """Copy the blocks of one layer, (B, S, Hkv, D), into the workspace."""
+        torch.index_select(key_cache, 0, self.blocks, out=self.targets[0])
+        torch.index_select(value_cache, 0, self.blocks, out=self.targets[1])
 
 
 @dataclass(frozen=True)
 class TorchPlan:
     """A step's work as `TorchAttention` does it: the same for all layers, so worked out once."""
 
-    decode: list[DecodeGroup]
-    prefill: list[PrefillSequence]
+    # Decoding sequences of similar length, attended to in one call: the rows (N,) int64 of their tokens,
+    # what to gather, and a mask (N, 1, 1, n) of 0 and -inf (None if all have length n).
+    decode: list[tuple[Tensor, Gather, Tensor | None]]
+    # Each sequence with several new tokens: its rows, and what to gather (N = 1). None when nothing is
+    # cached yet: then the new K and V are all there is.
+    prefill: list[tuple[slice, Gather | None]]
     # (prefill_tile or fewer, max_seq_len): see `bottom_right_mask`.
     mask: Tensor | None
 
@@ -252,46 +242,44 @@ class TorchAttention:
 
         decode_rows = [row for row, query_len in enumerate(query_lens) if query_len == 1]
         decode_blocks = [num_blocks[row] for row in decode_rows]
-        groups = group_by_length(decode_blocks, self._max_blocks, LENGTH_RATIO)
-        decode = [self._plan_decode([decode_rows[i] for i in group], metadata, seq_lens) for group in groups]
+        decode = []
+        for group in group_by_length(decode_blocks, self._max_blocks, LENGTH_RATIO):
+            rows = torch.tensor([decode_rows[index] for index in group], device=self._device)  # (N,)
+            ends = metadata.seq_lens[rows]
+            gather = self._plan_gather(metadata.block_tables[rows], max(ends.tolist()))
+            decode.append((metadata.query_start_loc[rows].long(), gather, self._padding_mask(ends)))
 
-        prefill: list[PrefillSequence] = []
+        prefill: list[tuple[slice, Gather | None]] = []
         for row, query_len in enumerate(query_lens):
-            if query_len > 1 and query_len == seq_lens[row]:
-                prefill.append(PrefillSequence(starts[row], starts[row + 1]))
-            elif query_len > 1:
-                blocks = metadata.block_tables[row, : num_blocks[row]].long()
-                gathered = self._workspace[:, : num_blocks[row]]
-                key, value = gathered.flatten(1, 2)[:, : seq_lens[row]]
-                prefill.append(
-                    PrefillSequence(starts[row], starts[row + 1], blocks, gathered.unbind(), key, value)
-                )
+            if query_len > 1:
+                is_fresh = query_len == seq_lens[row]
+                tables = metadata.block_tables[row : row + 1]
+                gather = None if is_fresh else self._plan_gather(tables, seq_lens[row])
+                prefill.append((slice(starts[row], starts[row + 1]), gather))
         mask = None
-        if any(sequence.blocks is not None for sequence in prefill):
-            rows = min(self._prefill_tile, metadata.max_query_len)
-            mask = bottom_right_mask(rows, metadata.max_seq_len, self._dtype, self._device)
+        if any(gather is not None for _, gather in prefill):
+            rows_of_tile = min(self._prefill_tile, metadata.max_query_len)
+            mask = bottom_right_mask(rows_of_tile, metadata.max_seq_len, self._dtype, self._device)
         return replace(metadata, plan=TorchPlan(decode, prefill, mask))
 
-    def _plan_decode(self, rows: list[int], metadata: AttentionMetadata, seq_lens: list[int]) -> DecodeGroup:
-        """Plan one group of N rows. Their lengths may differ within a block, whatever their order."""
-        lengths = [seq_lens[row] for row in rows]
-        size, longest, shortest = len(rows), max(lengths), min(lengths)
+    def _plan_gather(self, tables: Tensor, longest: int) -> Gather:
+        """Plan the gathering of N sequences padded to `longest` tokens; `tables` (N, max_blocks)."""
         blocks_each = -(-longest // self._block_shape[0])
-        index = torch.tensor(rows, device=self._device)
         # A shorter sequence's row of the table ends in padding, block 0: gathered for nothing, and masked.
-        blocks = metadata.block_tables[index, :blocks_each].flatten().long()  # (N * b,)
-        gathered = self._workspace[:, : size * blocks_each]
+        blocks = tables[:, :blocks_each].flatten().long()
+        targets = self._workspace[:, : len(blocks)]
         # (2, N * b, S, Hkv, D) -> (2, N, b * S, Hkv, D) -> (2, N, Hkv, n, D), all the same memory
-        padded = gathered.unflatten(1, (size, blocks_each)).flatten(2, 3)
+        padded = targets.unflatten(1, (len(tables), blocks_each)).flatten(2, 3)
         key, value = padded[:, :, :longest].transpose(2, 3)
-        mask = None
-        if shortest < longest:
-            ends = metadata.seq_lens[index].view(size, 1, 1, 1)
-            beyond = torch.arange(longest, device=self._device) >= ends
-            mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device)
-            mask.masked_fill_(beyond, float("-inf"))
-        return DecodeGroup(
-            metadata.query_start_loc[index].long(), blocks, gathered.unbind(), key, value, mask
+        return Gather(blocks, targets.unbind(), key, value)
+
+    def _padding_mask(self, ends: Tensor) -> Tensor | None:
+        """(N, 1, 1, n) of 0 and -inf beyond each sequence's end (N,); None if no sequence is padded."""
+        beyond = torch.arange(int(ends.max()), device=self._device) >= ends.view(-1, 1, 1, 1)
+        if not beyond.any():
+            return None
+        return torch.zeros(beyond.shape, dtype=self._dtype, device=self._device).masked_fill_(
+            beyond, float("-inf")
         )
 
     def forward(
@@ -312,37 +300,34 @@ class TorchAttention:
         # (T, Hq, D) seen as (T, Hkv, G, D): the G query heads of one KV head lie next to each other.
         query = query.unflatten(1, (-1, self._queries_per_kv))
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        for group in plan.decode:
-            torch.index_select(key_cache, 0, group.blocks, out=group.gathered[0])
-            torch.index_select(value_cache, 0, group.blocks, out=group.gathered[1])
+        for tokens, gather, mask in plan.decode:
+            gather.run(key_cache, value_cache)
             attended = scaled_dot_product_attention(
-                query.index_select(0, group.tokens), group.key, group.value, attn_mask=group.mask, scale=scale
+                query.index_select(0, tokens), gather.key, gather.value, attn_mask=mask, scale=scale
             )  # (N, Hkv, G, D): G stands where SDPA expects the query length
-            output.index_copy_(0, group.tokens, attended)
-        for sequence in plan.prefill:
-            rows = slice(sequence.start, sequence.end)
-            if sequence.blocks is None:
-                output[rows] = self._attend_causal(query[rows], key[rows], value[rows], None, scale)
+            output.index_copy_(0, tokens, attended)
+        for rows, gather in plan.prefill:
+            if gather is None:
+                past = key[rows].transpose(0, 1), value[rows].transpose(0, 1)  # (Hkv, n, D) each
+                output[rows] = self._attend_causal(query[rows], *past, None, scale)
             else:
-                torch.index_select(key_cache, 0, sequence.blocks, out=sequence.gathered[0])
-                torch.index_select(value_cache, 0, sequence.blocks, out=sequence.gathered[1])
-                output[rows] = self._attend_causal(
-                    query[rows], sequence.key, sequence.value, plan.mask, scale
-                )
+                gather.run(key_cache, value_cache)
+                past = gather.key[0], gather.value[0]
+                output[rows] = self._attend_causal(query[rows], *past, plan.mask, scale)
         return output.flatten(1, 2)
 
     def _attend_causal(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """Attention of one sequence: query (q, Hkv, G, D), key and value (n, Hkv, D), out as query.
+        """Attention of one sequence: query (q, Hkv, G, D), key and value (Hkv, n, D), out as query.
 
         Without a mask q = n and SDPA's own causal mask is right. It is aligned at the top left, so with
         cached tokens before the first query the caller's bottom right mask takes its place, tile by tile.
         """
         query = query.permute(1, 2, 0, 3)  # (Hkv, G, q, D)
         # One K for the G heads that share it: `expand` repeats by a stride of 0, without a copy.
-        key = key.transpose(0, 1).unsqueeze(1).expand(-1, query.shape[1], -1, -1)  # (Hkv, G, n, D)
-        value = value.transpose(0, 1).unsqueeze(1).expand(-1, query.shape[1], -1, -1)
+        key = key.unsqueeze(1).expand(-1, query.shape[1], -1, -1)  # (Hkv, G, n, D)
+        value = value.unsqueeze(1).expand(-1, query.shape[1], -1, -1)
         if mask is None:
             output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
             return output.permute(2, 0, 1, 3)

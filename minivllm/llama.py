@@ -69,9 +69,16 @@ class Linear(nn.Module):
     ========  ========  ==================  ================  ==========
     """
 
-    def __init__(self, build: Build, in_features: int, out_features: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        build: Build,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        weight: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = build.parameter(out_features, in_features)
+        self.weight = build.parameter(out_features, in_features) if weight is None else weight
         self.bias = build.parameter(out_features) if bias else None
         self._packed: Tensor | None = None
 
@@ -276,9 +283,8 @@ class LlamaForCausalLM(nn.Module):
         self.config, self.attention, self._has_weights = config, attention, False
         build = Build(config, attention, dtype, torch.device(device))
         self.model = LlamaModel(build)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens
+        shared = self.model.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = Linear(build, config.hidden_size, config.vocab_size, weight=shared)
 
     @property
     def nbytes(self) -> int:
