@@ -34,7 +34,7 @@ def test_in_float32_the_texts_are_equal_and_the_layers_almost(llm, hf):
 
 def test_a_damaged_layer_is_found_where_it_is(llm, hf):
     """Negative control: one weight of the second layer changed; the first layer still agrees."""
-    llm.llm_engine.runner.model.model.layers[1].mlp.down_proj.weight.data *= 1.5
+    llm.llm_engine.runner.model.model.layers[1].post_attention_layernorm.weight.data *= 1.5
     result = compare(llm, hf, PROMPTS, 12)
     assert result.layer_differences[0] < 1e-4 * result.layer_scales[0]
     assert result.layer_differences[1] > 1e-2 * result.layer_scales[1]
@@ -46,7 +46,7 @@ def test_a_damaged_layer_is_found_where_it_is(llm, hf):
 
 def test_the_gap_is_that_of_the_two_tokens_at_the_first_difference(llm, hf):
     """Would catch a gap taken at another position, or between other tokens."""
-    llm.llm_engine.runner.model.model.layers[1].mlp.down_proj.weight.data *= 1.5
+    llm.llm_engine.runner.model.model.layers[1].post_attention_layernorm.weight.data *= 1.5
     result = compare(llm, hf, PROMPTS[:1], 12)
     (each,) = result.divergences
     ids = llm.get_tokenizer().encode(PROMPTS[0])

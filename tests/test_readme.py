@@ -96,7 +96,7 @@ def test_the_reading_order_has_every_module_and_its_length():
 def test_the_snippet_prints_what_the_readme_shows(smollm2):
     """Would catch an API change that the first lines a newcomer types do not survive."""
     (snippet,) = blocks("python")
-    shown = [line[1:].strip("\n") for line in snippet.splitlines() if line.startswith("# ")]
+    shown = [line[2:] for line in snippet.splitlines() if line.startswith("# ")]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         exec(compile(snippet, "README.md", "exec"), {})

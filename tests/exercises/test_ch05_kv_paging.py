@@ -178,7 +178,7 @@ def test_each_sequence_has_its_own_blocks(ex, num_tokens, block_size):
 @pytest.mark.exercise(
     "ex05c", points=2, hint="The numbers are read from the engine's own tables after each step."
 )
-def test_the_engine_counts_the_same(ex, tiny_model):
+def test_the_engine_of_this_chapter_counts_the_same(ex, tiny_model):
     """Measured, not believed: what an engine holds after each step, for three block sizes."""
     from minivllm.trace import Trace
 
