@@ -1,4 +1,4 @@
-# caught by: test_the_engine_counts_the_same
+# caught by: test_the_engine_of_this_chapter_counts_the_same
 """Every sequence holds a block for the token to come."""
 
 
