@@ -1,0 +1,450 @@
+"""The commands of the course: what a student and a teacher are told, and that nobody is graded by the wrong code."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from minivllm.course import __main__ as cli
+from minivllm.course import (
+    catalog,
+    export,
+    formats,
+    grading,
+    implementations,
+    report,
+    run,
+    solutions_page,
+    stubs,
+)
+from minivllm.course.catalog import CourseError, Target
+from minivllm.course.grading import Submission
+from minivllm.course.implementations import WHOLE_FILE, Implementation
+from minivllm.course.records import (
+    NOT_WRITTEN,
+    PASSED,
+    PROCESS_ENDED,
+    TIME_LIMIT,
+    WRONG,
+    Record,
+    RecordWriter,
+    read_log,
+)
+from tests.exercises import conftest as exercises_conftest
+
+FILE = "ch04_block_table.py"
+STUB = (catalog.STUBS / FILE).read_text()
+ANSWERS = {
+    "ex04a": "return -(-num_tokens // block_size)",
+    "wrong": "return num_tokens // block_size + 1",
+    "crashing": "import os; os._exit(0)",
+    "endless": "while True: pass",
+    "deaf": "while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    "cheating": "from minivllm.block_table import cdiv; return cdiv(num_tokens, block_size)",
+}
+
+
+def with_answer(answer, exercise="ex04a"):
+    """The stub of chapter 4 with one exercise filled in."""
+    return STUB.replace(f'raise NotImplementedError("{exercise}")', ANSWERS[answer])
+
+
+def write(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(text)
+    return folder
+
+
+def record(exercise="ex04b", test="test_x", points=2, status=WRONG, **fields):
+    return Record(test, exercise, points, status, **fields)
+
+
+# -- naming exercises -------------------------------------------------------------------------------
+
+
+def test_chapters_and_exercises_are_found_by_any_name_one_would_type():
+    """Would catch a command that wants one spelling and does not say which."""
+    for text in ("4", "04", "ch04", "CH04", "ch04_block_table", "ch04_block_table.py"):
+        assert catalog.parse_target(text) == Target("ch04_block_table", None), text
+    assert catalog.parse_target("ex04b") == catalog.parse_target("4b") == Target("ch04_block_table", "ex04b")
+    for text in ("9", "ex04z", "block_table", "", "123"):
+        with pytest.raises(CourseError, match="ch04_block_table: ex04a, ex04b, ex04c"):
+            catalog.parse_target(text)
+
+
+def test_a_wrong_name_is_an_error_of_its_own_on_the_command_line(capsys):
+    """Would catch a traceback where a sentence belongs."""
+    assert cli.main(["check", "9"]) == 2
+    assert "there is no chapter or exercise '9'" in capsys.readouterr().err
+
+
+# -- stubs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# BEGIN SOLUTION ex01a\n",
+        "# END SOLUTION\n",
+        "# BEGIN SOLUTION ex01a\n# BEGIN SOLUTION ex01b\n# END SOLUTION\n",
+    ],
+)
+def test_a_mark_without_its_partner_is_refused(text):
+    """Would catch a missing mark, with which half a solution would be handed out."""
+    with pytest.raises(ValueError, match=r"without its partner|has no"):
+        stubs.make_stub(text)
+
+
+def test_reset_restores_one_exercise_and_keeps_the_others(tmp_path):
+    """Would catch a reset that takes a student's other answers with it, or keeps no copy."""
+    text = with_answer("ex04a").replace('raise NotImplementedError("ex04c")', "pass  # mine")
+    write(tmp_path, text)
+    backup = stubs.reset(Target("ch04_block_table", "ex04a"), tmp_path)
+    assert (tmp_path / FILE).read_text() == STUB.replace('raise NotImplementedError("ex04c")', "pass  # mine")
+    assert backup.read_text() == text
+    stubs.reset(Target("ch04_block_table", None), tmp_path)
+    assert (tmp_path / FILE).read_text() == STUB
+
+
+def test_reset_of_one_exercise_in_a_broken_file_says_what_to_do(tmp_path):
+    """Would catch a file that is overwritten although nobody could tell what was in it."""
+    for text, message in [
+        ("def f(:\n", "syntax error in line 1"),
+        ("x = 1\n", "no longer defines blocks_needed"),
+    ]:
+        write(tmp_path, text)
+        with pytest.raises(CourseError, match=message) as error:
+            stubs.reset(Target("ch04_block_table", "ex04a"), tmp_path)
+        assert "reset 04" in str(error.value) and (tmp_path / FILE).read_text() == text
+
+
+def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
+    """Would catch `stubs` overwriting a student's answers; a file nobody has touched does follow the solutions."""
+    student, pristine = tmp_path / "student", tmp_path / "stubs"
+    monkeypatch.setattr(stubs, "STUDENT", student)
+    monkeypatch.setattr(stubs, "STUBS", pristine)
+    monkeypatch.setattr(stubs, "all_stubs", lambda: {FILE: STUB + "# new\n"})
+    write(pristine, STUB)
+    write(student, STUB)
+    assert stubs.write_stubs() == [student / FILE, pristine / FILE]
+    write(pristine, STUB)
+    write(student, with_answer("ex04a"))
+    assert stubs.write_stubs() == [pristine / FILE]
+    assert (student / FILE).read_text() == with_answer("ex04a")
+
+
+# -- whose code -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "kind"),
+    [
+        ("", WHOLE_FILE, "empty file"),
+        ("# only a comment\nx = 1\n", WHOLE_FILE, "empty file"),
+        ("def blocks_needed(num_tokens, block_size)\n    return 1\n", WHOLE_FILE, "syntax error"),
+        (
+            "from tests.exercises.solutions.ch04_block_table import *\ndef f(): pass\n",
+            WHOLE_FILE,
+            "uses the reference",
+        ),
+        ("import minivllm.block_table\ndef f(): pass\n", WHOLE_FILE, "uses the reference"),
+        ("def f():\n    from minivllm.block_table import cdiv\n", "f", "uses the reference"),
+        ("def f():\n    import importlib\n", "f", "uses the reference"),
+        (
+            "class C:\n    def f(self):\n        __import__('minivllm.block_table')\n",
+            "C",
+            "uses the reference",
+        ),
+    ],
+)
+def test_what_cannot_be_graded_is_told_as_what_it_is(tmp_path, text, where, kind):
+    """Would catch an empty file that passes, and a call of the very thing to be written."""
+    problems = implementations.find_problems(write(tmp_path, text) / FILE)
+    assert {name: problem.kind for name, problem in problems.items()} == {where: kind}
+
+
+def test_what_the_stub_imports_may_be_imported(tmp_path):
+    """Negative control: an untouched stub, and one with imports of the standard library, have no problem."""
+    for chapter in catalog.chapters():
+        assert implementations.find_problems(catalog.STUBS / f"{chapter}.py") == {}
+    assert implementations.find_problems(write(tmp_path, "import math\ndef f(): pass\n") / FILE) == {}
+
+
+def test_a_missing_file_is_missing_and_not_taken_from_elsewhere(tmp_path):
+    """Would catch a submission without a file that is graded by the shipped solution."""
+    with pytest.raises(implementations.SubmissionError, match=r"there is no ch04_block_table\.py"):
+        Implementation.from_option(str(tmp_path)).load("ch04_block_table")
+
+
+def test_an_implementation_that_does_not_exist_is_an_error():
+    """Would catch a typo in --impl that tests something else."""
+    for option in ("refrence", "mutant:ex04a_none", "alternate:x"):
+        with pytest.raises(ValueError, match=r"no such folder|there is no"):
+            Implementation.from_option(option)
+
+
+def test_a_graded_process_cannot_open_the_solutions():
+    """Would catch a submission that reads its answer from the solutions folder; other files stay readable."""
+    solution, stub = catalog.SOLUTIONS / FILE, catalog.STUBS / FILE
+    code = (
+        "from minivllm.course.implementations import block_solutions\n"
+        f"block_solutions(); open({str(stub)!r}).read()\n"
+        f"try: open({str(solution)!r})\n"
+        "except PermissionError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=catalog.ROOT, capture_output=True, text=True)
+    assert "holds a solution" in done.stdout, done.stdout + done.stderr
+
+
+def test_nothing_is_collected_without_saying_whose_code():
+    """Would catch a fresh clone that is red, or a learner's `pytest tests/exercises` that is silently empty."""
+    ignore = exercises_conftest.pytest_ignore_collect
+
+    def config(*args, impl=None):
+        return SimpleNamespace(args=args, getoption=lambda name, default=None: impl)
+
+    path = catalog.TESTS / "test_ch04_block_table.py"
+    assert ignore(path, config("tests")) is True
+    assert ignore(path, config("tests/exercises", impl="student")) is None
+    with pytest.raises(pytest.UsageError, match="say whose code"):
+        ignore(path, config(f"{path}::test_x"))
+
+
+# -- records and reports ----------------------------------------------------------------------------
+
+
+def test_a_run_that_breaks_off_loses_no_test(tmp_path):
+    """Would catch tests that vanish from a grade because the process was gone before their turn."""
+    tests = [{"test": f"test_{i}", "exercise": "ex04a", "points": 1} for i in "abc"]
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    for line in ({"collected": tests}, {"start": "f.py::test_a"}):
+        writer.write(line)
+    writer.add(record("ex04a", "test_a", 1, PASSED))
+    writer.write({"start": "f.py::test_b"})
+    for timed_out, status in ((False, PROCESS_ENDED), (True, TIME_LIMIT)):
+        records = run.complete(read_log(writer.path), timed_out)
+        assert [(r.test, r.status) for r in records] == [
+            ("test_a", PASSED),
+            ("test_b", status),
+            ("test_c", status),
+        ]
+        assert "not run" in records[2].message and "not run" not in records[1].message
+
+
+def test_a_run_without_tests_is_an_error(monkeypatch):
+    """Would catch "no tests ran" taken for "all tests passed"."""
+    monkeypatch.setattr(run, "_run_pytest", lambda *arguments: ("ImportError: no torch", False))
+    with pytest.raises(CourseError, match=r"no test ran(.|\n)*no torch"):
+        run.run_tests("student", [Target("ch04_block_table", None)])
+
+
+def test_the_report_shows_one_failure_with_reason_hint_and_place(tmp_path):
+    """Would catch a page of failures, and a message without what was expected and what came."""
+    records = [
+        record("ex04a", "test_done", 1, PASSED),
+        record(
+            "ex04b",
+            "test_first",
+            2,
+            message="f(3)\n  expected  1\n  got       2",
+            reason="A reason.",
+            hint="A hint.",
+        ),
+        record("ex04b", "test_second", 2, reason="Not shown.", where="ch04.py, line 3: x"),
+        record("ex04c", "test_third", 1, NOT_WRITTEN),
+    ]
+    text = report.describe("ch04_block_table", records, write(tmp_path, STUB) / FILE)
+    assert "saved 0 seconds ago" in text or "saved 1 second ago" in text
+    for line in ("1 of  1 points   done", "2 of 2 tests fail", "0 of  1 points   not written yet", "Next: ex04b, test_first",
+                 "A reason.", "A hint.", "expected  1", "got       2", "1 more of ex04b fails"):  # fmt: skip
+        assert line in text, line
+    assert "Not shown" not in text
+
+
+def test_the_report_tells_a_problem_of_the_file_once(tmp_path):
+    """Would catch a syntax error repeated for every test, with "wrong result" beside it."""
+    problem = {"status": "syntax error", "message": "ch04 is not valid Python, line 3: invalid syntax"}
+    text = report.describe(
+        "ch04_block_table", [record(**problem), record("ex04a", **problem)], tmp_path / FILE
+    )
+    assert text.count("not valid Python") == 1 and "which is not there" in text
+
+
+# -- grading ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """A folder of made-up submissions, graded on ex04a."""
+    folder = tmp_path_factory.mktemp("submissions")
+    write(folder / "right", with_answer("ex04a"))
+    write(folder / "wrong" / "notebooks" / "exercises", with_answer("wrong"))
+    write(folder / "empty", "")
+    for name in ("crashing", "endless", "deaf", "cheating"):
+        write(folder / name, with_answer(name))
+    (folder / "nothing").mkdir()
+    (folder / "right" / "conftest.py").write_text(
+        "raise SystemExit('a submission must not bring its own tests')"
+    )
+    options = run.RunOptions(time_limit=1.0)
+    return {each.name: each for each in grading.grade(folder, [catalog.parse_target("ex04a")], options)}
+
+
+def test_each_submission_gets_what_it_deserves(graded):
+    """Would catch a grade that comes from the reference, or from the submission before."""
+    scores = {name: submission.score for name, submission in graded.items()}
+    most = graded["right"].max_score
+    assert scores.pop("right") == most > scores.pop("wrong") > 0
+    assert set(scores.values()) == {0.0} and len(scores) == 6
+    assert all(submission.max_score == most for submission in graded.values())
+
+
+def test_each_submission_is_told_what_is_wrong_with_it(graded):
+    """Would catch an endless loop, a crash or an empty file reported as a wrong result."""
+    statuses = {name: {r.status for r in submission.records} for name, submission in graded.items()}
+    assert statuses["right"] == {PASSED}
+    assert statuses["wrong"] == {PASSED, WRONG}
+    assert statuses["empty"] == {"empty file"}
+    assert statuses["crashing"] == {PROCESS_ENDED}
+    assert statuses["endless"] == {TIME_LIMIT}
+    assert TIME_LIMIT in statuses["deaf"] <= {TIME_LIMIT, PROCESS_ENDED}
+    assert statuses["cheating"] == {"uses the reference"}
+    assert statuses["nothing"] == {"missing file"}
+
+
+def test_the_shipped_solutions_are_never_graded(tmp_path):
+    """Would catch a grade for the solutions folder, and full points for a copy of a solution."""
+    for folder in (catalog.SOLUTIONS, catalog.TESTS, catalog.STUBS):
+        with pytest.raises(CourseError, match="not a submission"):
+            grading.grade(folder, [], run.RunOptions())
+    copy = write(tmp_path, (catalog.SOLUTIONS / FILE).read_text()) / FILE
+    assert grading.is_shipped_solution(copy)
+    assert not grading.is_shipped_solution(write(tmp_path, STUB) / FILE)
+    assert grading.without_points(record(status=PASSED)).score == 0
+
+
+def test_a_folder_without_submissions_says_what_was_expected(tmp_path):
+    """Would catch an empty table of grades because the files have other names."""
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada" / "block_table.py").write_text(STUB)
+    with pytest.raises(CourseError, match=r"NAME/chNN_topic\.py.*ch04_block_table\.py"):
+        grading.find_submissions(tmp_path)
+    with pytest.raises(CourseError, match="there is no folder"):
+        grading.find_submissions(tmp_path / "none")
+
+
+def test_one_exercise_that_ends_the_process_does_not_cost_the_others(monkeypatch):
+    """Would catch a crash in ex04a that takes the points of ex04b; what did run is not run again."""
+    calls = []
+
+    def run_alone(impl, targets, options):
+        calls.append(targets)
+        return [record("ex04b", "test_b", 2, PASSED)]
+
+    monkeypatch.setattr(grading, "run_tests", run_alone)
+    broken = [
+        record("ex04a", "test_a", 1, PASSED),
+        record("ex04b", "test_b", 2, PROCESS_ENDED),
+        record("ex04c", "test_c", 1, WRONG),
+    ]
+    got = grading.run_again_alone(broken, catalog.STUBS, [], run.RunOptions())
+    assert calls == [[Target("ch04_block_table", "ex04b")]]
+    assert [(r.exercise, r.status) for r in got] == [("ex04a", PASSED), ("ex04b", PASSED), ("ex04c", WRONG)]
+
+
+SUBMISSIONS = [
+    Submission("ada", (record("ex04a", "test_a", 1, PASSED, reason="Why."), record("ex04b", "test_b", 2.5, hint="A hint."))),
+    Submission("bob", (record("ex04a", "test_a", 1, "empty file", message="\x00 <&>"), record("ex04b", "test_b", 2.5, PASSED))),
+]  # fmt: skip
+
+
+def test_csv_has_one_line_a_submission_and_one_column_an_exercise():
+    """Would catch columns that shift when a submission lacks something."""
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(SUBMISSIONS))))
+    assert rows[0] == {
+        "submission": "ada",
+        "score": "1",
+        "max_score": "3.5",
+        "ex04a": "1",
+        "ex04b": "0",
+        "problems": "",
+    }
+    assert rows[1]["score"] == "2.5" and rows[1]["problems"] == "ex04a: empty file"
+
+
+def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
+    """Would catch a results.json that Gradescope refuses, or two students in one file."""
+    data = json.loads(formats.to_gradescope(SUBMISSIONS[:1]))
+    assert data["score"] == 1.0 and data["stdout_visibility"] == "hidden"
+    assert [(t["score"], t["max_score"], t["status"]) for t in data["tests"]] == [
+        (1, 1, "passed"),
+        (0.0, 2.5, "failed"),
+    ]
+    assert set(data["tests"][0]) == {"name", "number", "score", "max_score", "status", "output", "visibility"}
+    assert "A hint." in data["tests"][1]["output"]
+    formats.write("gradescope", SUBMISSIONS, tmp_path / "results")
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["ada.json", "bob.json"]
+    for out in (None, tmp_path / "results.json"):
+        with pytest.raises(CourseError, match="one file a submission"):
+            formats.write("gradescope", SUBMISSIONS, out)
+
+
+def test_junit_and_json_hold_every_test(capsys):
+    """Would catch XML that no reader accepts because a student printed a control character."""
+    suites = ElementTree.fromstring(formats.to_junit(SUBMISSIONS)).findall("testsuite")
+    assert [(s.get("name"), s.get("tests"), s.get("failures")) for s in suites] == [
+        ("ada", "2", "1"),
+        ("bob", "2", "1"),
+    ]
+    assert "<&>" in suites[1].find("testcase/failure").text
+    formats.write("json", SUBMISSIONS, None)
+    data = json.loads(capsys.readouterr().out)
+    assert [[test["score"] for test in each["tests"]] for each in data] == [[1, 0.0], [0.0, 2.5]]
+
+
+# -- for teachers, and in notebooks -----------------------------------------------------------------
+
+
+def test_the_copy_for_students_holds_stubs_and_no_solution(tmp_path, monkeypatch):
+    """Would catch a solution, an alternate or a mutant handed out with the exercises."""
+    monkeypatch.setattr(export, "try_out", lambda out: 0)
+    export.export_student(tmp_path / "copy")
+    names = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*")}
+    assert f"notebooks/exercises/{FILE}" in names and f"tests/exercises/stubs/{FILE}" in names
+    hidden = (
+        "tests/exercises/solutions",
+        "tests/exercises/alternates",
+        "tests/exercises/mutants",
+        "docs/instructor",
+    )
+    assert not [name for name in names if name.startswith((*hidden, "tests/test_course_"))]
+    assert "BEGIN SOLUTION" not in (tmp_path / "copy" / "notebooks" / "exercises" / FILE).read_text()
+    with pytest.raises(CourseError, match="not empty"):
+        export.export_student(tmp_path / "copy")
+
+
+def test_the_solutions_page_is_up_to_date_and_folds_every_exercise():
+    """Would catch a page that was not made again after a solution changed."""
+    assert solutions_page.stale() == []
+    page = solutions_page.PAGE.read_text()
+    exercises = [exercise for chapter in catalog.chapters() for exercise in catalog.exercises_of(chapter)]
+    assert page.count("<details>") == page.count("</details>") == len(exercises)
+    assert "SOLUTION" not in page
+
+
+def test_the_magic_is_registered_and_says_what_is_wrong(capsys):
+    """Would catch %load_ext that loads nothing, and a traceback in a notebook."""
+    import minivllm.course
+
+    magics = {}
+    shell = SimpleNamespace(
+        register_magic_function=lambda function, kind, name: magics.update({name: function})
+    )
+    minivllm.course.load_ipython_extension(shell)
+    magics["check"]("ex99a")
+    assert "there is no chapter or exercise 'ex99a'" in capsys.readouterr().out
