@@ -150,7 +150,8 @@ def apply_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The index where the cumulative sum of `probs` (N, V) first reaches u (N, K) of its total.
 
-    Because u > 0, an index with probability zero is never the first to reach anything.
+    Because u > 0, an index with probability zero is never the first to reach anything. NaN reaches nothing:
+    the last index.
     """
     cumulative = probs.cumsum(dim=-1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=probs.shape[-1] - 1)

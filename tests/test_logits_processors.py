@@ -189,12 +189,13 @@ def test_a_bad_word_is_forbidden_with_its_last_token_only():
     assert process_logits(logits, [make_row(prompt=(7,), output=(), bad_words=[[7, 8]])]).isfinite().all()
 
 
+@pytest.mark.parametrize("others", [{}, {"logit_bias": {0: 0.0}}], ids=str)
 @pytest.mark.parametrize("num_output", [0, 1, 2, 3, 4, 9])
-def test_min_tokens_is_hugging_faces_min_new_tokens(num_output):
+def test_min_tokens_is_hugging_faces_min_new_tokens(num_output, others):
     """Would catch an end one token too early or too late, and stop ids that are not forbidden with eos."""
     logits = random_logits(1)
     prompt, output = (1, 2, 3), tuple(range(10, 10 + num_output))
-    row = make_row(prompt=prompt, output=output, min_tokens=3, stop_token_ids=(58, 59, 4))
+    row = make_row(prompt=prompt, output=output, min_tokens=3, stop_token_ids=(58, 59, 4), **others)
     actual = process_logits(logits, [row])
     processor = MinNewTokensLengthLogitsProcessor(len(prompt), 3, [58, 59, 4])
     expected = processor(ids(prompt + output), logits)

@@ -97,6 +97,7 @@ CASES = {
     "min_p = 1": ({"min_p": 1.0}, 200, 1.0),
     "k, then p": ({"top_k": 20, "top_p": 0.8}, 200, 1.0),
     "k, then p, flat": ({"top_k": 300, "top_p": 0.6}, 1000, 0.3),
+    "k beyond the head, then p inside it": ({"top_k": 100, "top_p": 0.3}, 500, 1.5),
     "min_p, then p": ({"min_p": 0.2, "top_p": 0.7}, 200, 1.0),
     "min_p keeps fewer than k": ({"min_p": 0.3, "top_k": 50}, 200, 1.0),
     "everything": ({"temperature": 0.6, "min_p": 0.05, "top_k": 30, "top_p": 0.9}, 300, 1.0),
@@ -222,6 +223,11 @@ def test_a_token_of_probability_zero_is_never_drawn(monkeypatch, options, vocab_
         tokens = draws(monkeypatch, logits, SamplingParams(**options), EXTREMES, device)
         assert set(tokens) <= set(allowed)
         assert len(tokens) == len(EXTREMES)
+
+
+def test_nan_logits_give_a_token_of_the_vocabulary(monkeypatch):
+    """Would catch token id V, which stops a GPU for good: float16 overflows in some models."""
+    assert draws(monkeypatch, torch.full((9,), math.nan), SamplingParams(), [0.5, 1.0]) == [8, 8]
 
 
 @pytest.mark.parametrize("vocab_size", [40, 700])
@@ -429,14 +435,15 @@ def test_logprobs_are_the_log_softmax_with_ranks(vocab_size):
         )
 
 
-def test_logprobs_are_those_of_the_raw_logits():
+@pytest.mark.parametrize("num_rows", [2, 3])
+def test_logprobs_are_those_of_the_raw_logits(num_rows):
     """Would catch log-probabilities after temperature, bias or top_k (vLLM's default is raw_logprobs)."""
-    logits = random_logits(3, 50)
+    logits = random_logits(num_rows, 50)
     rows = [
         make_row(logprobs=2, temperature=0.2, seed=1),
         make_row(logprobs=2, top_k=1, logit_bias={4: 100.0}),
-        make_row(),
-    ]
+        make_row(),  # the third row wants none
+    ][:num_rows]
     outputs = Sampler()(logits, rows)
     reference = logits.log_softmax(dim=-1)
     assert outputs[1].token_ids == (4,)
@@ -444,7 +451,7 @@ def test_logprobs_are_those_of_the_raw_logits():
         (entry,) = outputs[i].logprobs
         assert entry.token_id == outputs[i].token_ids[0]
         assert entry.logprob == pytest.approx(reference[i, entry.token_id].item(), abs=1e-5)
-    assert outputs[2].logprobs is None
+    assert [output.logprobs for output in outputs[2:]] == [None] * (num_rows - 2)
 
 
 def test_beams_get_their_best_candidates_beside_other_rows():

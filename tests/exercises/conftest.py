@@ -126,6 +126,7 @@ class Session:
         self.stub = Implementation.from_option("stub")
         self.loaded = {}
         self.out_of_time = set()
+        self.model = self.text = None
         self.has_submission = any(each.is_submission for each in self.implementations.values())
         if self.has_submission:
             implementations.block_solutions()
@@ -245,21 +246,30 @@ def rng(request):
     return random.Random(f"{request.config.getoption('seed')}/{request.node.originalname}")
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past."""
-    import minivllm.llm  # noqa: F401  (imported here, where nobody is timed)
-    from minivllm.random_model import random_llama
+@pytest.fixture
+def tiny_model(ex, request, tmp_path_factory):
+    """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past.
 
-    return random_llama(tmp_path_factory.mktemp("models") / "tiny")
+    Made once a run. It asks for `ex` first: code that cannot be tested at all need not wait for torch.
+    """
+    session = request.config.stash[SESSION]
+    if session.model is None:
+        import minivllm.llm  # noqa: F401  (imported here, where nobody is timed)
+        from minivllm.random_model import random_llama
+
+        session.model = random_llama(tmp_path_factory.mktemp("models") / "tiny")
+    return session.model
 
 
-@pytest.fixture(scope="session")
-def reference_text(tiny_model):
+@pytest.fixture
+def reference_text(tiny_model, request):
     """What the engine with its own parts writes. The other tests of the repository prove it right."""
-    from tests.exercises.engine import generate
+    session = request.config.stash[SESSION]
+    if session.text is None:
+        from tests.exercises.engine import generate
 
-    return generate(tiny_model)
+        session.text = generate(tiny_model)
+    return session.text
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
