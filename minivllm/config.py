@@ -27,7 +27,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 PREEMPTION_MODES = ("recompute", "swap")
-ATTENTION_BACKENDS = ("auto", "torch", "triton")
+ATTENTION_BACKENDS = ("auto", "torch", "numba", "triton")
 
 
 def require_int(name: str, value: object, minimum: int) -> None:
@@ -36,6 +36,13 @@ def require_int(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name} must be an int, but is of type {type(value).__name__}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+
+
+def require_number(name: str, value: object) -> float:
+    """Return `value` if it is a real number (True is not, NaN is); TypeError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, but is of type {type(value).__name__}.")
+    return value
 
 
 def require_bool(name: str, value: object) -> None:
@@ -156,8 +163,9 @@ class EngineConfig:
     disable_log_stats: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str) or not self.model:
-            raise TypeError(f"model must be a name or a path, got {self.model!r}.")
+        for name, value in (("model", self.model), ("tokenizer", self.tokenizer)):
+            if value == "" or not isinstance(value, str | None if name == "tokenizer" else str):
+                raise TypeError(f"{name} must be a name or a path, got {value!r}.")
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("device", self.device, DEVICES)
         require_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
@@ -177,7 +185,7 @@ class EngineConfig:
                 require_int(name, getattr(self, name), minimum=1)
         for name in ("seed", "swap_space_bytes", "max_logprobs"):
             require_int(name, getattr(self, name), minimum=0)
-        if not 0 < self.gpu_memory_utilization <= 1:
+        if not 0 < require_number("gpu_memory_utilization", self.gpu_memory_utilization) <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.")
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ValueError("Give num_blocks or kv_cache_memory_bytes, not both: each sizes the KV cache.")

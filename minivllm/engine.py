@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minivllm.attention import AttentionBackend, make_attention_backend
-from minivllm.config import EngineConfig
+from minivllm.attention import AttentionBackend
+from minivllm.attention_kernels import make_attention_backend
+from minivllm.config import EngineConfig, require_number
 from minivllm.inputs import InputProcessor, Prompt
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
@@ -37,6 +38,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler
+from minivllm.sequence import SequenceGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -120,10 +122,28 @@ class LLMEngine:
         Raises:
             ValueError, TypeError: something is wrong with the request; the engine is as it was.
         """
+        self.add_group(self.make_group(request_id, prompt, params), arrival_time)
+
+    def make_group(
+        self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams | None = None
+    ) -> SequenceGroup:
+        """Check a request without queueing it, so that many can be checked before the first is queued.
+
+        Raises:
+            ValueError, TypeError: as in `add_request`.
+        """
         params = SamplingParams() if params is None else params
         group = self.input_processor.make_group(request_id, prompt, params, self.scheduler.new_seq_id())
+        self.scheduler.check(group)
+        return group
+
+    def add_group(self, group: SequenceGroup, arrival_time: float | None = None) -> None:
+        """Queue a request that `make_group` has checked; `arrival_time` as in `add_request`."""
+        now = time.perf_counter()
+        arrival_time = now if arrival_time is None else require_number("arrival_time", arrival_time)
         self.scheduler.add(group)
-        self.output_processor.add(group, time.perf_counter() if arrival_time is None else arrival_time)
+        self.input_processor.give_seed(group)
+        self.output_processor.add(group, arrival_time)
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; all its blocks are free afterwards.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Prompt = str | dict[str, object]
+Message = dict[str, str]
 
 
 class InputProcessor:
@@ -67,20 +68,32 @@ class InputProcessor:
             raise TypeError(
                 f"params must be SamplingParams or BeamSearchParams, got {type(params).__name__}."
             )
-        ignore_eos = params.ignore_eos
-        eos = frozenset() if ignore_eos else frozenset(self.model_config.eos_token_ids)
+        # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
+        # sampled, and to forbid it (min_tokens) would be an index error in the middle of a step.
+        vocab_size = self.model_config.vocab_size
+        known_eos = frozenset(token for token in self.model_config.eos_token_ids if token < vocab_size)
+        eos = frozenset() if params.ignore_eos else known_eos
         stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())
         max_tokens = params.max_tokens if params.max_tokens is not None else self.max_model_len
         return SequenceGroup(
             request_id=request_id,
             prompt=text,
-            seqs=[Sequence(seq_id, token_ids, self._seed(params))],
+            seqs=[Sequence(seq_id, token_ids, seed=0)],  # see `give_seed`
             params=params,
             max_num_tokens=min(len(token_ids) + max_tokens, self.max_model_len),
             eos_token_ids=eos,
             stop_token_ids=eos | stop_token_ids,
             bad_words_token_ids=self._bad_words(getattr(params, "bad_words", None)),
         )
+
+    def give_seed(self, group: SequenceGroup) -> None:
+        """Set the seed of a request: its own, or the next of the engine's.
+
+        This comes last, when the request can no longer be refused: otherwise a refused one would use up a
+        seed, and the requests after it would get other tokens than without it.
+        """
+        explicit = group.params.explicit_seed if isinstance(group.params, SamplingParams) else None
+        group.seqs[0].seed = self._seeds.getrandbits(32) if explicit is None else explicit
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """The prompt's text (None if only ids were given) and token ids."""
@@ -89,11 +102,13 @@ class InputProcessor:
             if keys == {"prompt"}:
                 prompt = prompt["prompt"]
             elif keys in ({"prompt_token_ids"}, {"prompt", "prompt_token_ids"}):
-                return prompt.get("prompt"), _list_of_ints(prompt["prompt_token_ids"])
+                text = prompt.get("prompt")
+                if not isinstance(text, str | None):
+                    raise TypeError(f"the text of a prompt must be a string, got {type(text).__name__}.")
+                return text, _list_of_ints(prompt["prompt_token_ids"])
             else:
-                raise ValueError(
-                    f'a prompt dict needs "prompt" or "prompt_token_ids", got the keys {sorted(keys)}.'
-                )
+                names = sorted(map(str, keys))
+                raise ValueError(f'a prompt dict needs "prompt" or "prompt_token_ids", got the keys {names}.')
         if not isinstance(prompt, str):
             raise TypeError(
                 'a prompt must be a string, {"prompt": str} or {"prompt_token_ids": [int]}, '
@@ -149,10 +164,6 @@ class InputProcessor:
         if self.tokenizer is None and (params.stop_strings or params.bad_words):
             raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
 
-    def _seed(self, params: SamplingParams | BeamSearchParams) -> int:
-        explicit = params.explicit_seed if isinstance(params, SamplingParams) else None
-        return self._seeds.getrandbits(32) if explicit is None else explicit
-
     def _bad_words(self, bad_words: list[str] | None) -> tuple[tuple[int, ...], ...]:
         """Token sequences of the bad words, each at the start of a text and after a space.
 
@@ -167,10 +178,48 @@ class InputProcessor:
             )
             if not plain:
                 raise ValueError("bad_words entries must tokenize to at least one token.")
+            outside = [token for token in plain + spaced if token >= self.model_config.vocab_size]
+            if outside:
+                raise ValueError(
+                    f"The model vocabulary size is {self.model_config.vocab_size}, but the following tokens "
+                    f"were specified as bad: {outside}."
+                )
             sequences.append(plain)
             if len(spaced) == len(plain) and spaced[0] != plain[0]:
                 sequences.append(spaced)
         return tuple(sequences)
+
+
+def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
+    """A single prompt as a list of one; anything but prompts is a TypeError."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise TypeError(f"prompts must be a prompt or a list of prompts, got {type(prompts).__name__}.")
+    return list(prompts)
+
+
+def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list[Message]]:
+    """One conversation as a list of one, each message checked.
+
+    A chat template would not notice: in Jinja what is missing is an empty string, so a message without
+    "content" becomes a prompt that looks right and asks nothing.
+    """
+    if not isinstance(messages, list | tuple):
+        raise TypeError(f"messages must be a list of messages, got {type(messages).__name__}.")
+    if not messages:
+        raise ValueError("messages is empty: give at least one conversation with one message.")
+    conversations = list(messages) if isinstance(messages[0], list | tuple) else [list(messages)]
+    for conversation in conversations:
+        if not isinstance(conversation, list | tuple):
+            raise TypeError(f"a conversation must be a list of messages, got {type(conversation).__name__}.")
+        if not conversation:
+            raise ValueError("a conversation is empty: give at least one message.")
+        for message in conversation:
+            roles = message if isinstance(message, dict) else {}
+            if not all(isinstance(roles.get(key), str) for key in ("role", "content")):
+                raise TypeError(f'a message must be {{"role": str, "content": str}}, got {message!r}.')
+    return conversations
 
 
 def _list_of_ints(token_ids: object) -> list[int]:

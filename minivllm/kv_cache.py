@@ -146,7 +146,13 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes == 0:
         return torch.zeros(shape, dtype=dtype)
-    memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8))
+    try:
+        memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8))
+    except (MemoryError, ValueError) as error:  # numpy's ValueError: more than any address space
+        raise ValueError(
+            f"No memory for the KV cache: {shape[2]} blocks take {num_bytes} bytes. Lower num_blocks, "
+            f"kv_cache_memory_bytes or swap_space_bytes."
+        ) from error
     start = -memory.data_ptr() % _ALIGNMENT
     return memory[start : start + num_bytes].view(dtype).view(shape)
 

@@ -14,11 +14,11 @@ vLLM V1: `vllm/entrypoints/llm.py`.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from minivllm.attention import AttentionBackend
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
-from minivllm.inputs import Prompt
+from minivllm.inputs import Message, Prompt, as_conversations, as_list
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.model_runner import SamplerFunction
 from minivllm.outputs import RequestOutput
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from minivllm.trace import Trace
-
-Message = dict[str, str]
 
 
 class LLM:
@@ -60,9 +58,9 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | PathLike[str],
         *,
-        tokenizer: str | None = None,
+        tokenizer: str | PathLike[str] | None = None,
         skip_tokenizer_init: bool = False,
         scheduler_cls: type[Scheduler] = Scheduler,
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
@@ -72,17 +70,18 @@ class LLM:
         **options: Any,
     ) -> None:
         by_name = isinstance(attention_backend, str)
+        model, tokenizer = (str(name) if isinstance(name, PathLike) else name for name in (model, tokenizer))
         options |= {"tokenizer": tokenizer, "skip_tokenizer_init": skip_tokenizer_init}
         options |= {"attention_backend": attention_backend if by_name else "auto"}
         self.llm_engine = LLMEngine(
-            EngineConfig.from_kwargs(str(model), options),
+            EngineConfig.from_kwargs(model, options),
             scheduler_cls=scheduler_cls,
             kv_cache_manager_cls=kv_cache_manager_cls,
             sampler=sampler,
             attention_backend=None if by_name else attention_backend,
             trace=trace,
         )
-        self._request_ids = itertools.count()
+        self._num_requests = 0  # so far; the next request's id
         # Outputs that a step produced for a loop other than the one that ran it (two open streams).
         self._mail: dict[str, deque[RequestOutput]] = {}
 
@@ -128,9 +127,7 @@ class LLM:
             add_generation_prompt: end the prompt where the assistant's turn begins.
             continue_final_message: let the model go on with the last message.
         """
-        if not messages:
-            raise ValueError("messages is empty: give at least one conversation with one message.")
-        conversations = messages if isinstance(messages[0], list) else [messages]
+        conversations = as_conversations(messages)
         tokenizer = self.get_tokenizer()
         prompts: list[Prompt] = []
         for conversation in conversations:
@@ -246,13 +243,16 @@ class LLM:
 
         However this ends (a refusal, the caller leaves, an error, Ctrl-C), none of them stays behind.
         """
-        unfinished: dict[str, None] = {}  # in order
+        groups = [
+            self.llm_engine.make_group(str(request_id), prompt, each)
+            for request_id, (prompt, each) in enumerate(zip(prompts, params, strict=True), self._num_requests)
+        ]
+        self._num_requests += len(groups)
+        unfinished = dict.fromkeys(group.request_id for group in groups)  # in order
+        self._mail |= {request_id: deque() for request_id in unfinished}
         try:
-            for prompt, each in zip(prompts, params, strict=True):
-                request_id = str(next(self._request_ids))
-                self.llm_engine.add_request(request_id, prompt, each)
-                self._mail[request_id] = deque()
-                unfinished[request_id] = None
+            for group in groups:
+                self.llm_engine.add_group(group)
             while unfinished:
                 mail = [
                     self._mail[request_id].popleft() for request_id in unfinished if self._mail[request_id]
@@ -266,7 +266,7 @@ class LLM:
         finally:
             for request_id in unfinished:
                 self.llm_engine.abort_request(request_id)
-                self._mail.pop(request_id, None)
+                del self._mail[request_id]
 
     def _step(self, wanted: Iterable[str]) -> None:
         """Run one step and put its outputs into the mail of their requests."""
@@ -279,12 +279,3 @@ class LLM:
         for output in self.llm_engine.step():
             if output.request_id in self._mail:
                 self._mail[output.request_id].append(output)
-
-
-def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; anything but prompts is a TypeError."""
-    if isinstance(prompts, str | dict):
-        return [prompts]
-    if not isinstance(prompts, list | tuple):
-        raise TypeError(f"prompts must be a prompt or a list of prompts, got {type(prompts).__name__}.")
-    return list(prompts)

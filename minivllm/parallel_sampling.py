@@ -1,4 +1,4 @@
-"""n completions of one prompt: when the sequences of a group fork, and when one of them is done.
+"""n completions of one prompt: when a group's sequences compute, sample and fork, and when one is done.
 
 The prompt is computed once, by one sequence. From the logits of its last token n tokens are sampled, and only
 then do n sequences exist. They share all blocks of the prompt until each writes its own tokens::
@@ -25,7 +25,10 @@ from collections.abc import Callable
 
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.outputs import SequenceOutput
+from minivllm.sampling_params import BeamSearchParams
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+
+Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
 
 
 def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:
@@ -35,6 +38,53 @@ def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:
     """
     leads = len(group.unfinished) > 1 and seq.num_computed_tokens < seq.num_prompt_tokens
     return seq.num_prompt_tokens if leads else len(seq)
+
+
+def chunks_of(group: SequenceGroup, budget: int) -> Chunks:
+    """What a running group computes this step, within `budget` tokens.
+
+    If everything it lacks fits, everybody gets everything, and everybody samples. Otherwise each sequence
+    holds back its last token: none may sample before all can. Beams are compared with each other, so they
+    have to stay in step; for a single sequence the rule changes nothing.
+
+    Example: three sequences that lack 1 token each, and a budget of 2: nobody gets any.
+    """
+    seqs = group.unfinished
+    leader = seqs[0]
+    target = catch_up_target(group, leader)
+    if target < len(leader):
+        return [(leader, min(target - leader.num_computed_tokens, budget))]
+    if sum(seq.num_uncomputed_tokens for seq in seqs) <= budget:
+        return [(seq, seq.num_uncomputed_tokens) for seq in seqs]
+    chunks: Chunks = []
+    for seq in seqs:
+        num_tokens = min(seq.num_uncomputed_tokens - 1, budget)
+        if num_tokens > 0:
+            chunks.append((seq, num_tokens))
+            budget -= num_tokens
+    return chunks
+
+
+def num_samples(group: SequenceGroup, seq: Sequence, end: int) -> int:
+    """Tokens to sample for `seq` in a step that computes its positions up to `end`.
+
+    None before it has caught up. Then one, but for the prompt of n completions: its logits are drawn from
+    n times. A beam draws nothing; it offers candidates once.
+    """
+    if end < len(seq):
+        return 0
+    return 1 if group.has_forked or isinstance(group.params, BeamSearchParams) else group.width
+
+
+def max_cached_tokens(group: SequenceGroup, seq: Sequence) -> int:
+    """Tokens of `seq` that may come from the prefix cache.
+
+    Never the last one before the target: the step has to compute at least one token, for its logits.
+    Nothing at all if the logits of every prompt position are wanted.
+    """
+    if getattr(group.params, "prompt_logprobs", None) is not None:
+        return 0
+    return catch_up_target(group, seq) - 1
 
 
 def refork(group: SequenceGroup, kv: KVCacheManager) -> None:

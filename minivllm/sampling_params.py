@@ -24,12 +24,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
+from minivllm.config import require_number
+
 # Below this a temperature means greedy; between it and MIN_TEMPERATURE it is lifted to the latter,
 # because logits divided by 1e-4 overflow the exponential to inf and nan.
 GREEDY_TEMPERATURE = 1e-5
 MIN_TEMPERATURE = 1e-2
 # From here on all tokens are equally likely anyway, and infinity in float32 would be near.
 MAX_TEMPERATURE = 1e6
+# A million tokens to the power of 16 is still a float. Useful penalties are below 3.
+MAX_LENGTH_PENALTY = 16.0
 
 
 class RequestOutputKind(Enum):
@@ -40,16 +44,13 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = "final_only"  # one output, when the request is done
 
 
-def _number(name: str, value: object) -> float:
-    """Return `value` if it is a real number (True is not); TypeError otherwise. NaN passes."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, but is of type {type(value).__name__}.")
-    return value
-
-
 def _finite(name: str, value: object) -> float:
     """Return `value` if it is a number other than NaN and infinity."""
-    if not math.isfinite(_number(name, value)):
+    try:
+        finite = math.isfinite(require_number(name, value))
+    except OverflowError:  # an int that no float can hold
+        finite = False
+    if not finite:
         raise ValueError(f"{name} must be a finite number, got {value}.")
     return value
 
@@ -166,7 +167,7 @@ class SamplingParams:
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}.")
         for name in ("presence_penalty", "frequency_penalty"):
-            if not -2.0 <= _number(name, getattr(self, name)) <= 2.0:
+            if not -2.0 <= require_number(name, getattr(self, name)) <= 2.0:
                 raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}.")
         if _finite("repetition_penalty", self.repetition_penalty) <= 0.0:
             raise ValueError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.")
@@ -178,13 +179,13 @@ class SamplingParams:
                 f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
                 stacklevel=4,  # points at the line that made these parameters
             )
-        if not 0.0 < _number("top_p", self.top_p) <= 1.0:
+        if not 0.0 < require_number("top_p", self.top_p) <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
             raise TypeError(f"top_k must be an integer, got {type(self.top_k).__name__}")
         if self.top_k < -1:
             raise ValueError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.")
-        if not 0.0 <= _number("min_p", self.min_p) <= 1.0:
+        if not 0.0 <= require_number("min_p", self.min_p) <= 1.0:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}.")
         if self.seed is not None:
             _integer("seed", self.seed)
@@ -265,9 +266,13 @@ class BeamSearchParams:
             raise ValueError(f"beam_width must be at least 1, got {self.beam_width}.")
         if _integer("max_tokens", self.max_tokens) < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
-        if _number("temperature", self.temperature) != 0.0:
+        if require_number("temperature", self.temperature) != 0.0:
             raise ValueError("temperature must be 0 when using beam search.")
-        _finite("length_penalty", self.length_penalty)
+        if abs(_finite("length_penalty", self.length_penalty)) > MAX_LENGTH_PENALTY:
+            raise ValueError(
+                f"length_penalty must be in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}], "
+                f"got {self.length_penalty}."
+            )
         for name in ("ignore_eos", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")

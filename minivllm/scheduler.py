@@ -23,8 +23,8 @@ groups come first, in the order they were admitted. When one does not fit, the g
 its blocks, either to be computed again later or to be swapped out. So the oldest always makes progress, and
 since `add` refuses what could not fit an empty pool, every request finishes.
 
-A group is admitted, scheduled and preempted as a whole (paper, section 4.5). See `_chunks`, and
-`parallel_sampling.py` for how a group comes back.
+A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it divides its tokens among
+its sequences, and how it comes back: `parallel_sampling.py`.
 
 Paper: sections 4.3 and 4.5; iteration-level scheduling is Orca's. vLLM V1: `vllm/v1/core/sched/scheduler.py`;
 its `NOTE` on "no decoding phase nor prefill phase" is the source of the rule above.
@@ -34,32 +34,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass, field
 
-from minivllm import beam_search
+from minivllm import beam_search, parallel_sampling
 from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
 from minivllm.outputs import SequenceOutput
-from minivllm.parallel_sampling import append_samples, catch_up_target, refork, stop_status
+from minivllm.parallel_sampling import Chunks, catch_up_target
 from minivllm.sampling_params import BeamSearchParams
-from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput, SchedulerStats
+from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 
 logger = logging.getLogger(__name__)
-
-Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
-
-
-@dataclass
-class _Step:
-    """The plan while it is being made."""
-
-    budget: int  # tokens left to give out
-    seats: int = 0  # sequences that may still join those running
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    swap_out: BlockCopies = field(default_factory=list)
-    swap_in: BlockCopies = field(default_factory=list)
-    copies: BlockCopies = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
 
 
 class Scheduler:
@@ -106,14 +90,15 @@ class Scheduler:
         Raises:
             ValueError: it could never run here, however long it waited. The message has the numbers.
         """
-        if group.request_id in self.groups:
-            raise ValueError(f"request_id {group.request_id!r} is in use by an unfinished request.")
-        self._check_can_ever_run(group)
+        self.check(group)
         self.groups[group.request_id] = group
         self.waiting.append(group)
 
-    def _check_can_ever_run(self, group: SequenceGroup) -> None:
+    def check(self, group: SequenceGroup) -> None:
+        """Raise what `add` would raise; changes nothing."""
         name = f"request {group.request_id!r}"
+        if group.request_id in self.groups:
+            raise ValueError(f"request_id {group.request_id!r} is in use by an unfinished request.")
         needed, total = self.kv.max_blocks(group), self.kv.pool.num_blocks
         if needed > total:
             raise ValueError(
@@ -161,8 +146,7 @@ class Scheduler:
     def reset(self) -> None:
         """Drop every request and every block, from whatever state an interrupted step left behind."""
         for group in self.groups.values():
-            for seq in group.unfinished:
-                seq.status = SequenceStatus.FINISHED_ABORTED
+            group.set_status(SequenceStatus.FINISHED_ABORTED)
         self.groups.clear()
         self.waiting.clear()
         self.running.clear()
@@ -182,31 +166,22 @@ class Scheduler:
         After a preemption nobody new is admitted in the same step: the blocks just freed are needed by
         those already running.
         """
-        step = _Step(self.max_num_batched_tokens)
+        step = StepDraft(self.max_num_batched_tokens)
         self._schedule_running(step)
         if not step.preempted:
             step.seats = self.max_num_seqs - sum(group.num_reserved_seqs for group in self.running)
             self._schedule_swapped(step)
             self._schedule_waiting(step)
-        self.stats.num_steps += 1
-        self.stats.num_copied_blocks += len(step.copies)
-        self.stats.num_swapped_out_blocks += len(step.swap_out)
-        self.stats.num_swapped_in_blocks += len(step.swap_in)
-        return SchedulerOutput(
-            step=self.stats.num_steps - 1,
-            scheduled=tuple(step.scheduled),
-            blocks_to_swap_out=tuple(step.swap_out),
-            blocks_to_swap_in=tuple(step.swap_in),
-            blocks_to_copy=tuple(step.copies),
-            preempted=tuple(step.preempted),
-        )
+        plan = step.finish(self.stats.num_steps)
+        self.stats.count(plan)
+        return plan
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: StepDraft) -> None:
         """Give every running group its tokens, oldest first; preempt the newest when one does not fit."""
         index = 0
         while index < len(self.running) and step.budget > 0:
             group = self.running[index]
-            chunks = self._chunks(group, step.budget)
+            chunks = parallel_sampling.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             while copies is None:
                 victim = self.running.pop()
@@ -217,7 +192,7 @@ class Scheduler:
             self._plan(group, chunks, copies, step)
             index += 1
 
-    def _schedule_swapped(self, step: _Step) -> None:
+    def _schedule_swapped(self, step: StepDraft) -> None:
         """Bring swapped groups back, first come first served, while they fit."""
         while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
             group = self.swapped[0]
@@ -226,13 +201,13 @@ class Scheduler:
                 return
             step.swap_in += moves
             self._start_running(self.swapped, step)
-            chunks = self._chunks(group, step.budget)
+            chunks = parallel_sampling.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             if copies is None:
                 return  # it holds its old blocks again; its next tokens wait for the next step
             self._plan(group, chunks, copies, step)
 
-    def _schedule_waiting(self, step: _Step) -> None:
+    def _schedule_waiting(self, step: StepDraft) -> None:
         """Admit waiting groups, first come first served, while seats, budget and blocks last.
 
         The first that does not fit ends it: letting a short one pass would starve the long one.
@@ -242,7 +217,9 @@ class Scheduler:
             if group.num_reserved_seqs > step.seats:
                 return
             seq = group.unfinished[0]
-            computed_blocks = self.kv.get_computed_blocks(seq, self._max_hit(group, seq))
+            computed_blocks = self.kv.get_computed_blocks(
+                seq, parallel_sampling.max_cached_tokens(group, seq)
+            )
             num_cached = len(computed_blocks) * self.kv.block_size
             num_tokens = min(catch_up_target(group, seq) - num_cached, step.budget)
             whole = num_cached + num_tokens == catch_up_target(group, seq)
@@ -259,76 +236,30 @@ class Scheduler:
                 self.stats.prefix_cache_hits += num_cached
             self._plan(group, [(seq, num_tokens)], copies, step)
 
-    def _start_running(self, queue: deque[SequenceGroup], step: _Step) -> None:
+    def _start_running(self, queue: deque[SequenceGroup], step: StepDraft) -> None:
         """Move the head of `queue`, whose blocks are in place, to the end of the running groups."""
         group = queue.popleft()
         self.running.append(group)
         step.seats -= group.num_reserved_seqs
-        self._set_status(group, SequenceStatus.RUNNING)
+        group.set_status(SequenceStatus.RUNNING)
 
-    def _max_hit(self, group: SequenceGroup, seq: Sequence) -> int:
-        """Tokens of `seq` that may come from the prefix cache.
-
-        Never the last one before the target: the step has to compute at least one token, for its logits.
-        Nothing at all if the logits of every prompt position are wanted.
-        """
-        if getattr(group.params, "prompt_logprobs", None) is not None:
-            return 0
-        return catch_up_target(group, seq) - 1
-
-    def _chunks(self, group: SequenceGroup, budget: int) -> Chunks:
-        """What the group computes this step, within `budget` tokens.
-
-        If everything it lacks fits, everybody gets everything, and everybody samples. Otherwise each
-        sequence holds back its last token: none may sample before all can. Beams are compared with each
-        other, so they have to stay in step; for a single sequence the rule changes nothing.
-        """
-        seqs = group.unfinished
-        leader = seqs[0]
-        target = catch_up_target(group, leader)
-        if target < len(leader):
-            return [(leader, min(target - leader.num_computed_tokens, budget))]
-        if sum(seq.num_uncomputed_tokens for seq in seqs) <= budget:
-            return [(seq, seq.num_uncomputed_tokens) for seq in seqs]
-        chunks: Chunks = []
-        for seq in seqs:
-            num_tokens = min(seq.num_uncomputed_tokens - 1, budget)
-            if num_tokens > 0:
-                chunks.append((seq, num_tokens))
-                budget -= num_tokens
-        return chunks
-
-    def _plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: _Step) -> None:
+    def _plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: StepDraft) -> None:
         """Enter the chunks of a group, whose slots are allocated, into the plan."""
         step.copies += copies
         for seq, num_tokens in chunks:
-            caught_up = seq.num_computed_tokens + num_tokens == len(seq)
-            num_samples = 0
-            if caught_up:
-                num_samples = (
-                    1 if group.has_forked or isinstance(group.params, BeamSearchParams) else group.width
-                )
-            step.scheduled.append(
-                ScheduledSequence(
-                    seq=seq,
-                    group=group,
-                    start=seq.num_computed_tokens,
-                    num_tokens=num_tokens,
-                    block_ids=self.kv.block_tables[seq.seq_id].block_ids,
-                    num_samples=num_samples,
-                )
-            )
+            start, block_ids = seq.num_computed_tokens, self.kv.block_tables[seq.seq_id].block_ids
+            samples = parallel_sampling.num_samples(group, seq, start + num_tokens)
+            step.scheduled.append(ScheduledSequence(seq, group, start, num_tokens, block_ids, samples))
             step.budget -= num_tokens
 
-    def _preempt(self, group: SequenceGroup, step: _Step) -> None:
+    def _preempt(self, group: SequenceGroup, step: StepDraft) -> None:
         """Take all blocks from a running group and put it at the head of its queue."""
-        self.stats.num_preemptions += 1
         step.preempted.append(group.request_id)
         if self.preemption_mode == "swap":
             moves = self.kv.swap_out(group.unfinished)
             if moves is not None:
                 step.swap_out += moves
-                self._set_status(group, SequenceStatus.SWAPPED)
+                group.set_status(SequenceStatus.SWAPPED)
                 self.swapped.appendleft(group)
                 return
             logger.warning(
@@ -339,13 +270,8 @@ class Scheduler:
         for seq in group.unfinished:
             self.kv.free(seq)
             seq.num_computed_tokens = 0
-        self._set_status(group, SequenceStatus.WAITING)
+        group.set_status(SequenceStatus.WAITING)
         self.waiting.appendleft(group)
-
-    @staticmethod
-    def _set_status(group: SequenceGroup, status: SequenceStatus) -> None:
-        for seq in group.unfinished:
-            seq.status = status
 
     # -- the result ---------------------------------------------------------------------------------
 
@@ -373,15 +299,15 @@ class Scheduler:
             group = rows[0][0].group
             sampled = [(row.seq, output) for row, output in rows if row.num_samples > 0]
             if not sampled:
-                refork(group, self.kv)
+                parallel_sampling.refork(group, self.kv)
             elif isinstance(group.params, BeamSearchParams):
                 beams, candidates = [seq for seq, _ in sampled], [output.candidates for _, output in sampled]
                 beam_search.advance(group, beams, candidates, self.kv, self.new_seq_id)
                 updated.append((group, group.seqs))
             else:
-                seqs = append_samples(group, sampled, self.kv, self.new_seq_id)
+                seqs = parallel_sampling.append_samples(group, sampled, self.kv, self.new_seq_id)
                 for seq in seqs:
-                    if (stop := stop_status(group, seq)) is not None:
+                    if (stop := parallel_sampling.stop_status(group, seq)) is not None:
                         self.finish(seq, *stop)
                 updated.append((group, seqs))
         self.remove_finished()

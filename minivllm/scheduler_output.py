@@ -12,7 +12,7 @@ vLLM V1: `vllm/v1/core/sched/output.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minivllm.sequence import Sequence, SequenceGroup
 
@@ -52,6 +52,30 @@ class SchedulerOutput:
 
 
 @dataclass
+class StepDraft:
+    """The plan while the scheduler makes it, and what it has left to give out. See `SchedulerOutput`."""
+
+    budget: int  # tokens
+    seats: int = 0  # sequences that may still join those running
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+
+    def finish(self, step: int) -> SchedulerOutput:
+        """The finished plan: from here on it is only read."""
+        return SchedulerOutput(
+            step=step,
+            scheduled=tuple(self.scheduled),
+            blocks_to_swap_out=tuple(self.swap_out),
+            blocks_to_swap_in=tuple(self.swap_in),
+            blocks_to_copy=tuple(self.copies),
+            preempted=tuple(self.preempted),
+        )
+
+
+@dataclass
 class SchedulerStats:
     """What has happened since the scheduler was made."""
 
@@ -62,3 +86,11 @@ class SchedulerStats:
     num_copied_blocks: int = 0
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # prompt tokens found
+
+    def count(self, plan: SchedulerOutput) -> None:
+        """Add one step."""
+        self.num_steps += 1
+        self.num_preemptions += len(plan.preempted)
+        self.num_copied_blocks += len(plan.blocks_to_copy)
+        self.num_swapped_out_blocks += len(plan.blocks_to_swap_out)
+        self.num_swapped_in_blocks += len(plan.blocks_to_swap_in)

@@ -181,6 +181,11 @@ class SequenceGroup:
         """Sequences that want more tokens."""
         return [seq for seq in self.seqs if not seq.status.is_finished]
 
+    def set_status(self, status: SequenceStatus) -> None:
+        """Move all unfinished sequences to `status`: a group changes queues as a whole."""
+        for seq in self.unfinished:
+            seq.status = status
+
     @property
     def is_finished(self) -> bool:
         """Whether every sequence is done. A group that has yet to fork has an unfinished one."""

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivllm.scheduler import Scheduler, _Step
+from minivllm.scheduler import Scheduler
+from minivllm.scheduler_output import StepDraft
 
 
 class StaticBatchScheduler(Scheduler):
@@ -31,7 +32,7 @@ class StaticBatchScheduler(Scheduler):
         self._batch_size = 0  # sequence groups admitted into the present batch
         self._filling = True
 
-    def _schedule_waiting(self, step: _Step) -> None:
+    def _schedule_waiting(self, step: StepDraft) -> None:
         """Admit while the batch is being filled.
 
         Filling may take several steps, because a step has a budget of tokens: it goes on as long as the
