@@ -38,7 +38,7 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "enable_chunked_prefill": {"action": argparse.BooleanOptionalAction, "help": "compute prompts in parts"},
     "preemption_mode": {"choices": PREEMPTION_MODES, "help": "what to do when memory runs out"},
-    "attention_backend": {"choices": ATTENTION_BACKENDS, "help": "auto: triton on CUDA, torch elsewhere"},
+    "attention_backend": {"choices": ATTENTION_BACKENDS, "help": "auto: triton on CUDA, numba on a CPU"},
     "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
 }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,17 +15,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minivllm.attention import (
-    AttentionBackend,
-    AttentionMetadata,
-    TorchAttention,
-    TorchPlan,
-    TritonAttention,
-    bottom_right_mask,
-    group_by_length,
-    make_attention_backend,
-    paged_attention_reference,
-)
+from kernels.paged_attention_cpu import deal_out
+from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
+from minivllm.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
+from minivllm.attention_torch import TorchAttention, TorchPlan, bottom_right_mask, group_by_length
 from minivllm.config import ModelConfig
 from minivllm.kv_cache import KVCache
 from tests.helpers_tensor import make_metadata, model_config, poison_
@@ -144,7 +138,12 @@ def run_torch(batch: Batch, config: ModelConfig) -> Tensor:
     return run_backend(TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4), batch)
 
 
-RUNNERS = {"reference": run_reference, "torch": run_torch}
+def run_numba(batch: Batch, config: ModelConfig) -> Tensor:
+    return run_backend(NumbaAttention(config, S, torch.float32, "cpu"), batch)
+
+
+ANY_DTYPE = {"reference": run_reference, "torch": run_torch}
+RUNNERS = {**ANY_DTYPE, "numba": run_numba}
 Runner = Callable[[Batch, ModelConfig], Tensor]
 
 
@@ -174,7 +173,7 @@ def test_every_head_reads_its_own_kv_head(runner: Runner, heads: tuple[int, int]
     assert_matches(runner(batch, config), dense_attention(batch))
 
 
-@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("runner", ANY_DTYPE.values(), ids=ANY_DTYPE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_within_its_rounding(runner: Runner, dtype: torch.dtype):
     """Catches sums kept in half precision; the oracle starts from the same rounded inputs."""
@@ -430,10 +429,77 @@ def test_a_long_chunk_needs_a_mask_of_one_tile_only():
     assert_matches(run_backend(backend, batch), dense_attention(batch))
 
 
-def test_auto_is_torch_on_a_cpu_and_an_unknown_name_is_refused():
+def test_auto_is_the_fastest_that_fits_and_an_unknown_name_is_refused():
     """Catches a typo in attention_backend that silently runs something else."""
     config = model_config()
-    for name in ("auto", "torch"):
-        assert make_attention_backend(name, config, S, torch.float32, "cpu").name == "torch"
+    assert make_attention_backend("auto", config, S, torch.float32, "cpu").name == "numba"
+    assert make_attention_backend("auto", config, S, torch.bfloat16, "cpu").name == "torch"
+    for name in ("torch", "numba"):
+        assert make_attention_backend(name, config, S, torch.float32, "cpu").name == name
     with pytest.raises(ValueError, match="'flash'"):
         make_attention_backend("flash", config, S, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "cuda")])
+def test_the_numba_backend_refuses_what_its_kernel_cannot_read(dtype: torch.dtype, device: str):
+    """Catches bfloat16 bits read as float32, and a kernel for the host that is handed a device pointer."""
+    with pytest.raises(ValueError, match="float32 on a CPU, not for"):
+        make_attention_backend("numba", model_config(), S, dtype, device)
+
+
+def test_without_numba_auto_falls_back_to_torch(monkeypatch: pytest.MonkeyPatch):
+    """Catches an ImportError at start-up where a package that only makes things faster is missing."""
+    monkeypatch.setattr("minivllm.attention_kernels.find_spec", lambda name: None)
+    assert make_attention_backend("auto", model_config(), S, torch.float32, "cpu").name == "torch"
+    with pytest.raises(ValueError, match="pip install numba"):
+        make_attention_backend("numba", model_config(), S, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_result_does_not_depend_on_the_number_of_threads(num_threads: int):
+    """Catches scratch memory shared by two programs, and rows dealt out but not put back in their places."""
+    config = model_config()
+    batch = make_batch(BATCHES["decode of very different lengths"], config)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert_matches(run_numba(batch, config), dense_attention(batch))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_numba_never_reads_a_slot_beyond_the_end():
+    """Catches a dead slot multiplied by a weight of 0, which `torch` does: 0 * NaN would be NaN."""
+    config = model_config()
+    batch = make_batch([(1, S + 1), (1, S + 2), (1, S + 3)], config)
+    expected = dense_attention(batch)
+    for past, table in zip(batch.past_and_new, batch.metadata.block_tables.tolist(), strict=True):
+        for position in range(len(past[0]), math.ceil(len(past[0]) / S) * S):
+            for tensor in (batch.kv_cache.key[LAYER], batch.kv_cache.value[LAYER]):
+                tensor[table[position // S], position % S] = math.nan
+    assert_matches(run_numba(batch, config), expected)
+    with pytest.raises(AssertionError):  # negative control: the NaNs are where a gather would find them
+        assert_matches(run_torch(batch, config), expected)
+
+
+def test_scores_far_from_zero_do_not_overflow():
+    """Catches exp without the maximum subtracted, and a maximum that is not carried from block to block."""
+    config = model_config()
+    batch = make_batch([(1, 5 * S), (1, 2 * S + 1)], config)
+    batch.query *= 400
+    for runner in RUNNERS.values():
+        assert_matches(runner(batch, config), dense_attention(batch))
+
+
+@given(seq_lens=st.lists(st.integers(1, 1000), min_size=1, max_size=40), num_threads=st.integers(1, 8))
+@settings(max_examples=100, deadline=None)
+def test_dealing_out_keeps_every_sequence_and_evens_the_load(seq_lens: list[int], num_threads: int):
+    """Catches a lost sequence, and one thread with all the long ones."""
+    order = deal_out(np.array(seq_lens), num_threads).tolist()
+    assert sorted(order) == list(range(len(seq_lens)))
+    hands = [
+        sorted(range(len(seq_lens)), key=lambda i: -seq_lens[i])[t::num_threads] for t in range(num_threads)
+    ]
+    loads = [sum(seq_lens[i] for i in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(seq_lens)
+    assert [seq_lens[i] for i in order] == [seq_lens[i] for hand in hands for i in hand]

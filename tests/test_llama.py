@@ -10,13 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from minivllm.attention import (
-    AttentionBackend,
-    AttentionMetadata,
-    TorchAttention,
-    TritonAttention,
-    paged_attention_reference,
-)
+from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
+from minivllm.attention_kernels import TritonAttention
+from minivllm.attention_torch import TorchAttention
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kv_cache import KVCache
 from minivllm.llama import Build, Linear, LlamaForCausalLM, RMSNorm, rope_inverse_frequencies

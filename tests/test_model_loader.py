@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minivllm.attention import make_attention_backend
+from minivllm.attention_kernels import make_attention_backend
 from minivllm.model_loader import (
     iterate_weights,
     load_model,

@@ -1,0 +1,101 @@
+"""Decode attention over a paged KV cache on a CPU: the loops of the lesson, compiled by Numba.
+
+PyTorch's attention wants the keys of a sequence side by side, so on a CPU the blocks have to be copied
+together first, which costs as much time as the attention itself. A kernel of one's own follows the block
+table and reads the blocks where they lie. On a GPU that is written in Triton (`paged_attention.py`); here are
+the same steps in plain Python, one program per (sequence, KV head), block size 4, block table [7, 2]::
+
+    block 7  k0 k1 k2 k3  ->  scores s0 .. s3   maximum, exp, sum  ->  acc  = e0 v0 + e1 v1 + e2 v2 + e3 v3
+    block 2  k4 k5  .  .  ->  scores s4 s5      the old is rescaled, then  acc += e4 v4 + e5 v5
+                  never read                    in the end    output = acc / total
+
+The rescaling is the online softmax of `online_softmax.py`: when a block brings a larger maximum, what was
+summed up before is multiplied by exp(old maximum - new maximum). Slots beyond a sequence's end are not
+masked: they are not read. With `NUMBA_DISABLE_JIT=1` in the environment Python itself runs these loops, and
+one can step through them with a debugger.
+
+Paper: section 4.1 and figure 5. vLLM V1: `csrc/cpu/cpu_attn.cpp` and `v1/attention/backends/cpu_attn.py`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numba
+import numpy as np
+
+# What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
+# assume that nothing is infinite: the first maximum is.
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+@cache
+def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
+    """The kernel for one head_dim: a constant, because a loop of known length becomes vector instructions.
+
+    It is compiled when it is first called, in about five seconds, once per machine: Numba keeps the result
+    in a cache on disk. All floats are float32 and all arrays C-contiguous; each sequence has one query::
+
+        kernel(query, key_cache, value_cache, block_tables, seq_lens, scale, output)
+
+        query, output (R, Hq, D), key_cache and value_cache (B, S, Hkv, D), block_tables (R, max_blocks),
+        seq_lens (R,), all at least 1; `output` is written. Oracle: `paged_attention_reference`.
+    """
+
+    @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
+    def paged_attention_cpu(query, key_cache, value_cache, block_tables, seq_lens, scale, output):
+        block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
+        group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h
+        for program in numba.prange(query.shape[0] * num_kv_heads):
+            row, kv_head = program // num_kv_heads, program % num_kv_heads
+            maximum = np.full(group, -np.inf, np.float32)
+            total = np.zeros(group, np.float32)
+            acc = np.zeros((group, head_dim), np.float32)
+            weights = np.empty(block_size, np.float32)
+            in_block = np.empty(head_dim, np.float32)
+            for start in range(0, seq_lens[row], block_size):
+                block = block_tables[row, start // block_size]
+                filled = min(block_size, seq_lens[row] - start)
+                for g in range(group):  # all of them while the block is in the core's cache
+                    head = kv_head * group + g
+                    new_maximum = maximum[g]
+                    for slot in range(filled):
+                        score = np.float32(0)
+                        for d in range(head_dim):
+                            score += query[row, head, d] * key_cache[block, slot, kv_head, d]
+                        weights[slot] = score * scale
+                        new_maximum = max(new_maximum, weights[slot])
+                    rescale = math.exp(maximum[g] - new_maximum)  # 0 for the first block
+                    maximum[g] = new_maximum
+                    total[g] *= rescale
+                    in_block[:] = 0
+                    for slot in range(filled):
+                        weights[slot] = math.exp(weights[slot] - new_maximum)
+                        total[g] += weights[slot]
+                        for d in range(head_dim):
+                            in_block[d] += weights[slot] * value_cache[block, slot, kv_head, d]
+                    for d in range(head_dim):
+                        acc[g, d] = acc[g, d] * rescale + in_block[d]
+            for g in range(group):
+                for d in range(head_dim):
+                    output[row, kv_head * group + g, d] = acc[g, d] / total[g]
+
+    return paged_attention_cpu
+
+
+def use_threads(num_threads: int) -> int:
+    """Run the kernel on so many threads from now on, or on as many as Numba has; returns how many."""
+    num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(num_threads)
+    return num_threads
+
+
+def deal_out(seq_lens: np.ndarray, num_threads: int) -> np.ndarray:
+    """An order of the sequences that gives every thread about as much to read as the others.
+
+    `prange` hands each thread one run of consecutive programs. So the sequences are dealt out like cards, the
+    longest first. Returns indices. Example: lengths [9, 1, 8, 2] and 2 threads give [0, 3, 2, 1]: one thread
+    reads 9 + 2 tokens, the other 8 + 1.
+    """
+    longest_first = np.argsort(-seq_lens, kind="stable")
+    return np.concatenate([longest_first[thread::num_threads] for thread in range(num_threads)])

@@ -1,0 +1,136 @@
+"""Paged attention from the project's own kernels, which read the blocks where they lie; and the choice.
+
+=========  =====================================  ==============================================
+backend    decode (one query a sequence)          prefill (several)
+=========  =====================================  ==============================================
+`torch`    gather, then SDPA                      SDPA
+`numba`    `kernels/paged_attention_cpu.py`       as `torch`: its time is in the matrix products
+`triton`   `kernels/paged_attention.py`           `kernels/prefill_attention.py`
+=========  =====================================  ==============================================
+
+`auto` takes `triton` on a GPU and, on a CPU, `numba` for float32 where Numba is installed, else `torch`. They
+differ in speed and in rounding, not in meaning; each is tested against the same oracle.
+
+Paper: section 4.1.
+vLLM V1: `v1/attention/selector.py`, `v1/attention/backends/triton_attn.py` and `cpu_attn.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivllm.attention import AttentionBackend, AttentionMetadata
+from minivllm.attention_torch import TorchAttention
+from minivllm.config import ATTENTION_BACKENDS, ModelConfig, require_choice
+from minivllm.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class PagedDecode:
+    """The decoding sequences of one step as the CPU kernel wants them: arrays, dealt out to the threads."""
+
+    # (N, max_blocks) int32
+    block_tables: np.ndarray
+    # (N,) int32
+    seq_lens: np.ndarray
+
+
+class NumbaAttention(TorchAttention):
+    """Decode with the compiled loops of `kernels/paged_attention_cpu.py`; prefill as `TorchAttention`."""
+
+    name = "numba"
+
+    def __init__(
+        self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        if torch.device(device).type != "cpu" or dtype != torch.float32:
+            raise ValueError(
+                f"attention_backend 'numba' is for float32 on a CPU, not for {dtype} on {device}. "
+                "Use 'torch', or 'triton' on a GPU."
+            )
+        if find_spec("numba") is None:
+            raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
+        # Imported here and not above: a third of a second, and nothing else needs it.
+        from kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
+
+        super().__init__(config, block_size, dtype, device)
+        self._kernel = compile_paged_attention_cpu(config.head_dim)
+        self._deal_out, self._use_threads = deal_out, use_threads
+
+    def plan_decode(self, metadata: AttentionMetadata, rows: list[int]) -> tuple[list[int], PagedDecode]:
+        """See `TorchAttention.plan_decode`."""
+        # As many threads as PyTorch uses for the operators before and after.
+        num_threads = self._use_threads(torch.get_num_threads())
+        seq_lens = metadata.seq_lens.numpy()[rows]
+        rows = np.array(rows, dtype=np.int64)[self._deal_out(seq_lens, num_threads)].tolist()
+        return rows, PagedDecode(metadata.block_tables.numpy()[rows], metadata.seq_lens.numpy()[rows])
+
+    def decode(
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedDecode, scale: float
+    ) -> Tensor:
+        """See `TorchAttention.decode`."""
+        output = torch.empty_like(query)
+        arrays = query.numpy(), key_cache.numpy(), value_cache.numpy(), plan.block_tables, plan.seq_lens
+        self._kernel(*arrays, np.float32(scale), output.numpy())
+        return output
+
+
+class TritonAttention:
+    """Paged attention from the project's own Triton kernels, which read the blocks where they are.
+
+    Nothing is gathered, so there is nothing to plan. Without a GPU the kernels run in Triton's
+    interpreter: right, and thousands of times slower, so only for tests.
+    """
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        # Imported here and not above: Triton is optional, and a plain CPU run never loads it.
+        from kernels.paged_attention import paged_attention
+        from kernels.prefill_attention import prefill_attention
+        from kernels.reshape_and_cache import reshape_and_cache
+
+        self._write, self._decode, self._prefill = reshape_and_cache, paged_attention, prefill_attention
+
+    def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
+        """Nothing to do: the kernels read the block tables themselves."""
+        return metadata
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: KVCache,
+        layer: int,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> Tensor:
+        """See `AttentionBackend.forward`."""
+        key_cache, value_cache = kv_cache.key[layer], kv_cache.value[layer]
+        self._write(key, value, key_cache, value_cache, metadata.slot_mapping)
+        tables, seq_lens = metadata.block_tables, metadata.seq_lens
+        if metadata.max_query_len == 1:
+            return self._decode(query, key_cache, value_cache, tables, seq_lens, scale)
+        starts = metadata.query_start_loc
+        return self._prefill(query, key_cache, value_cache, tables, seq_lens, starts, scale)
+
+
+def make_attention_backend(
+    name: str, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device | str
+) -> AttentionBackend:
+    """Make the backend called `name`; see the table above for "auto"."""
+    require_choice("attention_backend", name, ATTENTION_BACKENDS)
+    on_cpu = torch.device(device).type == "cpu"
+    if name == "auto":
+        numba_fits = on_cpu and dtype == torch.float32 and find_spec("numba") is not None
+        name = "numba" if numba_fits else "torch" if on_cpu else "triton"
+    if name == "triton":
+        return TritonAttention()
+    backend = NumbaAttention if name == "numba" else TorchAttention
+    return backend(config, block_size, dtype, device)
