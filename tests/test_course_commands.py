@@ -101,14 +101,16 @@ def test_a_mark_without_its_partner_is_refused(text):
 
 
 def test_reset_restores_one_exercise_and_keeps_the_others(tmp_path):
-    """Would catch a reset that takes a student's other answers with it, or keeps no copy."""
+    """Would catch a reset that takes a student's other answers with it, or keeps no copy, or buries it."""
     text = with_answer("ex04a").replace('raise NotImplementedError("ex04c")', "pass  # mine")
     write(tmp_path, text)
     backup = stubs.reset(Target("ch04_block_table", "ex04a"), tmp_path)
     assert (tmp_path / FILE).read_text() == STUB.replace('raise NotImplementedError("ex04c")', "pass  # mine")
     assert backup.read_text() == text
-    stubs.reset(Target("ch04_block_table", None), tmp_path)
+    second = stubs.reset(Target("ch04_block_table", None), tmp_path)
     assert (tmp_path / FILE).read_text() == STUB
+    assert not stubs.reset(Target("ch04_block_table", None), tmp_path).exists(), "nothing had to change"
+    assert backup.read_text() == text and "# mine" in second.read_text()
 
 
 def test_reset_of_one_exercise_in_a_broken_file_says_what_to_do(tmp_path):
@@ -153,17 +155,19 @@ def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
             "uses the reference",
         ),
         ("import minivllm.block_table\ndef f(): pass\n", WHOLE_FILE, "uses the reference"),
-        ("def f():\n    from minivllm.block_table import cdiv\n", "f", "uses the reference"),
-        ("def f():\n    import importlib\n", "f", "uses the reference"),
+        ("def free():\n    from minivllm.block_table import cdiv\n", "free", "uses the reference"),
+        ("def free():\n    import importlib\n", "free", "uses the reference"),
+        ("def free():\n    exec('import minivllm')\n", "free", "uses the reference"),
+        ("def helper():\n    from minivllm.block_table import cdiv\n", WHOLE_FILE, "uses the reference"),
         (
             "class C:\n    def f(self):\n        __import__('minivllm.block_table')\n",
-            "C",
+            WHOLE_FILE,
             "uses the reference",
         ),
     ],
 )
 def test_what_cannot_be_graded_is_told_as_what_it_is(tmp_path, text, where, kind):
-    """Would catch an empty file that passes, and a call of the very thing to be written."""
+    """Would catch an empty file that passes, and a call of the very thing to be written, by a helper too."""
     problems = implementations.find_problems(write(tmp_path, text) / FILE)
     assert {name: problem.kind for name, problem in problems.items()} == {where: kind}
 
@@ -201,18 +205,30 @@ def test_a_graded_process_cannot_open_the_solutions():
     assert "holds a solution" in done.stdout, done.stdout + done.stderr
 
 
-def test_nothing_is_collected_without_saying_whose_code():
-    """Would catch a fresh clone that is red, or a learner's `pytest tests/exercises` that is silently empty."""
+def pytest_exercises(*arguments):
+    """Run pytest as a person would, in a process of its own: (exit status, output)."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=catalog.ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_plain_run_of_the_exercises_is_green_and_says_whose_code_it_was():
+    """Would catch a fresh clone that is red, and a green run of the reference taken for a solved exercise."""
+    path = str(catalog.TESTS / "test_ch04_block_table.py")
+    code, output = pytest_exercises(path, "-k", "just_hold")
+    assert code == 0 and "1 passed" in output and "The code tested was the reference" in output, output
+    code, output = pytest_exercises(path, "-k", "just_hold", "--impl", "stub")
+    assert code == 1 and "was the reference" not in output, output
+
+
+def test_all_tests_together_leave_the_exercises_out():
+    """Would catch a student's half-solved file that turns the whole repository red."""
     ignore = exercises_conftest.pytest_ignore_collect
-
-    def config(*args, impl=None):
-        return SimpleNamespace(args=args, getoption=lambda name, default=None: impl)
-
-    path = catalog.TESTS / "test_ch04_block_table.py"
-    assert ignore(path, config("tests")) is True
-    assert ignore(path, config("tests/exercises", impl="student")) is None
-    with pytest.raises(pytest.UsageError, match="say whose code"):
-        ignore(path, config(f"{path}::test_x"))
+    for impl, expected in ((None, True), ("student", None)):
+        config = SimpleNamespace(getoption=lambda name, default=None, impl=impl: impl)
+        assert ignore(catalog.TESTS / "test_ch04_block_table.py", config) is expected
+    for argument, expected in (("tests", False), (f"{catalog.TESTS}/test_x.py::test_y", True)):
+        assert exercises_conftest.asks_for_exercises(SimpleNamespace(args=[argument])) is expected
 
 
 # -- records and reports ----------------------------------------------------------------------------
@@ -266,6 +282,22 @@ def test_the_report_shows_one_failure_with_reason_hint_and_place(tmp_path):
     assert "Not shown" not in text
 
 
+def test_the_report_shows_what_the_code_printed(tmp_path):
+    """Would catch a student who looks for a mistake with `print` and never sees it; only the end, if it is long."""
+    printed = "".join(f"round {i}\n" for i in range(100))
+    text = report.describe("ch04_block_table", [record(printed=printed)], write(tmp_path, STUB) / FILE)
+    assert (
+        "printed" in text and "    round 99" in text and "round 91" not in text and text.count("round") == 8
+    )
+
+
+def test_an_exercise_that_needs_another_one_says_so():
+    """Would catch "NotImplementedError: ex04a" in the report on ex04b, which reads like a mistake in ex04b."""
+    status, message, _ = exercises_conftest.describe(NotImplementedError("ex04a"), "ex04b")
+    assert (status, message) == ("error in the code", "your ex04b calls ex04a, which is not written yet.")
+    assert exercises_conftest.describe(NotImplementedError("ex04b"), "ex04b")[0] == NOT_WRITTEN
+
+
 def test_the_report_tells_a_problem_of_the_file_once(tmp_path):
     """Would catch a syntax error repeated for every test, with "wrong result" beside it."""
     problem = {"status": "syntax error", "message": "ch04 is not valid Python, line 3: invalid syntax"}
@@ -280,19 +312,24 @@ def test_the_report_tells_a_problem_of_the_file_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """A folder of made-up submissions, graded on ex04a."""
+    """Folders of made-up submissions, graded on ex04a; those that never end apart, with a limit of a second."""
     folder = tmp_path_factory.mktemp("submissions")
     write(folder / "right", with_answer("ex04a"))
     write(folder / "wrong" / "notebooks" / "exercises", with_answer("wrong"))
     write(folder / "empty", "")
-    for name in ("crashing", "endless", "deaf", "cheating"):
+    for name in ("crashing", "cheating"):
         write(folder / name, with_answer(name))
     (folder / "nothing").mkdir()
+    slow = tmp_path_factory.mktemp("slow-submissions")
+    for name in ("endless", "deaf"):
+        write(slow / name, with_answer(name))
     (folder / "right" / "conftest.py").write_text(
         "raise SystemExit('a submission must not bring its own tests')"
     )
-    options = run.RunOptions(time_limit=1.0)
-    return {each.name: each for each in grading.grade(folder, [catalog.parse_target("ex04a")], options)}
+    target = [catalog.parse_target("ex04a")]
+    submissions = grading.grade(folder, target, run.RunOptions(time_limit=120.0))
+    submissions += grading.grade(slow, target, run.RunOptions(time_limit=1.0))
+    return {each.name: each for each in submissions}
 
 
 def test_each_submission_gets_what_it_deserves(graded):
@@ -317,6 +354,41 @@ def test_each_submission_is_told_what_is_wrong_with_it(graded):
     assert statuses["nothing"] == {"missing file"}
 
 
+def test_every_format_tells_the_same_of_a_folder_of_submissions(graded, tmp_path):
+    """Would catch a format that loses a crashed or endless submission, or the word for what happened to it."""
+    five = [graded[name] for name in ("right", "wrong", "empty", "crashing", "endless")]
+    problems = {"empty": "empty file", "crashing": "ended the process", "endless": "time limit"}
+    for name in formats.WRITERS:
+        out = tmp_path / name
+        formats.require_place(name, len(five), out)
+        formats.write(name, five, out)
+    rows = {row["submission"]: row for row in csv.DictReader((tmp_path / "csv").open())}
+    everything = {each["submission"]: each for each in json.loads((tmp_path / "json").read_text())}
+    suites = {each.get("name"): each for each in ElementTree.parse(tmp_path / "junit").iter("testsuite")}
+    for submission in five:
+        name, score = submission.name, submission.score
+        results = json.loads((tmp_path / "gradescope" / f"{name}.json").read_text())
+        assert float(rows[name]["score"]) == everything[name]["score"] == results["score"] == score, name
+        assert len(suites[name]) == len(results["tests"]) == len(submission.records), name
+        assert len(suites[name].findall("testcase/failure")) == int(suites[name].get("failures")), name
+        problem = problems.get(name, "")
+        assert problem in rows[name]["problems"] and bool(problem) == bool(rows[name]["problems"]), name
+        assert problem in " ".join(test["output"] for test in results["tests"]), name
+
+
+def test_a_place_for_the_grades_is_asked_for_before_the_grading(tmp_path, monkeypatch, capsys):
+    """Would catch minutes of grading thrown away because there is nowhere to put the result."""
+    monkeypatch.setattr(
+        grading, "grade", lambda *arguments, **options: pytest.fail("graded before it was asked")
+    )
+    for name in ("ada", "bob"):
+        write(tmp_path / name, STUB)
+    for options in (["--format", "gradescope"], ["--out", str(tmp_path / "none" / "grades.csv")]):
+        assert cli.main(["grade", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert "give a folder" in error and "there is no folder" in error
+
+
 def test_the_shipped_solutions_are_never_graded(tmp_path):
     """Would catch a grade for the solutions folder, and full points for a copy of a solution."""
     for folder in (catalog.SOLUTIONS, catalog.TESTS, catalog.STUBS):
@@ -324,6 +396,9 @@ def test_the_shipped_solutions_are_never_graded(tmp_path):
             grading.grade(folder, [], run.RunOptions())
     copy = write(tmp_path, (catalog.SOLUTIONS / FILE).read_text()) / FILE
     assert grading.is_shipped_solution(copy)
+    without_marks = [line for line in copy.read_text().splitlines() if " SOLUTION" not in line]
+    assert grading.is_shipped_solution(write(tmp_path, "# mine\n" + "\n".join(without_marks)) / FILE)
+    assert not grading.is_shipped_solution(write(tmp_path, "def f(:") / FILE)
     assert not grading.is_shipped_solution(write(tmp_path, STUB) / FILE)
     assert grading.without_points(record(status=PASSED)).score == 0
 
@@ -391,7 +466,7 @@ def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["ada.json", "bob.json"]
     for out in (None, tmp_path / "results.json"):
         with pytest.raises(CourseError, match="one file a submission"):
-            formats.write("gradescope", SUBMISSIONS, out)
+            formats.require_place("gradescope", 2, out)
 
 
 def test_junit_and_json_hold_every_test(capsys):

@@ -51,6 +51,8 @@ def grade(arguments: argparse.Namespace) -> bool:
     """Grade a folder of submissions."""
     targets = [parse_target(text) for text in arguments.only.split(",")] if arguments.only else []
     options = RunOptions(seed=arguments.seed, time_limit=arguments.time_limit)
+    num_submissions = len(grading.find_submissions(arguments.folder))
+    formats.require_place(arguments.format, num_submissions, arguments.out)
     submissions = grading.grade(arguments.folder, targets, options, progress=sys.stderr)
     formats.write(arguments.format, submissions, arguments.out)
     return True

@@ -25,16 +25,8 @@ from minivllm.course.records import PASSED, Record
 
 
 def write(name: str, submissions: list[Submission], out: Path | None) -> None:
-    """Write the grades to `out`, or print them.
-
-    Raises:
-        CourseError: gradescope takes one submission a file, and `out` is no folder for several.
-    """
+    """Write the grades to `out`, or print them."""
     if name == "gradescope" and len(submissions) > 1:
-        if out is None or out.suffix:
-            raise CourseError(
-                "gradescope takes one file a submission: give a folder, for example --out results"
-            )
         out.mkdir(parents=True, exist_ok=True)
         for submission in submissions:
             (out / f"{submission.name}.json").write_text(to_gradescope([submission]), encoding="utf-8")
@@ -44,6 +36,14 @@ def write(name: str, submissions: list[Submission], out: Path | None) -> None:
         sys.stdout.write(text)
     else:
         out.write_text(text, encoding="utf-8")
+
+
+def require_place(name: str, num_submissions: int, out: Path | None) -> None:
+    """Raise CourseError if `write` could not put the grades there: before minutes of grading, not after."""
+    if name == "gradescope" and num_submissions > 1 and (out is None or out.suffix):
+        raise CourseError("gradescope takes one file a submission: give a folder, for example --out results")
+    if out is not None and not out.parent.is_dir():
+        raise CourseError(f"there is no folder {out.parent} to write {out.name} into.")
 
 
 def explain(record: Record) -> str:

@@ -12,6 +12,7 @@ malice: the code runs with the rights of whoever grades. See docs/instructor/gra
 
 from __future__ import annotations
 
+import ast
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -149,9 +150,17 @@ def chapter_of(record: Record) -> str:
 
 
 def is_shipped_solution(path: Path) -> bool:
-    """Whether a file is a copy of the solution."""
+    """Whether a file is a copy of the solution; comments and blank lines make no difference."""
     solution = SOLUTIONS / path.name
-    return solution.exists() and path.read_bytes() == solution.read_bytes()
+    return solution.exists() and _code_of(path) == _code_of(solution)
+
+
+def _code_of(path: Path) -> str:
+    """The statements of a file; its text if it cannot be parsed."""
+    try:
+        return ast.dump(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError):
+        return path.read_text(encoding="utf-8", errors="replace")
 
 
 def without_points(record: Record) -> Record:

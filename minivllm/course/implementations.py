@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minivllm.course.catalog import SOLUTIONS, STUBS, STUDENT, TESTS
+from minivllm.course.catalog import SOLUTIONS, STUBS, STUDENT, TESTS, exercises_of
 
 VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
 WHOLE_FILE = ""
@@ -94,7 +94,8 @@ class Implementation:
 def find_problems(path: Path) -> dict[str, SubmissionError]:
     """Definition (or `WHOLE_FILE`) -> why it cannot be tested."""
     if not path.exists():
-        return {WHOLE_FILE: SubmissionError("missing file", f"there is no {path.name}.")}
+        message = f"there is no {path.name}. {stub_again(path.stem)}"
+        return {WHOLE_FILE: SubmissionError("missing file", message)}
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
@@ -103,33 +104,41 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
         message = f"{path.name} is not valid Python, {where}" + (f"\n    {line}" if line else "")
         return {WHOLE_FILE: SubmissionError("syntax error", message)}
     if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
-        message = f"{path.name} defines nothing. Get the stub back with: reset {path.stem[2:4]}"
+        message = f"{path.name} defines nothing. {stub_again(path.stem)}"
         return {WHOLE_FILE: SubmissionError("empty file", message)}
     allowed = _imports(ast.parse((STUBS / path.name).read_text(encoding="utf-8")))
+    own = {exercise.definition for exercise in exercises_of(path.stem)}
     problems = {}
     for statement in tree.body:
-        for name in sorted(_imports(statement) - allowed):
-            where = statement.name if isinstance(statement, ast.FunctionDef | ast.ClassDef) else WHOLE_FILE
+        name = getattr(statement, "name", "")
+        where = name if name in own else WHOLE_FILE  # a helper may be called from any exercise
+        imports = _imports(statement)
+        for name in sorted(imports.keys() - allowed.keys()):
             problems[where] = SubmissionError(
                 "uses the reference",
-                f"{path.name} imports {name}: that is where the answer is. Write it yourself; what the stub "
-                f"imported from the project is all you need.",
+                f"{path.name}, line {imports[name]}, uses {name}: that is where the answer is, or a way to "
+                f"it. Write it yourself; what the stub imports from the project is all you need.",
             )
     return problems
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    """What is imported from this project, or by a way around the import statement, anywhere in `tree`."""
-    names = set()
+def stub_again(chapter: str) -> str:
+    """How to get a stub back."""
+    return f"Get the stub back with: python -m minivllm.course reset {chapter[2:4]}"
+
+
+def _imports(tree: ast.AST) -> dict[str, int]:
+    """What is imported from this project, or a way around `import`, anywhere in `tree`; and its line."""
+    found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name: node.lineno for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Name) and node.id == "__import__":
-            names.add(node.id)
-    roots = ("minivllm", "tests", "kernels", "importlib", "runpy", "__import__")
-    return {name for name in names if name.split(".")[0] in roots}
+            found |= {f"{node.module}.{alias.name}": node.lineno for alias in node.names}
+        elif isinstance(node, ast.Name) and node.id in ("__import__", "exec", "eval"):
+            found[node.id] = node.lineno
+    roots = ("minivllm", "tests", "kernels", "importlib", "runpy", "__import__", "exec", "eval")
+    return {name: line for name, line in found.items() if name.split(".")[0] in roots}
 
 
 def _run(path: Path) -> ModuleType:

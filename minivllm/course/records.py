@@ -37,6 +37,7 @@ class Record:
         where: the line of the student's file that failed, if one did.
         exception: name of the exception's class; empty if there was none.
         variant: the value of `--impl` that the test ran with, if there were several.
+        printed: the end of what was printed meanwhile: a student looks for a mistake with `print`.
     """
 
     test: str
@@ -49,6 +50,7 @@ class Record:
     where: str = ""
     exception: str = ""
     variant: str = ""
+    printed: str = ""
 
     @property
     def score(self) -> float:

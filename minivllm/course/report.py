@@ -27,7 +27,10 @@ from minivllm.course.catalog import Exercise, exercises_of
 from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record
 
 WIDTH = 110
-FILE_PROBLEMS = ("missing file", "empty file", "syntax error", "error on import", "uses the reference")
+FILE_PROBLEMS = (
+    "missing file", "empty file", "syntax error", "error on import", "missing definition",
+    "uses the reference",
+)  # fmt: skip
 
 
 def describe(chapter: str, records: list[Record], path: Path) -> str:
@@ -64,7 +67,8 @@ def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
     """What to look at: one failed test, or what keeps all of them from running."""
     others = sum(each.exercise == record.exercise for each in failed) - 1
     if record.status in FILE_PROBLEMS:
-        return [f"Next: {record.status}", *indent(record.message)]
+        lines = [line for text in indent(record.message) for line in wrap(text)]
+        return [f"Next: {record.status}", *lines]
     if record.status == NOT_WRITTEN:
         return [f"Next: {record.exercise} is not written yet.",
                 f'  Open {path} and replace  raise NotImplementedError("{record.exercise}").']  # fmt: skip
@@ -76,6 +80,8 @@ def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
         lines += field("where", record.where)
     if record.hint:
         lines += field("hint", record.hint)
+    if record.printed.strip():
+        lines += ["  printed", *indent("\n".join(record.printed.strip().splitlines()[-8:]), "    ")]
     if others:
         lines += [
             "",
@@ -89,13 +95,19 @@ def field(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
 
 
-def indent(message: str) -> list[str]:
+def wrap(line: str) -> list[str]:
+    """A line of prose, wrapped; what follows keeps its indentation."""
+    spaces = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(line, WIDTH, subsequent_indent=spaces)
+
+
+def indent(message: str, spaces: str = "  ") -> list[str]:
     """A message of several lines, each as it is; endless ones are cut."""
     lines = message.splitlines()
     shown = [line if len(line) <= 400 else line[:400] + " ..." for line in lines[:12]]
     if len(lines) > 12:
         shown.append(f"... ({len(lines) - 12} more lines)")
-    return [f"  {line}" for line in shown]
+    return [f"{spaces}{line}" for line in shown]
 
 
 def age(path: Path) -> str:

@@ -89,19 +89,20 @@ def reset(target: Target, folder: Path = STUDENT) -> Path:
     """Put the stub of a chapter, or of one exercise, back into the student's file.
 
     Returns:
-        Where the file as it was before has been kept.
+        Where the file as it was before has been kept. There is no file there if nothing had to change.
 
     Raises:
         CourseError: one exercise is asked for, but the file cannot be parsed or lacks it.
     """
     path, pristine = folder / f"{target.chapter}.py", STUBS / f"{target.chapter}.py"
-    backup = path.with_suffix(".py.bak")
+    taken = len(list(folder.glob(f"{target.chapter}.py.bak*")))
+    backup = path.with_suffix(f".py.bak{taken + 1}")
     if target.exercise is None:
         text = pristine.read_text(encoding="utf-8")
     else:
         text = _with_stub_of(target, path, pristine)
     folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         shutil.copyfile(path, backup)
     path.write_text(text, encoding="utf-8")
     return backup

@@ -1,11 +1,13 @@
 """The exercise tests: whose code they test (`--impl`), in how much time, and what they report.
 
 Bare `pytest` collects nothing here: a fresh clone is green, and stays so while a student is working. Run them
-with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --impl student`.
+with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --impl student`. Without `--impl`,
+`pytest tests/exercises` tests the reference, and its last line says that it was not the student's code.
 """
 
 import os
 import random
+import re
 import signal
 import threading
 import traceback
@@ -20,6 +22,8 @@ from minivllm.course.catalog import exercises_of
 from minivllm.course.implementations import Implementation, SubmissionError
 
 HERE = Path(__file__).parent
+SESSION = pytest.StashKey()  # a `Session`, if anything here is collected
+NOT_SAID = pytest.StashKey()  # True: `--impl` was not given
 
 
 def pytest_addoption(parser):
@@ -36,7 +40,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "exercise(id, points, hint): which exercise a test belongs to")
     impl = config.getoption("impl", None)
     if impl is None:
-        return
+        if not asks_for_exercises(config):
+            return
+        if not implementations.SOLUTIONS.is_dir():  # as in the copy for students
+            raise pytest.UsageError("say whose code to test: --impl student, or the folder of a submission")
+        config.option.impl = "reference"
+        config.stash[NOT_SAID] = True
     config.stash[SESSION] = Session(config)
     # The same examples each time, unless asked for others. Nothing is remembered from run to run. A failure is
     # reduced to its smallest example for a person only: that is what takes the time.
@@ -50,16 +59,22 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("exercises")
 
 
-def pytest_ignore_collect(collection_path, config):
-    """Nothing here is collected unless it is said whose code is to be tested."""
-    if config.getoption("impl", None) is not None:
-        return None
+def asks_for_exercises(config):
+    """Whether this folder, or a file in it, was named on the command line."""
     asked = [Path(str(arg).split("::")[0]).resolve() for arg in config.args]
-    if any(path == HERE or HERE in path.parents for path in asked):
-        raise pytest.UsageError(
-            "say whose code to test: --impl student, or reference, stub, mutant:NAME, a folder"
-        )
-    return True
+    return any(path == HERE or HERE in path.parents for path in asked)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Nothing here is collected unless it is asked for."""
+    return None if config.getoption("impl", None) is not None else True
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """A green run of the reference must not be taken for a solved exercise."""
+    if config.stash.get(NOT_SAID, False):
+        text = "The code tested was the reference, because --impl was not given. Yours: --impl student"
+        terminalreporter.write_line(text, yellow=True)
 
 
 # -- the time limit ---------------------------------------------------------------------------------
@@ -158,9 +173,6 @@ class Session:
         if isinstance(self.loaded[key], SubmissionError):
             raise self.loaded[key]
         return self.loaded[key]
-
-
-SESSION = pytest.StashKey()
 
 
 def marker_of(item):
@@ -277,11 +289,13 @@ def pytest_runtest_call(item):
     session = item.config.stash.get(SESSION, None)
     if session is None:
         return (yield)
-    with time_limit(session.seconds, lambda: write_record(item, session, records.TIME_LIMIT, STUCK)):
+    with time_limit(session.seconds, lambda: write_record(item, session, records.TIME_LIMIT, message=STUCK)):
         return (yield)
 
 
 # -- the records ------------------------------------------------------------------------------------
+
+MOST_PRINTED = 2000  # characters: a loop that prints must not fill the disk
 
 
 def reason_of(item):
@@ -308,20 +322,18 @@ def pytest_runtest_makereport(item, call):
     status, message, where = describe(error, exercise)
     if status == records.TIME_LIMIT:
         session.out_of_time.add((choice_of(item) or session.choices[0], exercise))
-    write_record(item, session, status, message, where, "" if error is None else type(error).__name__)
+    exception = "" if error is None else type(error).__name__
+    printed = report.capstdout[-MOST_PRINTED:]
+    write_record(item, session, status, message=message, where=where, exception=exception, printed=printed)
     return report
 
 
-def write_record(item, session, status, message, where="", exception=""):
+def write_record(item, session, status, **details):
     if session.writer is None:
         return
     exercise, points, hint = marker_of(item)
-    session.writer.add(
-        records.Record(
-            item.originalname, exercise, points, status, reason_of(item), hint, message, where, exception,
-            choice_of(item),
-        )
-    )  # fmt: skip
+    about = {"reason": reason_of(item), "hint": hint, "variant": choice_of(item)}
+    session.writer.add(records.Record(item.originalname, exercise, points, status, **about, **details))
 
 
 def describe(error, exercise):
@@ -333,6 +345,8 @@ def describe(error, exercise):
     where = place_in_student_file(error)
     if isinstance(error, NotImplementedError) and error.args == (exercise,):
         return records.NOT_WRITTEN, "", ""
+    if isinstance(error, NotImplementedError) and re.fullmatch(r"ex\d\d[a-z]", str(error)):
+        return records.CRASHED, f"your {exercise} calls {error}, which is not written yet.", where
     if isinstance(error, TimeLimit):
         return records.TIME_LIMIT, str(error), where
     if isinstance(error, PermissionError) and "holds a solution" in str(error):

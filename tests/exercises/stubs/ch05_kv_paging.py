@@ -59,8 +59,7 @@ def block_size_sweep(num_tokens: list[int], block_sizes: list[int]) -> dict[int,
     """ex05c. What a block size costs: empty slots on one side, long tables on the other.
 
     For each block size: (empty slots in the blocks held, entries in all block tables), for sequences that hold
-    `num_tokens[i]` tokens each and share nothing. Work it out, or let the engine's `KVCacheManager` allocate
-    and count what it holds.
+    `num_tokens[i]` tokens each and share nothing. An empty slot is one in a block that a sequence holds.
 
     Example: block_size_sweep([6, 3], [1, 4, 16]) == {1: (0, 9), 4: (3, 3), 16: (23, 2)}.
 
