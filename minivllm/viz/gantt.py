@@ -1,7 +1,7 @@
 """Who computed what in which step, and how much memory that took: batching, seen from the side.
 
 One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
-id stands where it starts; a cell that computes more than one token (a prompt, or a part of one) has a heavy
+id stands where it starts (beside that cell, if cells are narrow); a cell that computes more than one token (a prompt, or a part of one) has a heavy
 frame. A grey dot is an empty seat while somebody waits: work that was not done. Below, one bar a step for the
 blocks in use, the highest marked. `P` over a bar: somebody was preempted in that step::
 
@@ -42,9 +42,9 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
     fig = new_figure(min(10.5, max(6.0, 1.4 + 0.21 * num_steps)), sum(heights) + 0.5)
     axes = fig.subplots(2 * len(traces), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for number, (title, trace) in enumerate(traces.items()):
+        axes[2 * number].set_xlim(-0.6, num_steps - 0.4)
         _draw_seats(axes[2 * number], title, trace, plans[title], num_seats)
         _draw_memory(axes[2 * number + 1], trace)
-    axes[-1].set_xlim(-0.6, num_steps - 0.4)
     axes[-1].set_xlabel("step")
     return fig
 
@@ -53,6 +53,9 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     """The plan: a cell for each request and step."""
     order = request_order(trace)
     before: dict[int, str] = {}  # seat -> who sat there in the last cell drawn
+    # An id needs a cell of about 0.2 inches; in a narrower one it stands to the right of the frame.
+    left, right = ax.get_xlim()
+    roomy = ax.get_figure().get_figwidth() / (right - left) > 0.2
     for work in plan:
         style = request_style(order[work.request_id])
         prefill = work.num_tokens > 1
@@ -67,8 +70,8 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
             ax.add_patch(Rectangle(frame, 0.84, 0.72, fill=False, edgecolor=INK, lw=1.3, zorder=3))
         if before.get(work.seat) != work.request_id or prefill:
             ax.text(
-                work.step - 0.3, work.seat + 0.5, work.request_id, ha="left", va="center", fontsize=7,
-                weight="bold", color=INK, zorder=4,
+                work.step + (-0.3 if roomy else 0.6), work.seat + 0.5, work.request_id, ha="left",
+                va="center", fontsize=7, weight="bold", color=INK, zorder=4,
                 bbox={"facecolor": style.fill, "edgecolor": "none", "pad": 0.4},
             )  # fmt: skip
         before[work.seat] = work.request_id

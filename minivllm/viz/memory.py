@@ -93,7 +93,8 @@ def request_area(trace: Trace, bytes_per_token: int) -> Figure:
     areas = ax.stackplot(*_stairs(list(layers.values())), labels=[f"request {name}" for name in layers])
     for area, name in zip(areas, layers, strict=True):
         style = request_style(order[name])
-        area.set(facecolor=style.fill, hatch=style.hatch, edgecolor=style.edge, linewidth=0.6)
+        # No outline: that of a request which is gone would lie on the others as a line of its colour.
+        area.set(facecolor=style.fill, hatch=style.hatch, edgecolor=style.edge, linewidth=0)
         area.set_gid("request")
     ax.set_xlabel("step")
     ax.set_ylabel("bytes of K and V")

@@ -99,7 +99,9 @@ def png_bytes(fig: Figure) -> bytes:
     """The figure as a PNG whose bytes depend on nothing but the figure."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None})
-    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    # Maximum coverage keeps rare colours (one patch in a legend); median cut would mix them with others.
+    image = Image.open(buffer).convert("RGB")
+    image = image.quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
