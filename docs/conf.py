@@ -24,7 +24,7 @@ extensions = [
     "sphinx_design",
     "sphinx-mathjax-offline",
 ]
-exclude_patterns = ["_build", "requirements.txt"]
+exclude_patterns = ["_build", "_static", "requirements.txt"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -38,6 +38,8 @@ napoleon_google_docstring = True
 
 html_theme = "furo"
 html_title = "minivllm"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 
 
