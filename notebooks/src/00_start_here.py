@@ -49,7 +49,9 @@ for prompt, length in zip(prompts, lengths, strict=True):
     steps_one_by_one += llm.llm_engine.stats().num_steps - before
     one_by_one.append(output.outputs[0].token_ids)
     print(f"{prompt!r} -> {decode(one_by_one[-1])!r}")
-print(f"\none after the other: {steps_one_by_one} steps, that is, {steps_one_by_one} times through all the weights")
+print(
+    f"\none after the other: {steps_one_by_one} steps, that is, {steps_one_by_one} times through all the weights"
+)
 
 # %% [markdown]
 # A **step** is one pass through the model. Each request takes one step for its prompt, which also gives the first
@@ -80,7 +82,9 @@ reveal(guess, len(trace.steps), "steps")
 # %%
 print("step  computes (request: positions)              running after   waiting after")
 for record in trace.steps:
-    work = ", ".join(f"{row.request_id}: {row.start}..{row.start + row.num_tokens - 1}" for row in record.scheduled)
+    work = ", ".join(
+        f"{row.request_id}: {row.start}..{row.start + row.num_tokens - 1}" for row in record.scheduled
+    )
     running, waiting = " ".join(record.running) or "-", " ".join(record.waiting) or "-"
     print(f"{record.step:>4}  {work:<43}{running:<16}{waiting}")
 
@@ -173,7 +177,9 @@ claim(
     len(trace.steps) < steps_one_by_one,
     measured=f"{len(trace.steps)} against {steps_one_by_one}",
 )
-claim("afterwards every block is free again", llm.llm_engine.scheduler.kv.pool.num_free == 8, measured="8 of 8")
+claim(
+    "afterwards every block is free again", llm.llm_engine.scheduler.kv.pool.num_free == 8, measured="8 of 8"
+)
 
 # %% [markdown]
 # The same three lines work on the model that comes with this project, SmolLM2-135M, with real text. Chapter 11 uses

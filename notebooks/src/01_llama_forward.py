@@ -76,11 +76,22 @@ def note(name):
 
 
 watched = {"": "the whole model", "model.norm": "final norm"}
-watched |= {f"model.layers.0.{part}": part for part in (
-    "input_layernorm", "self_attn.qkv_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_up_proj",
-    "mlp.down_proj",
-)}
-hooks = [module.register_forward_hook(note(watched[name])) for name, module in model.named_modules() if name in watched]
+watched |= {
+    f"model.layers.0.{part}": part
+    for part in (
+        "input_layernorm",
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+    )
+}
+hooks = [
+    module.register_forward_hook(note(watched[name]))
+    for name, module in model.named_modules()
+    if name in watched
+]
 logits = llama_logits(model)(prompt)
 for hook in hooks:
     hook.remove()
@@ -111,6 +122,7 @@ show_source(LlamaAttention.forward)
 #
 # **RoPE** puts the position into queries and keys by rotating pairs of numbers. Pair $i$ of a head, which is
 # $(x_i, x_{i+D/2})$, turns by an angle proportional to the position, fast for small $i$ and slowly for large $i$.
+# (`roll` puts each number beside its partner. `sin` comes from a table in which the first half has a minus sign.)
 
 # %%
 show_source(RotaryEmbedding.rotate)
@@ -146,7 +158,7 @@ show_source(LlamaDecoderLayer.forward)
 # %% [markdown]
 # Put together: of all the numbers that a token causes in a layer, later tokens read exactly two vectors per KV head,
 # its rotated key and its value. Its query, its gate and its hidden state serve that token alone. Here this is
-# 2 · 2 · 16 = 64 numbers a layer, against 64 + 128 + 64 + 256 + 64 in the table above. Whoever keeps those 64 can
+# 2 · 2 · 16 = 64 numbers a layer, against 64 + 128 + 64 + 64 + 256 + 64 in the table above. Whoever keeps those 64 can
 # throw everything else away, and never has to compute that token again. That is the plan for chapter 02.
 #
 # ## The picture
@@ -161,7 +173,16 @@ again = [total - fresh for total, fresh in zip(positions_per_step, new, strict=T
 fig = new_figure(8, 3)
 ax = fig.subplots()
 ax.bar(steps, new, color="#0072B2", edgecolor="#222222", lw=0.5, label="computed for the first time")
-ax.bar(steps, again, bottom=new, color="#F0E442", edgecolor="#222222", lw=0.5, hatch="///", label="computed again")
+ax.bar(
+    steps,
+    again,
+    bottom=new,
+    color="#F0E442",
+    edgecolor="#222222",
+    lw=0.5,
+    hatch="///",
+    label="computed again",
+)
 ax.set(xlabel="step", ylabel="positions through the model")
 ax.spines[["top", "right"]].set_visible(False)
 ax.legend(loc="upper left")

@@ -35,6 +35,7 @@ prompt = encode("Four score and seven years ago")
 #
 # Count again, with the same hook. The engine keeps keys and values by itself.
 
+
 # %%
 def positions_computed(run):
     """How many positions go through the model in each call while `run()` runs."""
@@ -59,8 +60,9 @@ print(f"positions: {sum(without)} without, {sum(with_cache)} with a KV cache")
 # %% [markdown]
 # The prompt of $P$ tokens is computed once, and then one position for each new token except the last: $P + n - 1$.
 # What was quadratic is linear. People call the first step of a request its **prefill** and the others **decode**
-# steps; in this engine they are the same step with different numbers of positions. (Attention itself still looks at all earlier tokens, so its part of the work still
-# grows with the length. It is the small part until texts become long.)
+# steps; in this engine they are the same step with different numbers of positions. (Attention itself still looks at
+# all earlier tokens, so its part of the work still grows with the length. It is the small part until texts become
+# long.)
 #
 # Nothing is free. We trade work for memory, and the price is set by the model's shape.
 #
@@ -74,8 +76,13 @@ guess = None
 
 # %%
 smollm2 = ModelConfig(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-    num_attention_heads=9, num_key_value_heads=3, head_dim=64,
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
 )
 reveal(guess, smollm2.kv_bytes_per_token(bytes_per_element=4), "bytes a token")
 
@@ -89,6 +96,7 @@ reveal(guess, smollm2.kv_bytes_per_token(bytes_per_element=4), "bytes a token")
 
 # %%
 show_source(ModelConfig.kv_bytes_per_token)
+
 
 # %%
 def shape(layers, heads, kv_heads, head_dim):
@@ -157,7 +165,9 @@ first = forward(prompt, start=0)
 seventh = int(first.argmax())
 cached = forward([seventh], start=6)  # one position through the model
 fresh = llama_logits(model)([*prompt, seventh])  # seven positions
-print(f"largest difference of the logits: {(cached - fresh).abs().max():.1e}, largest logit {fresh.abs().max():.1f}")
+print(
+    f"largest difference of the logits: {(cached - fresh).abs().max():.1e}, largest logit {fresh.abs().max():.1f}"
+)
 print("slots in use:", int((kv_cache.key[0].flatten(0, 1).abs().sum((1, 2)) > 0).sum()), "of", 8 * 4)
 
 # %% [markdown]
@@ -172,7 +182,7 @@ print("slots in use:", int((kv_cache.key[0].flatten(0, 1).abs().sum((1, 2)) > 0)
 
 # %%
 lengths = ((6, 8), (11, 30), (4, 5), (9, 12))
-trace, four = run_workload(llm, lengths)
+trace, _ = run_workload(toy_llm(num_blocks=64), lengths)
 per_token = llm.llm_engine.memory().bytes_per_token
 stored = [sum(row.start + row.num_tokens for row in record.scheduled) for record in trace.steps]
 show(
@@ -187,8 +197,12 @@ show(
 # %%
 fig = new_figure(7.5, 2.8)
 ax = fig.subplots()
-ax.plot([sum(without[: i + 1]) for i in range(num_new)], "o-", ms=3, color="#D55E00", label="without a KV cache")
-ax.plot([sum(with_cache[: i + 1]) for i in range(num_new)], "s--", ms=3, color="#0072B2", label="with a KV cache")
+ax.plot(
+    [sum(without[: i + 1]) for i in range(num_new)], "o-", ms=3, color="#D55E00", label="without a KV cache"
+)
+ax.plot(
+    [sum(with_cache[: i + 1]) for i in range(num_new)], "s--", ms=3, color="#0072B2", label="with a KV cache"
+)
 ax.set(xlabel="step", ylabel="positions so far")
 ax.spines[["top", "right"]].set_visible(False)
 ax.legend()
@@ -203,8 +217,16 @@ show(
 
 # %%
 P, n = len(prompt), num_new
-claim("with a KV cache, n new tokens cost P + n - 1 positions", sum(with_cache) == P + n - 1, measured=sum(with_cache))
-claim("and the text is the same", list(outputs[0].outputs[0].token_ids) == tokens_without, measured=f"{n} tokens")
+claim(
+    "with a KV cache, n new tokens cost P + n - 1 positions",
+    sum(with_cache) == P + n - 1,
+    measured=sum(with_cache),
+)
+claim(
+    "and the text is the same",
+    list(outputs[0].outputs[0].token_ids) == tokens_without,
+    measured=f"{n} tokens",
+)
 
 text = [*prompt, *tokens_without[:10]]
 fresh = llama_logits(model)(text)
@@ -215,7 +237,11 @@ for cuts in ([6, 10], [1] * 16, [16], [15, 1], [3, 5, 8]):
         cached = forward(text[done : done + piece], start=done)
         done += piece
     worst = max(worst, (cached - fresh).abs().max().item())
-claim("wherever a text is cut, the logits are the same", worst < 1e-4, measured="16 tokens cut in 5 ways, below 1e-4")
+claim(
+    "wherever a text is cut, the logits are the same",
+    worst < 1e-4,
+    measured="16 tokens cut in 5 ways, below 1e-4",
+)
 
 claim(
     "the formula gives the bytes that are really allocated",

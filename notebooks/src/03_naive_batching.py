@@ -129,7 +129,9 @@ answers = [answer for _, answer in WORKLOAD]
 batches = [answers[start : start + 4] for start in range(0, len(answers), 4)]
 idle_by_formula = sum(max(batch) - answer for batch in batches for answer in batch)
 for batch in batches:
-    print(f"answers {batch}: {max(batch)} steps, empty seat-steps {[max(batch) - answer for answer in batch]}")
+    print(
+        f"answers {batch}: {max(batch)} steps, empty seat-steps {[max(batch) - answer for answer in batch]}"
+    )
 print("sum:", idle_by_formula)
 
 # %% [markdown]

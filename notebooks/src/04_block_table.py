@@ -62,8 +62,8 @@ show_source(BlockTable.num_missing_blocks)
 # %% [markdown]
 # `num_missing_blocks` is one subtraction: blocks needed for so many tokens, minus blocks held. It has no case for "the
 # last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
-# instead are right only when tokens come one by one, in an order that everybody remembers; a dozen questions on the
-# web ask what that line means.
+# instead are right only when tokens come one by one, in an order that everybody remembers; the best-known small engine
+# has that line, and nine discussions about what it means.
 #
 # The worked example, by hand. The sequence has blocks 7 and 2:
 
@@ -100,8 +100,10 @@ manager = KVCacheManager(num_blocks=4, block_size=4, enable_prefix_caching=False
 short, long = Sequence(0, [0] * 6, seed=0), Sequence(1, [0] * 9, seed=0)
 for name, seq, count in (("6 tokens", short, 6), ("9 tokens", long, 9)):
     answer = manager.allocate_slots([(seq, count)])
-    print(f"{name}: {'does not fit' if answer is None else 'table ' + str(manager.block_tables[seq.seq_id].block_ids)}"
-          f", free blocks {manager.pool.free_block_ids}")
+    print(
+        f"{name}: {'does not fit' if answer is None else 'table ' + str(manager.block_tables[seq.seq_id].block_ids)}"
+        f", free blocks {manager.pool.free_block_ids}"
+    )
 manager.free(short)
 print(f"after the first is done: free blocks {manager.pool.free_block_ids}")
 
@@ -117,7 +119,9 @@ print(f"after the first is done: free blocks {manager.pool.free_block_ids}")
 # %%
 llm = example_llm(trace=Trace(word_of=word))
 prompts = ["Four score and seven years ago", "all men are"]
-outputs = llm.generate([{"prompt_token_ids": encode(text)} for text in prompts], [greedy(6), greedy(4)], use_tqdm=False)
+outputs = llm.generate(
+    [{"prompt_token_ids": encode(text)} for text in prompts], [greedy(6), greedy(4)], use_tqdm=False
+)
 trace = llm.llm_engine.trace
 
 
@@ -184,19 +188,28 @@ for _ in range(1000):
             held = len(manager.block_tables[seq.seq_id]) * 4
             worst_waste = max(worst_waste, held - seq.num_computed_tokens)
 
-claim("after each of 1,000 random operations no block has two owners", clean == 1000, measured=f"{next_id} sequences")
-claim("the pool was really short of memory", refused > 20 and most_blocks == 40, measured=f"{refused} refusals")
+claim(
+    "after each of 1,000 random operations no block has two owners",
+    clean == 1000,
+    measured=f"{next_id} sequences",
+)
+claim(
+    "the pool was really short of memory", refused > 20 and most_blocks == 40, measured=f"{refused} refusals"
+)
 claim("no sequence ever wastes a whole block", worst_waste < 4, measured=f"at most {worst_waste} slots")
 for seq in alive:
     manager.free(seq)
 claim("when all are gone, all blocks are free", manager.pool.num_free == 40)
 
 # %%
-last = max(i for i, record in enumerate(trace.steps) if any(row.request_id == "0" for row in record.scheduled))
+last = max(
+    i for i, record in enumerate(trace.steps) if any(row.request_id == "0" for row in record.scheduled)
+)
 row = next(row for row in trace.steps[last].scheduled if row.request_id == "0")
 claim(
     "the example begins in blocks 7 and 2, and takes a third for its ninth token",
-    row.block_ids[:2] == (7, 2) and [len(record.scheduled[0].block_ids) for record in trace.steps[:4]] == [2, 2, 2, 3],
+    row.block_ids[:2] == (7, 2)
+    and [len(record.scheduled[0].block_ids) for record in trace.steps[:4]] == [2, 2, 2, 3],
     measured=f"table {list(row.block_ids)}, text: {decode(outputs[0].outputs[0].token_ids)}",
 )
 

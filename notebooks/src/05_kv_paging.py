@@ -18,7 +18,15 @@ import torch
 from minivllm.attention import AttentionMetadata, paged_attention_reference
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, arrange_free_blocks, encode, example_llm, greedy, run_workload, toy_llm
+from minivllm.course.toy import (
+    WORKLOAD,
+    arrange_free_blocks,
+    encode,
+    example_llm,
+    greedy,
+    run_workload,
+    toy_llm,
+)
 from minivllm.kv_cache import KVCache
 from minivllm.model_runner import ModelRunner
 from minivllm.viz import blocks_in_use, memory_area, memory_use, show, slot_map, wasted_share
@@ -49,8 +57,16 @@ seed_all()
 guess = None
 
 # %%
-options = {"num_blocks": 64, "block_size": 4, "max_num_seqs": 4, "max_model_len": 64, "scheduler_cls": StaticBatchScheduler}
-reserved, text_reserved = run_workload(toy_llm(kv_cache_manager_cls=orca(ReservationPolicy.MAX, 64), **options))
+options = {
+    "num_blocks": 64,
+    "block_size": 4,
+    "max_num_seqs": 4,
+    "max_model_len": 64,
+    "scheduler_cls": StaticBatchScheduler,
+}
+reserved, text_reserved = run_workload(
+    toy_llm(kv_cache_manager_cls=orca(ReservationPolicy.MAX, 64), **options)
+)
 paged_llm = toy_llm(**options)
 arrange_free_blocks(paged_llm, random.Random(0).sample(range(64), 64))
 paged, text_paged = run_workload(paged_llm)
@@ -69,6 +85,7 @@ show_source(ModelRunner.prepare_inputs)
 # That is most of what paging costs: a few small arrays of integers for each step, made once and used by all layers.
 # For the example request with its six words:
 
+
 # %%
 class PrintingRunner(ModelRunner):
     """A runner that shows what it hands to the model."""
@@ -76,9 +93,13 @@ class PrintingRunner(ModelRunner):
     def prepare_inputs(self, plan):
         inputs = super().prepare_inputs(plan)
         rows = inputs.metadata
-        print(f"step {plan.step}: positions {inputs.positions.tolist()}, slot_mapping {rows.slot_mapping.tolist()}")
-        print(f"        block_tables {rows.block_tables.tolist()}, seq_lens {rows.seq_lens.tolist()}, "
-              f"query_start_loc {rows.query_start_loc.tolist()}")
+        print(
+            f"step {plan.step}: positions {inputs.positions.tolist()}, slot_mapping {rows.slot_mapping.tolist()}"
+        )
+        print(
+            f"        block_tables {rows.block_tables.tolist()}, seq_lens {rows.seq_lens.tolist()}, "
+            f"query_start_loc {rows.query_start_loc.tolist()}"
+        )
         return inputs
 
 
@@ -141,7 +162,12 @@ def written(table, read_by=None):
 
 (straight, attended_straight), (scattered, attended_scattered) = written([0, 1]), written([7, 2])
 by_another_table, _ = written([7, 2], read_by=[2, 7])
-print("read back equal:", torch.equal(straight, scattered), "  attention equal:", torch.equal(attended_straight, attended_scattered))
+print(
+    "read back equal:",
+    torch.equal(straight, scattered),
+    "  attention equal:",
+    torch.equal(attended_straight, attended_scattered),
+)
 
 # %% [markdown]
 # ## The picture
@@ -176,7 +202,9 @@ show(
 for name, manager in (("reserved", {"kv_cache_manager_cls": orca(ReservationPolicy.MAX, 64)}), ("paged", {})):
     trace, _ = run_workload(toy_llm(**(options | {"max_num_seqs": 12} | manager)))
     most = max(len({row.request_id for row in record.scheduled}) for record in trace.steps)
-    print(f"{name:<9} at most {most:>2} requests at once, {len(trace.steps):>3} steps, {max(blocks_in_use(trace))} blocks")
+    print(
+        f"{name:<9} at most {most:>2} requests at once, {len(trace.steps):>3} steps, {max(blocks_in_use(trace))} blocks"
+    )
     together = most
 
 # %% [markdown]
@@ -187,22 +215,33 @@ claim(
     "what is read through the table is bit for bit what was written",
     torch.equal(scattered, key) and torch.equal(straight, key) and not torch.equal(by_another_table, key),
 )
-claim("attention over scattered blocks equals attention over one piece, to the last bit", torch.equal(attended_straight, attended_scattered))
+claim(
+    "attention over scattered blocks equals attention over one piece, to the last bit",
+    torch.equal(attended_straight, attended_scattered),
+)
 claim(
     "paging changes no token of the workload",
-    [each.outputs[0].token_ids for each in text_reserved] == [each.outputs[0].token_ids for each in text_paged],
+    [each.outputs[0].token_ids for each in text_reserved]
+    == [each.outputs[0].token_ids for each in text_paged],
     measured=f"{sum(answer for _, answer in WORKLOAD)} tokens",
 )
 claim(
     "with paging, no sequence wastes a whole block, at any step",
-    all(use.held - use.used < 4 * max(1, len(record.scheduled)) for use, record in zip(memory_use(paged), paged.steps, strict=True)),
+    all(
+        use.held - use.used < 4 * max(1, len(record.scheduled))
+        for use, record in zip(memory_use(paged), paged.steps, strict=True)
+    ),
 )
 claim(
     "the share of empty slots falls by more than a factor of five",
     wasted_share(reserved) > 5 * wasted_share(paged),
     measured=f"{wasted_share(reserved):.1%} to {wasted_share(paged):.1%}",
 )
-claim("in the same memory, three times as many requests run at once", together == 12, measured="12 in place of 4")
+claim(
+    "in the same memory, three times as many requests run at once",
+    together == 12,
+    measured="12 in place of 4",
+)
 
 # %% [markdown]
 # The paper reports the same for real traffic: less than 4 % waste with vLLM, against 60 to 80 % before. Blocks of 16

@@ -30,7 +30,9 @@ seed_all()
 options = {"num_blocks": 64, "block_size": 4, "max_num_seqs": 4, "max_model_len": 64}
 static, _ = run_workload(toy_llm(scheduler_cls=StaticBatchScheduler, **options))
 seats = 4 * len(static.steps)
-print(f"static batches: {len(static.steps)} steps, {seats - len(seating(static))} of {seats} seat-steps empty")
+print(
+    f"static batches: {len(static.steps)} steps, {seats - len(seating(static))} of {seats} seat-steps empty"
+)
 
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
@@ -100,7 +102,10 @@ show_source(Scheduler._schedule_running)
 
 # %%
 llm = example_llm(max_num_seqs=2, max_num_batched_tokens=8, trace=Trace())
-prompts = ["Four score and seven years ago", "a new nation conceived in liberty dedicated to the proposition that all"]
+prompts = [
+    "Four score and seven years ago",
+    "a new nation conceived in liberty dedicated to the proposition that all",
+]
 llm.generate([{"prompt_token_ids": encode(text)} for text in prompts], [greedy(6), greedy(3)], use_tqdm=False)
 small = llm.llm_engine.trace
 for record in small.steps:
@@ -126,6 +131,7 @@ for record in small.steps:
 #
 # The same requests, the same seats, the same colours.
 
+
 # %%
 def idle_while_waiting(trace):
     """Seat-steps that are empty although somebody waits."""
@@ -141,18 +147,23 @@ show(
 # %%
 fig = new_figure(9, 2.6)
 for ax, (title, trace) in zip(
-    fig.subplots(1, 2, sharex=True, sharey=True), {"static": static, "continuous": continuous}.items(), strict=True
+    fig.subplots(1, 2, sharex=True, sharey=True),
+    {"static": static, "continuous": continuous}.items(),
+    strict=True,
 ):
     ax.stairs([len(record.scheduled) for record in trace.steps], color="#0072B2", lw=2, label="running")
-    ax.stairs([len(record.waiting) for record in trace.steps], color="#D55E00", lw=2, ls="--", label="waiting")
+    ax.stairs(
+        [len(record.waiting) for record in trace.steps], color="#D55E00", lw=2, ls="--", label="waiting"
+    )
     ax.set(title=title, xlabel="step", ylabel="requests")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend()
-empty_queue = [max(r.step for r in trace.steps if r.waiting) for trace in (static, continuous)]
+last_wait = [max(r.step for r in trace.steps if r.waiting) for trace in (static, continuous)]
+fewest = [min(len(r.scheduled) for r in trace.steps if r.waiting) for trace in (static, continuous)]
 show(
     fig,
-    alt=f"Requests running and waiting. Static: running falls from 4 to 1 in each batch, and the queue lasts until "
-    f"step {empty_queue[0]}. Continuous: 4 run all the time, and the queue is empty after step {empty_queue[1]}.",
+    alt=f"Requests running and waiting. Static: somebody waits until step {last_wait[0]}, while as few as {fewest[0]} "
+    f"run. Continuous: somebody waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
 )
 
 # %% [markdown]
@@ -176,7 +187,9 @@ claim(
     len(continuous.steps) < len(static.steps),
     measured=f"{len(static.steps)} / {len(continuous.steps)} = {len(static.steps) / len(continuous.steps):.2f}",
 )
-claim("no seat is empty while somebody waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static))
+claim(
+    "no seat is empty while somebody waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static)
+)
 tokens = [sum(row.num_tokens for row in record.scheduled) for record in small.steps]
 claim(
     "no step exceeds its budgets: 4 seats, or 8 tokens",
@@ -234,7 +247,8 @@ claim(
 #
 # `vllm/v1/core/sched/scheduler.py` follows the same rule, and says so in a note: no decoding phase nor prefill phase,
 # just `num_computed_tokens` catching up. It adds priorities, speculative tokens, encoder inputs and transfers between
-# machines, which is how about 80 lines become 600. The defaults there: up to 1,024 sequences and 8,192 tokens a step.
+# machines, which is how about 80 lines become 600. A server on a large GPU there takes up to 1,024 sequences and 8,192
+# tokens a step by default.
 #
 # ## Key points
 #
