@@ -396,3 +396,22 @@ def test_the_pool_size_follows_the_memory_given(make_engine):
     engine = make_engine(num_blocks=None, kv_cache_memory_bytes=10 * block_bytes + 1)
     assert engine.runner.kv_cache.num_blocks == 10
     assert isinstance(engine, LLMEngine)
+
+
+def test_a_wrong_arrival_time_or_id_is_refused(make_engine):
+    """Would catch a clock reading that only fails when somebody asks for the latencies."""
+    engine = make_engine()
+    for arrival_time in ("now", True, [1.0]):
+        with pytest.raises(TypeError, match="arrival_time must be a number"):
+            engine.add_request("0", "abc", greedy(), arrival_time=arrival_time)
+    for request_id in (5, None):
+        with pytest.raises(TypeError, match="request_id must be a string"):
+            engine.add_request(request_id, "abc", greedy())
+    assert not engine.has_unfinished_requests()
+
+
+def test_resetting_the_prefix_cache_in_mid_flight_changes_no_text(make_engine, expected):
+    """Would catch a reset that takes blocks away from those who are using them."""
+    engine = make_engine(num_blocks=24)
+    assert tokens(run(engine, after_step=lambda engine: engine.reset_prefix_cache())) == expected
+    assert engine.stats().num_preemptions > 0

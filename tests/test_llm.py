@@ -76,6 +76,8 @@ def test_max_tokens_none_goes_up_to_the_models_length(llm):
          r"The decoder prompt \(length 201\) is longer than the maximum model length of 200"),
         (["a", {"prompt_token_ids": "abc"}], GREEDY, TypeError, "prompt_token_ids must be a list of ints, got str"),
         (["a", {"prompt_token_ids": [1.5]}], GREEDY, TypeError, "must contain only integers, got 1.5"),
+        (["a", {1: 2, "text": "b"}], GREEDY, ValueError, r"got the keys \['1', 'text'\]"),
+        (["a", {"prompt": 7, "prompt_token_ids": [1]}], GREEDY, TypeError, "text of a prompt must be a string, got int"),
         (["a", {"text": "b"}], GREEDY, ValueError, r"needs \"prompt\" or \"prompt_token_ids\", got the keys"),
         (["a", 7], GREEDY, TypeError, "a prompt must be a string, .* got int"),
         (7, GREEDY, TypeError, "prompts must be a prompt or a list of prompts, got int"),
@@ -113,6 +115,10 @@ def test_a_wrong_argument_is_told_before_anything_happens(llm, prompts, params, 
         ({"device": "tpu"}, ValueError, "device must be one of auto, cpu, cuda"),
         ({"attention_backend": "flash"}, ValueError, "attention_backend must be one of auto, torch, .*triton, got 'flash'"),
         ({"enable_prefix_caching": "False"}, TypeError, "enable_prefix_caching must be True or False, got 'False'"),
+        ({"gpu_memory_utilization": "0.9"}, TypeError, "gpu_memory_utilization must be a number, but is of type str"),
+        ({"tokenizer": 5}, TypeError, "tokenizer must be a name or a path, got 5"),
+        ({"num_blocks": 10**13}, ValueError, "No memory for the KV cache: 10000000000000 blocks take .* bytes. Lower"),
+        ({"num_blocks": 10**30}, ValueError, "No memory for the KV cache: 1000"),
         ({"gpu_memory_utilization": 1.5}, ValueError, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
         ({"preemption_mode": "swap"}, ValueError, "needs swap_space_bytes > 0"),
         ({"preemption_mode": "swap", "swap_space_bytes": 5}, ValueError, r"swap_space_bytes \(5\) holds no block"),
@@ -154,6 +160,97 @@ def test_chat_applies_the_template_once(llm):
     assert len(outputs) == 2
     with pytest.raises(ValueError, match="messages is empty"):
         llm.chat([])
+
+
+HI = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "message"),
+    [
+        ("hi", TypeError, "messages must be a list of messages, got str"),
+        (HI, TypeError, "messages must be a list of messages, got dict"),
+        ([], ValueError, "messages is empty"),
+        ([[]], ValueError, "a conversation is empty"),
+        ([[HI], HI], TypeError, "a conversation must be a list of messages, got dict"),
+        ([HI, "hi"], TypeError, r"a message must be .*, got 'hi'"),
+        ([{}], TypeError, r"a message must be .*, got {}"),
+        ([{"role": "user"}], TypeError, r"a message must be .*, got {'role': 'user'}"),
+        ([{"role": "user", "content": None}], TypeError, "a message must be"),
+        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], TypeError, "a message must be"),
+    ],
+)  # fmt: skip
+def test_a_bad_message_is_refused_before_the_template_swallows_it(llm, messages, error, message):
+    """Would catch a prompt made of nothing: in Jinja a missing "content" is an empty string."""
+    with pytest.raises(error, match=message):
+        llm.chat(messages, GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("model", [None, 5, "", b"m"])
+def test_a_model_that_is_no_name_is_refused(model):
+    """Would catch None looked for as a folder called "None"."""
+    with pytest.raises(TypeError, match="model must be a name or a path, got"):
+        LLM(model)
+
+
+@pytest.mark.parametrize(
+    "prompts", [[""], ["abc", ""], ["abc", "x" * 600], ["abc", {"prompt_token_ids": [999]}]]
+)
+def test_a_refused_call_does_not_change_what_the_next_one_draws(tiny_llama, prompts):
+    """Would catch a refused request, or those queued before it, using up seeds and request ids."""
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+
+    def draw(refused):
+        llm = LLM(str(tiny_llama), num_blocks=64)
+        for bad in refused:
+            with pytest.raises(ValueError):
+                llm.generate(bad, params, use_tqdm=False)
+        return [
+            (output.request_id, output.outputs[0].token_ids)
+            for output in llm.generate(["abc", "abc"], params, use_tqdm=False)
+        ]
+
+    want = draw([])
+    assert want[0][1] != want[1][1], "two requests have two seeds"
+    assert draw([prompts, prompts]) == want
+
+
+def test_a_request_too_large_for_the_pool_leaves_those_before_it_unqueued(tiny_llama):
+    """Would catch the pool being asked only after the first requests have been queued, seeds and all."""
+    llm = LLM(str(tiny_llama), num_blocks=2)
+    params = [SamplingParams(max_tokens=4), SamplingParams(max_tokens=100)]
+    want = LLM(str(tiny_llama), num_blocks=2).generate("abc", params[0], use_tqdm=False)
+    with pytest.raises(ValueError, match="request '1' may need 7 KV blocks"):
+        llm.generate(["abc", "abc"], params, use_tqdm=False)
+    got = llm.generate("abc", params[0], use_tqdm=False)
+    assert (texts(got), got[0].request_id) == (texts(want), "0")
+
+
+@pytest.mark.parametrize("end", ["close", "throw", "delete"])
+def test_however_a_stream_is_left_nothing_stays(llm, end):
+    """Would catch requests that run on for a generator nobody holds (the fixture checks the pool)."""
+    stream = llm.stream(["abc", "de"], SamplingParams(n=3, max_tokens=40, ignore_eos=True))
+    next(stream)
+    assert llm.llm_engine.has_unfinished_requests()
+    if end == "close":
+        stream.close()
+    elif end == "throw":
+        with pytest.raises(KeyError):
+            stream.throw(KeyError("thrown in"))
+    else:
+        del stream
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert not llm._mail
+
+
+def test_generate_may_run_inside_a_stream(llm):
+    """Would catch a nested call that takes the stream's outputs, or waits for it."""
+    want = "".join(texts(llm.generate("abc", GREEDY, use_tqdm=False)))
+    pieces = []
+    for output in llm.stream("abc", GREEDY):
+        pieces.append(output.outputs[0].text)
+        assert len(texts(llm.generate("other", GREEDY, use_tqdm=False))) == 1
+    assert "".join(pieces) == want
 
 
 def test_default_sampling_params_come_from_the_models_generation_config(tiny_llama, tmp_path):

@@ -272,7 +272,8 @@ BEAM_BAD = [
     *number_errors("temperature"),
     ("temperature", 0.7, ValueError, "temperature must be 0 when using beam search."),
     *number_errors("length_penalty"),
-    *range_errors("length_penalty", "must be a finite number", [NAN, INF]),
+    *range_errors("length_penalty", "must be a finite number", [NAN, INF, 10**400]),
+    *range_errors("length_penalty", "must be in [-16.0, 16.0]", [16.5, -1e308]),
     *bool_errors("include_stop_str_in_output"),
     *[
         ("early_stopping", x, ValueError, f'early_stopping must be True, False or "never", got {x!r}.')
@@ -311,7 +312,7 @@ class Words:
     """A tokenizer of five words; a space before a word makes another token of it, as in GPT-2's."""
 
     def __init__(self):
-        self.vocab = {"cat": 1, " cat": 2, "dog": 3, " two": 4}
+        self.vocab = {"cat": 1, " cat": 2, "dog": 3, " two": 4, "new": 10, " new": 11}
 
     def encode(self, text, add_special_tokens=True):
         assert not add_special_tokens
@@ -337,6 +338,8 @@ def processor():
         (SamplingParams(stop_token_ids=[10]),
          "token_id(s) [10] in stop_token_ids contain out-of-vocab token ids. Vocabulary size: 10"),
         (SamplingParams(bad_words=["cat", "  "]), "bad_words entries must tokenize to at least one token."),
+        (SamplingParams(bad_words=["cat", "new"]),
+         "The model vocabulary size is 10, but the following tokens were specified as bad: [10, 11]."),
     ],
 )  # fmt: skip
 def test_what_needs_the_vocabulary_is_checked_when_the_request_is_added(processor, params, text):
@@ -374,3 +377,19 @@ def test_a_prompt_leaves_room_for_one_token(processor, length, fits):
     assert str(caught.value).startswith(
         f"The decoder prompt (length {length}) {more}is longer than the maximum model length of 8. "
     )
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "logit_bias"])
+def test_a_number_that_no_float_can_hold_is_refused(name):
+    """Would catch Python's OverflowError, which no caller expects of a wrong value."""
+    value = {3: 10**400} if name == "logit_bias" else 10**400
+    with pytest.raises(ValueError, match=f"{name}.* must be a finite number, got 1000"):
+        SamplingParams(**{name: value})
+
+
+def test_an_end_of_sequence_id_that_the_model_lacks_is_left_out(processor):
+    """Would catch min_tokens forbidding an id beyond the logits: an index error in the middle of a step."""
+    config = dataclasses.replace(processor.model_config, eos_token_ids=(9, 12))
+    wider = InputProcessor(config, Words(), max_model_len=8, max_logprobs=5, seed=0)
+    group = wider.make_group("0", {"prompt_token_ids": [1]}, SamplingParams(min_tokens=2), 0)
+    assert group.eos_token_ids == group.stop_token_ids == {9}
