@@ -29,10 +29,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.outputs import SequenceOutput
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
-
-Candidates = tuple[tuple[int, float], ...]  # (token id, log-probability), best first
 
 
 @dataclass(frozen=True)
@@ -56,28 +55,30 @@ def score(seq: Sequence, length_penalty: float) -> float:
 
 def advance(
     group: SequenceGroup,
-    beams: list[Sequence],
-    candidates: list[Candidates],
+    sampled: list[tuple[Sequence, SequenceOutput]],
     kv: KVCacheManager,
     new_seq_id: Callable[[], int],
 ) -> None:
     """Replace the live beams of `group` by the next generation, forking and freeing as needed.
 
     Args:
-        beams: the live beams, all of one length, whose every token is computed.
-        candidates: for each beam its most likely next tokens, at least `num_candidates` of them.
+        sampled: the live beams, all of one length, whose every token is computed, and for each its most
+            likely next tokens, at least `num_candidates` of them.
         new_seq_id: gives an unused sequence id at each call.
     """
     params = group.params
     assert isinstance(params, BeamSearchParams)
+    beams = [beam for beam, _ in sampled]
     offers = [
         _Offer(beam, token_id, beam.cumulative_logprob + logprob)
-        for beam, beam_candidates in zip(beams, candidates, strict=True)
-        for token_id, logprob in beam_candidates
+        for beam, output in sampled
+        for token_id, logprob in output.candidates
     ]
     offers.sort(key=lambda offer: offer.total, reverse=True)
     offers = offers[: num_candidates(params.beam_width, len(group.stop_token_ids))]
 
+    # Like Hugging Face: only what ranks among the first `w` may finish. A worse continuation that happens to
+    # end would otherwise fill the list of hypotheses and stop the search before better ones are done.
     last = len(beams[0]) + 1 >= group.max_num_tokens
     finished = [seq for seq in group.seqs if seq.status.is_finished]
     for offer in offers[: params.beam_width]:
@@ -90,6 +91,7 @@ def advance(
 
     survivors = [offer for offer in offers if offer.token_id not in group.stop_token_ids][: params.beam_width]
     if last or not _can_improve(group, params, finished, survivors):
+        # The end of the group: the hypotheses stay, best first, and nobody holds a block any more.
         for beam in beams:
             kv.free(beam)
         for index, seq in enumerate(finished):
@@ -100,7 +102,10 @@ def advance(
 
 
 def _finish(offer: _Offer, status: SequenceStatus, seq_id: int) -> Sequence:
-    """A finished hypothesis; it holds no blocks."""
+    """A finished hypothesis; it holds no blocks.
+
+    It is a sequence of its own and not the parent, because the parent's other offers may still be beams.
+    """
     seq = offer.parent.fork(seq_id, index=0, seed=offer.parent.seed)
     seq.append(offer.token_id)
     seq.cumulative_logprob = offer.total
@@ -114,6 +119,8 @@ def _can_improve(
     """Whether a live beam may still end up among the best `beam_width` hypotheses (Hugging Face's rule)."""
     if len(finished) < params.beam_width:
         return True
+    # `finished` is sorted, so its last is the one to beat. Log-probabilities only fall, so the best live
+    # beam, if it ended now, is an upper bound for whatever grows from it (but for the length penalty).
     if params.early_stopping is True:
         return False
     length = survivors[0].parent.num_output_tokens + 1

@@ -23,6 +23,12 @@ groups come first, in the order they were admitted. When one does not fit, the g
 its blocks, either to be computed again later or to be swapped out. So the oldest always makes progress, and
 since `add` refuses what could not fit an empty pool, every request finishes.
 
+A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a third block::
+
+    before    running [A 2 blocks, B 2 blocks]     waiting [C]      0 free
+    A asks for 1: nothing is free, so B, the newest, goes      ->   2 free
+    after     running [A 3 blocks]                 waiting [B, C]   1 free     B is first in line again
+
 A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it divides its tokens among
 its sequences, and how it comes back: `parallel_sampling.py`.
 
@@ -65,15 +71,17 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         preemption_mode: str = "recompute",
     ) -> None:
-        self.kv = kv
+        self.kv = kv  # the scheduler asks for blocks; only the manager touches the pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.preemption_mode = preemption_mode
+        # Deques give and take at the head: the first to come is the next to go, and a victim returns to the
+        # head of its queue. `running` is in order of admission, so its last element is the victim.
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self.swapped: deque[SequenceGroup] = deque()
-        self.groups: dict[str, SequenceGroup] = {}
+        self.groups: dict[str, SequenceGroup] = {}  # all of the three, by request id
         self.stats = SchedulerStats()
         self._next_seq_id = 0
 
@@ -95,7 +103,11 @@ class Scheduler:
         self.waiting.append(group)
 
     def check(self, group: SequenceGroup) -> None:
-        """Raise what `add` would raise; changes nothing."""
+        """Raise what `add` would raise; changes nothing.
+
+        Preemption ends in deadlock if some group can never run even with the whole pool to itself. So its
+        largest extent is compared with the whole pool, all seats and a whole step's budget, here, once.
+        """
         name = f"request {group.request_id!r}"
         if group.request_id in self.groups:
             raise ValueError(f"request_id {group.request_id!r} is in use by an unfinished request.")
@@ -111,6 +123,7 @@ class Scheduler:
                 f"{name} asks for {group.width} sequences at once, but max_num_seqs={self.max_num_seqs} and "
                 f"max_num_batched_tokens={self.max_num_batched_tokens}."
             )
+        # The last token is never computed, and after a preemption the output is part of the prompt.
         if not self.enable_chunked_prefill and group.max_num_tokens - 1 > self.max_num_batched_tokens:
             raise ValueError(
                 f"{name} may grow to {group.max_num_tokens} tokens, but a step computes at most "
@@ -119,7 +132,10 @@ class Scheduler:
             )
 
     def abort(self, request_id: str) -> SequenceGroup | None:
-        """End a request now and free its blocks. Unknown or finished: nothing happens, returns None."""
+        """End a request now and free its blocks. Unknown or finished: nothing happens, returns None.
+
+        Call it between steps: blocks freed here may be handed out again by the next `schedule`.
+        """
         group = self.groups.pop(request_id, None)
         if group is None:
             return None
@@ -147,10 +163,8 @@ class Scheduler:
         """Drop every request and every block, from whatever state an interrupted step left behind."""
         for group in self.groups.values():
             group.set_status(SequenceStatus.FINISHED_ABORTED)
-        self.groups.clear()
-        self.waiting.clear()
-        self.running.clear()
-        self.swapped.clear()
+        for queue in (self.groups, self.waiting, self.running, self.swapped):
+            queue.clear()
         self.kv.reset()
 
     @property
@@ -181,19 +195,25 @@ class Scheduler:
         index = 0
         while index < len(self.running) and step.budget > 0:
             group = self.running[index]
+            # May be empty, when the group cannot sample as a whole: then it holds its blocks and waits.
             chunks = parallel_sampling.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             while copies is None:
+                # Never one that has been planned: those stand before `index`, victims come from the end.
                 victim = self.running.pop()
                 self._preempt(victim, step)
                 if victim is group:
-                    return
+                    return  # it was the last one, and gave way itself
                 copies = self.kv.allocate_slots(chunks)
             self._plan(group, chunks, copies, step)
             index += 1
 
     def _schedule_swapped(self, step: StepDraft) -> None:
-        """Bring swapped groups back, first come first served, while they fit."""
+        """Bring swapped groups back, first come first served, while they fit.
+
+        They come before anybody who waits: they hold CPU memory that the next victim may need, and all they
+        have computed is paid for.
+        """
         while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
             group = self.swapped[0]
             moves = self.kv.swap_in(group.unfinished)
@@ -211,15 +231,17 @@ class Scheduler:
         """Admit waiting groups, first come first served, while seats, budget and blocks last.
 
         The first that does not fit ends it: letting a short one pass would starve the long one.
+
+        A group enters with one sequence, whatever it has become: its others fork from it, the first time
+        when the prompt's tokens are sampled, after a preemption when the prompt is computed again.
         """
         while self.waiting and not self.swapped and step.budget > 0:
             group = self.waiting[0]
             if group.num_reserved_seqs > step.seats:
                 return
             seq = group.unfinished[0]
-            computed_blocks = self.kv.get_computed_blocks(
-                seq, parallel_sampling.max_cached_tokens(group, seq)
-            )
+            most = parallel_sampling.max_cached_tokens(group, seq)
+            computed_blocks = self.kv.get_computed_blocks(seq, most)
             num_cached = len(computed_blocks) * self.kv.block_size
             num_tokens = min(catch_up_target(group, seq) - num_cached, step.budget)
             whole = num_cached + num_tokens == catch_up_target(group, seq)
@@ -227,7 +249,7 @@ class Scheduler:
                 return
             copies = self.kv.allocate_slots([(seq, num_tokens)], computed_blocks)
             if copies is None:
-                return
+                return  # nobody is preempted for a newcomer
             self._start_running(self.waiting, step)
             seq.num_computed_tokens = num_cached
             if group.num_cached_tokens is None:  # first admission, not a return from preemption
@@ -253,7 +275,12 @@ class Scheduler:
             step.budget -= num_tokens
 
     def _preempt(self, group: SequenceGroup, step: StepDraft) -> None:
-        """Take all blocks from a running group and put it at the head of its queue."""
+        """Take all blocks from a running group and put it at the head of its queue.
+
+        Recompute costs the arithmetic of all its tokens, but in one large step, and blocks still in the
+        prefix cache are found again. Swap costs two transfers. The paper measures both (section 7.3) and
+        finds recompute no worse at ordinary block sizes; it is the default.
+        """
         step.preempted.append(group.request_id)
         if self.preemption_mode == "swap":
             moves = self.kv.swap_out(group.unfinished)
@@ -280,6 +307,9 @@ class Scheduler:
     ) -> list[tuple[SequenceGroup, list[Sequence]]]:
         """Apply what the step computed: advance, append, fork, finish.
 
+        This is the only place where `num_computed_tokens` grows. It happens before tokens are appended, so
+        that a fork copies a consistent pair: K and V up to there, tokens up to there.
+
         Args:
             outputs: one for each of `plan.scheduled`, in its order.
 
@@ -289,20 +319,17 @@ class Scheduler:
         by_group: dict[str, list[tuple[ScheduledSequence, SequenceOutput]]] = {}
         for row, output in zip(plan.scheduled, outputs, strict=True):
             row.seq.num_computed_tokens = row.start + row.num_tokens
-            # A prompt computed again after a preemption reports its log-probabilities again.
-            known = len(row.group.prompt_logprobs) - row.start
-            row.group.prompt_logprobs.extend(output.prompt_logprobs[known:])
+            row.group.add_prompt_logprobs(row.start, output.prompt_logprobs)
             by_group.setdefault(row.group.request_id, []).append((row, output))
 
         updated = []
         for rows in by_group.values():
             group = rows[0][0].group
             sampled = [(row.seq, output) for row, output in rows if row.num_samples > 0]
-            if not sampled:
+            if not sampled:  # a part of a prompt: nobody else sees it, but siblings may wait for its end
                 parallel_sampling.refork(group, self.kv)
             elif isinstance(group.params, BeamSearchParams):
-                beams, candidates = [seq for seq, _ in sampled], [output.candidates for _, output in sampled]
-                beam_search.advance(group, beams, candidates, self.kv, self.new_seq_id)
+                beam_search.advance(group, sampled, self.kv, self.new_seq_id)
                 updated.append((group, group.seqs))
             else:
                 seqs = parallel_sampling.append_samples(group, sampled, self.kv, self.new_seq_id)

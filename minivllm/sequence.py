@@ -181,6 +181,13 @@ class SequenceGroup:
         """Sequences that want more tokens."""
         return [seq for seq in self.seqs if not seq.status.is_finished]
 
+    def add_prompt_logprobs(self, start: int, entries: tuple[TokenLogprobs, ...]) -> None:
+        """Take in the entries of a step that began at position `start`.
+
+        A prompt computed again after a preemption reports them again; those already known are skipped.
+        """
+        self.prompt_logprobs.extend(entries[len(self.prompt_logprobs) - start :])
+
     def set_status(self, status: SequenceStatus) -> None:
         """Move all unfinished sequences to `status`: a group changes queues as a whole."""
         for seq in self.unfinished:
