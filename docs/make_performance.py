@@ -51,6 +51,13 @@ SECTIONS = [
         "The share of the bound at a fixed batch, prompts of 128 and outputs of 128 tokens.",
     ),
     (
+        "cpu_sampling_32.json",
+        "The same with everything the sampler can do",
+        "python -m minivllm bench throughput --num-running 32 --backend minivllm --repeats 5 --profile "
+        "--sampling full --output-json docs/data/cpu_sampling_32.json",
+        "Three penalties, top_p, a seed and five log-probabilities a token: the sampler's share of a step.",
+    ),
+    (
         "cpu_vllm.json",
         "Against vLLM on a CPU",
         "python -m minivllm bench vllm --repeats 5 --output-json docs/data/cpu_vllm.json",

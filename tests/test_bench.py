@@ -29,6 +29,7 @@ from minivllm.bench.sharing import run_once
 from minivllm.bench.steps import PARTS, StepRecord, profile_steps, record_steps, replaced
 from minivllm.bench.workloads import BenchRequest
 from minivllm.llama import Linear
+from minivllm.llm import LLM
 from minivllm.random_model import random_llama
 
 OPTIONS = {
@@ -551,6 +552,25 @@ def test_num_running_holds_that_many_sequences(folder, tmp_path, capsys):
     assert result["workload"]["num_prompts"] == 5
     assert result["bound"]["decode"]["num_sequences"] == 5
     assert "steps with 5 sequences decoding" in capsys.readouterr().out
+
+
+def test_sampling_full_measures_the_whole_sampler(folder, tmp_path, capsys, monkeypatch):
+    """Would catch an option that is read and never reaches the requests: the greedy sampler's time again."""
+    argv = small(folder, *WORKLOAD, "--repeats", "1", "--profile", "--output-json", str(tmp_path / "r.json"))
+    seen, generate = [], LLM.generate
+
+    def remember(llm, prompts, params, **options):
+        seen.append((params[0].temperature, params[0].frequency_penalty, params[0].logprobs))
+        return generate(llm, prompts, params, **options)
+
+    monkeypatch.setattr(LLM, "generate", remember)
+    for sampling in ("greedy", "full"):
+        assert bench.main(["throughput", *argv, "--backend", "minivllm", "--sampling", sampling]) == 0
+    assert seen == [(0.0, 0.0, None)] * 3 + [(0.8, 0.5, 5)] * 3  # to warm up, timed, profiled
+    assert json.loads((tmp_path / "r.json").read_text())["workload"]["sampling"]["top_p"] == 0.95
+    with pytest.raises(SystemExit):
+        bench.main(["throughput", *argv, "--backend", "minivllm", "hf", "--sampling", "full"])
+    assert "the others run greedy only" in capsys.readouterr().err
 
 
 def test_a_wrong_option_ends_with_a_message_and_status_2(folder, capsys):

@@ -36,6 +36,21 @@ from minivllm.bench.workloads import BenchRequest
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
 
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    # Everything that costs time: penalties over the output so far, a cut, a draw, log-probabilities.
+    "full": {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "seed": 0,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.1,
+        "logprobs": 5,
+    },
+}
+"""Arguments of `SamplingParams` by the name that `--sampling` gives them."""
+
 
 @dataclass(frozen=True)
 class BackendRun:
@@ -72,7 +87,7 @@ class MinivllmBackend:
     def __init__(
         self, model: str, options: dict[str, Any], name: str = "minivllm", parts: dict[str, Any] | None = None
     ) -> None:
-        self.name = name
+        self.name, self.sampling = name, SAMPLING["greedy"]
         self.llm = LLM(model, **options, **(parts or {}))
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
@@ -80,7 +95,7 @@ class MinivllmBackend:
         self.llm.reset_prefix_cache()
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
         params = [
-            SamplingParams(temperature=0.0, max_tokens=request.output_len, ignore_eos=True, detokenize=False)
+            SamplingParams(max_tokens=request.output_len, ignore_eos=True, detokenize=False, **self.sampling)
             for request in requests
         ]
         start = time.perf_counter()

@@ -64,7 +64,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=positive_int, default=2048, help="tokens a step")
     group.add_argument("--block-size", type=positive_int, default=16, help="tokens a KV block")
     group.add_argument("--num-blocks", type=positive_int, default=None, help="KV blocks (the KV budget)")
-    group.add_argument("--attention-backend", default="auto", help="auto, torch, triton")
+    group.add_argument("--attention-backend", default="auto", help="auto, torch, numba, triton")
     group.add_argument(
         "--enable-prefix-caching",
         action="store_true",

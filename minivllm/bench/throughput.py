@@ -2,6 +2,7 @@
 
     $ python -m minivllm bench throughput                                    32 requests, three backends
     $ python -m minivllm bench throughput --num-running 32 --backend minivllm --profile
+    $ python -m minivllm bench throughput --num-running 32 --backend minivllm --profile --sampling full
     $ python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 \\
           --backend static-contiguous orca-max static-paged minivllm         what each idea is worth
 
@@ -25,7 +26,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minivllm.bench.backends import BACKENDS, Backend, BackendRun, check_run, make_baseline
+from minivllm.bench.backends import (
+    BACKENDS,
+    SAMPLING,
+    Backend,
+    BackendRun,
+    check_run,
+    make_baseline,
+)
 from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, load_hf_model
 from minivllm.bench.matmul_bound import MatmulBound
 from minivllm.bench.options import (
@@ -72,11 +80,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-running", type=positive_int, help="N requests of --input-len and --output-len, all at once"
     )
     parser.add_argument("--vllm-env", default=".venv-vllm", help="environment of the backend vllm")
+    parser.add_argument(
+        "--sampling",
+        choices=SAMPLING,
+        default="greedy",
+        help="full: penalties, top_p, log-probabilities; minivllm alone, the others compare greedy texts",
+    )
     parser.add_argument("--profile", action="store_true", help="where a step's time goes, in an extra run")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
+    if args.sampling != "greedy" and args.backend != [OURS]:
+        raise ValueError(f"--sampling {args.sampling} needs --backend {OURS}: the others run greedy only.")
     if args.num_running is not None:
         args.workload, args.num_prompts, args.max_num_seqs = "fixed", args.num_running, args.num_running
     folder = resolve_model(args.model)
@@ -89,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         "benchmark": "throughput",
         "provenance": provenance(),
         "model": args.model,
-        "workload": describe_workload(args, requests),
+        "workload": describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]},
     }
     result |= measure(args, requests)
     print_report(result)
@@ -147,6 +163,7 @@ class OurRuns:
         before = resident_bytes()
         reset_peak_rss()
         self.backend = make_baseline(OURS, args.model, engine_options(args))
+        self.backend.sampling = SAMPLING[args.sampling]
         self.engine = self.backend.llm.llm_engine
         peak_loading = peak_rss_bytes()
         reset_peak_rss()
