@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -282,6 +283,24 @@ def test_the_report_shows_one_failure_with_reason_hint_and_place(tmp_path):
     assert "Not shown" not in text
 
 
+def test_show_prints_what_the_real_model_wrote_or_what_is_missing(tmp_path):
+    """Would catch a student whose block table generates text that nobody shows."""
+    passed = record(status=PASSED, printed="The capital of France is -> Paris.\n")
+    text = report.real_text([passed], tmp_path / FILE)
+    assert "With your ex04b in the engine" in text and "The capital of France is -> Paris." in text
+    text = report.real_text([passed, record("ex04c", status=NOT_WRITTEN)], tmp_path / FILE)
+    assert "ex04c is not written yet" in text and "Paris" not in text
+
+
+def test_show_runs_only_the_tests_inside_the_engine():
+    """Would catch an exercise that `show` has nothing to show for, and one that is shown outside the engine."""
+    code, output = pytest_exercises(str(catalog.TESTS), "--impl", "reference", "--real", "--collect-only")
+    assert code == 0, output
+    shown = [line.rpartition("::")[2] for line in output.splitlines() if "::" in line]
+    assert "test_the_block_table_generates_text" in shown
+    assert len(shown) < 20 and "test_the_blocks_just_hold_the_tokens" not in shown
+
+
 def test_the_report_shows_what_the_code_printed(tmp_path):
     """Would catch a student who looks for a mistake with `print` and never sees it; only the end, if it is long."""
     printed = "".join(f"round {i}\n" for i in range(100))
@@ -485,10 +504,17 @@ def test_junit_and_json_hold_every_test(capsys):
 # -- for teachers, and in notebooks -----------------------------------------------------------------
 
 
-def test_the_copy_for_students_holds_stubs_and_no_solution(tmp_path, monkeypatch):
-    """Would catch a solution, an alternate or a mutant handed out with the exercises."""
-    monkeypatch.setattr(export, "try_out", lambda out: 0)
-    export.export_student(tmp_path / "copy")
+def test_the_copy_for_students_holds_stubs_and_no_solution(tmp_path):
+    """Would catch a solution, an alternate or a mutant handed out with the exercises, or a copy that does not run."""
+    message = export.export_student(tmp_path / "copy")  # runs all exercise tests of the copy
+    assert re.search(r"Its [1-9]\d+ exercise tests fail, as they should", message)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/exercises"],
+        cwd=tmp_path / "copy",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4 and "say whose code to test: --impl student" in done.stderr
     names = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*")}
     assert f"notebooks/exercises/{FILE}" in names and f"tests/exercises/stubs/{FILE}" in names
     hidden = (

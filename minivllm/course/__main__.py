@@ -1,6 +1,6 @@
 """The course on the command line: `python -m minivllm.course COMMAND`.
 
-For students:  check 4 | check ex04b | status | reset ex04b | doctor
+For students:  check 4 | check ex04b | show ex04b | status | reset ex04b | doctor
 For teachers:  grade DIR --format csv | export --student OUT | stubs --check
 
 The exit status is 0 if everything that was asked for is fine, 1 if not (an unsolved exercise included), 2 if
@@ -24,6 +24,17 @@ def check(arguments: argparse.Namespace) -> bool:
     target = parse_target(arguments.target)
     records = run_tests("student", [target], RunOptions(seed=arguments.seed))
     print(report.describe(target.chapter, records, STUDENT / f"{target.chapter}.py"))
+    return all(record.status == PASSED for record in records)
+
+
+def show(arguments: argparse.Namespace) -> bool:
+    """Let the real model write with the student's code in the engine."""
+    target = parse_target(arguments.target)
+    from minivllm.model_download import resolve_model
+
+    resolve_model("smollm2-135m-instruct")  # here, where its progress bar is seen
+    records = run_tests("student", [target], RunOptions(time_limit=300.0, real=True))
+    print(report.real_text(records, STUDENT / f"{target.chapter}.py"))
     return all(record.status == PASSED for record in records)
 
 
@@ -91,6 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("target", metavar="CHAPTER_OR_EXERCISE")
     command.add_argument("--seed", type=int, default=0, help="draw the random workloads anew")
     command.set_defaults(run=check)
+
+    command = commands.add_parser("show", help="let a real model write with your code in the engine")
+    command.add_argument("target", metavar="CHAPTER_OR_EXERCISE")
+    command.set_defaults(run=show)
 
     commands.add_parser("status", help="points of all chapters").set_defaults(run=status)
 

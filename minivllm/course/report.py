@@ -63,6 +63,21 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
     return f"{exercise.id}  {exercise.name:<26} {got:>2g} of {most:>2g} points   {state}"
 
 
+def real_text(records: list[Record], path: Path) -> str:
+    """What the real model wrote with the student's parts in the engine; or the first thing to look at."""
+    failed = [record for record in records if record.status != PASSED]
+    if failed:
+        return "\n".join(next_step(failed[0], failed, path))
+    lines = []
+    for record in records:
+        lines += [
+            f"With your {record.exercise} in the engine, SmolLM2-135M writes",
+            *indent(record.printed),
+            "",
+        ]
+    return "\n".join([*lines, "Token by token what it writes without you, as it should be."])
+
+
 def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
     """What to look at: one failed test, or what keeps all of them from running."""
     others = sum(each.exercise == record.exercise for each in failed) - 1

@@ -25,11 +25,15 @@ from minivllm.course.records import PROCESS_ENDED, TIME_LIMIT, Record, RunLog, r
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run: `seed` draws other random workloads, the limits are seconds a test and a run."""
+    """How to run: `seed` draws other random workloads, the limits are seconds a test and a run.
+
+    `real`: only the tests inside the engine, with SmolLM2-135M in place of a tiny random model.
+    """
 
     seed: int = 0
     time_limit: float = 20.0
     run_limit: float = 600.0
+    real: bool = False
 
 
 def run_tests(impl: str, targets: list[Target], options: RunOptions | None = None) -> list[Record]:
@@ -60,6 +64,8 @@ def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Pat
     command += [f"--impl={impl}", f"--grade={path}", f"--time-limit={options.time_limit}"]
     if options.seed:
         command += [f"--seed={options.seed}", f"--hypothesis-seed={options.seed}"]
+    if options.real:
+        command.append("--real")
     if len(targets) == 1 and targets[0].exercise is not None:
         command.append(f"--exercise={targets[0].exercise}")
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

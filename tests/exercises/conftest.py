@@ -33,6 +33,7 @@ def pytest_addoption(parser):
     group.addoption("--exercise", default="", help="only the tests of this exercise, for example ex04b")
     group.addoption("--grade", default="", help="write one JSON line a test to this file")
     group.addoption("--seed", type=int, default=0, help="draw the random workloads anew")
+    group.addoption("--real", action="store_true", help="only the tests inside the engine, with SmolLM2-135M")
     group.addoption("--time-limit", type=float, default=20.0, help="seconds a test may take")
 
 
@@ -243,6 +244,8 @@ def pytest_collection_modifyitems(config, items):
         return
     wanted = config.getoption("exercise")
     items[:] = [item for item in items if wanted in ("", marker_of(item)[0]) and choice_of(item) is not None]
+    if config.getoption("real"):
+        items[:] = [item for item in items if "reference_text" in item.fixturenames]
     if session.writer is not None:
         rows = []
         for item in items:
@@ -262,9 +265,14 @@ def rng(request):
 def tiny_model(ex, request, tmp_path_factory):
     """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past.
 
-    Made once a run. It asks for `ex` first: code that cannot be tested at all need not wait for torch.
+    Made once a run. It asks for `ex` first: code that cannot be tested at all need not wait for torch. With
+    `--real` it is no tiny one but SmolLM2-135M.
     """
     session = request.config.stash[SESSION]
+    if session.model is None and request.config.getoption("real"):
+        from minivllm.model_download import resolve_model
+
+        session.model = resolve_model("smollm2-135m-instruct")
     if session.model is None:
         import minivllm.llm  # noqa: F401  (imported here, where nobody is timed)
         from minivllm.random_model import random_llama
@@ -323,7 +331,7 @@ def pytest_runtest_makereport(item, call):
     if status == records.TIME_LIMIT:
         session.out_of_time.add((choice_of(item) or session.choices[0], exercise))
     exception = "" if error is None else type(error).__name__
-    printed = report.capstdout[-MOST_PRINTED:]
+    printed = dict(report.sections).get("Captured stdout call", "")[-MOST_PRINTED:]
     write_record(item, session, status, message=message, where=where, exception=exception, printed=printed)
     return report
 

@@ -15,7 +15,31 @@ PROMPTS = [
     [250, 60, 61],
     list(range(30, 47)),
 ]
+# What the real model is asked to continue: `python -m minivllm.course show ex04b`.
+SENTENCES = [
+    "The capital of France is",
+    "Once upon a time",
+    "One, two, three, four,",
+    "The opposite of hot is",
+    "Water boils at",
+    "The sun rises in the east and sets in the",
+]
 MAX_STEPS = 500  # the engine's own parts take less than 100
+
+
+def tokenizer_of(model):
+    """The tokenizer of the real model; None for the tiny one, which has none."""
+    if not (model / "tokenizer.json").exists():
+        return None
+    from minivllm.model_loader import load_tokenizer
+
+    return load_tokenizer(model)
+
+
+def default_prompts(model):
+    """`PROMPTS`; for the real model `SENTENCES`, in its tokens."""
+    tokenizer = tokenizer_of(model)
+    return PROMPTS if tokenizer is None else [tokenizer.encode(sentence) for sentence in SENTENCES]
 
 
 def make_llm(model, **options):
@@ -31,13 +55,14 @@ def make_llm(model, **options):
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 
 
-def generate(model, prompts=PROMPTS, max_tokens=11, prepare=None, **options):
+def generate(model, prompts=None, max_tokens=11, prepare=None, **options):
     """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back.
 
-    `prepare` may change the model before it runs.
+    `prepare` may change the model before it runs. What the real model writes is printed, too.
     """
     from minivllm import SamplingParams
 
+    prompts = default_prompts(model) if prompts is None else prompts
     engine = make_llm(model, **options).llm_engine
     if prepare is not None:
         prepare(engine.runner.model.model)
@@ -58,4 +83,8 @@ def generate(model, prompts=PROMPTS, max_tokens=11, prepare=None, **options):
     kv.check_invariants()
     if kv.pool.num_used:
         pytest.fail(f"{kv.pool.num_used} blocks were never given back to the engine", pytrace=False)
-    return [texts[str(index)] for index in range(len(prompts))]
+    got = [texts[str(index)] for index in range(len(prompts))]
+    if (tokenizer := tokenizer_of(model)) is not None:
+        for prompt, text in zip(prompts, got, strict=True):
+            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
+    return got

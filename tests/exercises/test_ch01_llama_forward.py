@@ -4,7 +4,7 @@ import cmath
 
 import pytest
 
-from tests.exercises.engine import PROMPTS, generate
+from tests.exercises.engine import default_prompts, generate
 from tests.exercises.expect import expect, expect_close, same_text
 
 TOLERANCE = 2e-5  # float32, results of size 1
@@ -242,5 +242,6 @@ def test_the_model_writes_the_same_text_without_a_cache(ex, tiny_model, referenc
         attend=lambda query, key, value, scale: ex.grouped_attention(query, key, value)
     )
     model = load_model(tiny_model, backend, torch.float32, "cpu")
-    got = [greedy_without_cache(llama_logits(model, block_size=4), prompt, 11) for prompt in PROMPTS[:3]]
+    prompts = default_prompts(tiny_model)[:3]
+    got = [greedy_without_cache(llama_logits(model, block_size=4), prompt, 11) for prompt in prompts]
     same_text(got, reference_text[:3], "the model with your grouped_attention")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.scheduler import Scheduler
-from tests.exercises.engine import PROMPTS, generate
+from tests.exercises.engine import default_prompts, generate
 from tests.exercises.expect import expect, expect_that, same_text
 from tests.exercises.simulate import Job, draw_jobs, simulate
 from tests.helpers import make_group, step
@@ -175,5 +175,6 @@ def test_the_engine_writes_the_same_text_in_this_order(ex, tiny_model, reference
     lengths = [4, 1, 11, 9, 3, 7]
     order, _ = check_order(ex, lengths, 2)
     options = {"scheduler_cls": StaticBatchScheduler, "max_num_seqs": 2}
-    got = generate(tiny_model, [PROMPTS[i] for i in order], [lengths[i] for i in order], **options)
+    prompts = default_prompts(tiny_model)
+    got = generate(tiny_model, [prompts[i] for i in order], [lengths[i] for i in order], **options)
     same_text(got, [reference_text[i][: lengths[i]] for i in order], "static batches in your order")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minivllm import scheduler
 from minivllm.scheduler import Scheduler
 from minivllm.sequence import SequenceStatus
-from tests.exercises.engine import PROMPTS, generate
+from tests.exercises.engine import generate
 from tests.exercises.expect import expect, expect_that, same_text
 from tests.exercises.simulate import Job, draw_jobs, expected_tokens, simulate
 
@@ -180,7 +180,7 @@ def test_the_engine_stops_where_it_says(ex, tiny_model, reference_text, monkeypa
     # For the scheduler only: the reference answer asks the engine's own `stop_status`.
     swapped = SimpleNamespace(**(vars(scheduler.parallel_sampling) | {"stop_status": stop_status}))
     monkeypatch.setattr(scheduler, "parallel_sampling", swapped)
-    got = generate(tiny_model, PROMPTS, lengths)
+    got = generate(tiny_model, max_tokens=lengths)
     same_text(
         got,
         [cut(*pair) for pair in zip(reference_text, lengths, strict=True)],
