@@ -31,7 +31,10 @@ ATTENTION_BACKENDS = ("auto", "torch", "numba", "triton")
 
 
 def require_int(name: str, value: object, minimum: int) -> None:
-    """Raise TypeError unless `value` is an int (bool does not count), ValueError if below `minimum`."""
+    """Raise TypeError unless `value` is an int (bool does not count), ValueError if below `minimum`.
+
+    A bool is an int in Python: `block_size=True` would be blocks of one token.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, but is of type {type(value).__name__}.")
     if value < minimum:
@@ -98,9 +101,11 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
+    # The three that differ between checkpoints that all call themselves Llama.
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    # Token ids that are more than text: tokenizers put the first one in front, generation ends at the others.
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -137,26 +142,38 @@ class EngineConfig:
     """Everything a user may set about the engine. Names and defaults are vLLM's where it has them.
 
     Sizes count tokens or blocks unless the name says bytes. `None` means "derive it": `max_model_len`
-    from the model, `num_blocks` from the memory at hand (see `model_runner.derive_num_blocks`).
+    from the model, `num_blocks` from the memory at hand (see `memory.derive_num_blocks`).
     """
 
+    # What to run, and where.
     model: str
     tokenizer: str | None = None
     skip_tokenizer_init: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    # Requests without a seed of their own draw theirs from this one, so a run can be repeated.
     seed: int = 0
+    # A longer limit than the model was trained for would give nonsense, so it can only be lowered.
     max_model_len: int | None = None
+
+    # Memory. Larger blocks waste more at the end of each sequence (half a block on average), smaller ones
+    # make longer block tables; the paper settles on 16 (section 7.2).
     block_size: int = 16
     num_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
+    # The rest is for what torch allocates outside the measured step, and for other programs.
     gpu_memory_utilization: float = 0.9
     swap_space_bytes: int = 0
+
+    # Scheduling. More sequences share each read of the weights, but each needs blocks; a larger budget
+    # computes prompts in fewer steps, but those already generating wait longer for their next token.
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     preemption_mode: str = "recompute"
+
+    # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"
     enforce_eager: bool = False
     max_logprobs: int = 20
@@ -187,6 +204,7 @@ class EngineConfig:
             require_int(name, getattr(self, name), minimum=0)
         if not 0 < require_number("gpu_memory_utilization", self.gpu_memory_utilization) <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.")
+        # From here on, values that are right alone and wrong together.
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ValueError("Give num_blocks or kv_cache_memory_bytes, not both: each sizes the KV cache.")
         if self.max_num_batched_tokens < self.max_num_seqs:

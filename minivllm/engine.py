@@ -10,7 +10,11 @@
     RequestOutput <--- output_processor.process(updated)
 
 Whoever calls `step()` in a loop until `has_unfinished_requests()` is false has an inference server; `LLM`
-does just that. Requests may be added or aborted between any two steps.
+does just that. Requests may be added or aborted between any two steps, and a step is all or nothing::
+
+    engine.add_request("a", "The sky is", SamplingParams(max_tokens=2))      queued, or refused: no change
+    engine.step()   ->  [RequestOutput("a", " blue", finished=False)]        prompt computed, 1 token
+    engine.step()   ->  [RequestOutput("a", " blue and", finished=True)]     blocks free again
 
 Paper: section 4 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.step`) and `llm_engine.py`.
 """
@@ -99,7 +103,7 @@ class LLMEngine:
             self.model_config, self.tokenizer, self.max_model_len, config.max_logprobs, config.seed
         )
         self.output_processor = OutputProcessor(self.tokenizer)
-        self.trace = trace
+        self.trace = trace  # asked after each step; the engine itself never reads it
         self.periodic_log = None if config.disable_log_stats else PeriodicLog()
 
     # -- requests -----------------------------------------------------------------------------------
@@ -186,16 +190,19 @@ class LLMEngine:
         return results
 
     def reset(self) -> None:
-        """Drop all requests and forget all KV."""
+        """Drop all requests and forget all KV. The weights, the seeds to come and the counters stay."""
         self.scheduler.reset()
         self.output_processor.reset()
 
     def reset_prefix_cache(self) -> None:
-        """Forget the content of all blocks, so that the next prompts are computed from scratch."""
+        """Forget the content of all blocks, so that the next prompts are computed from scratch.
+
+        Allowed while requests run: they keep their blocks, which merely can no longer be found by others.
+        """
         self.scheduler.kv.pool.reset_cache()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of this moment (see `metrics.py`)."""
+        """Counters and gauges of this moment (see `metrics.py`). Costs a pass over the running sequences."""
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:

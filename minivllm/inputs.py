@@ -4,7 +4,16 @@ Everything that can be wrong with a request is found here, before any state has 
 empty or too long, a token id that does not exist, parameters that need what is not there. What passes is
 complete: the scheduler decides everything else from the group alone.
 
-A prompt is a `str`, `{"prompt": str}`, `{"prompt_token_ids": [int, ...]}`.
+A prompt is a `str`, `{"prompt": str}`, `{"prompt_token_ids": [int, ...]}`. The way of one request::
+
+    "The sky", SamplingParams(max_tokens=5, stop_token_ids=[7])       what the user typed
+        tokenize            [510, 6766]                               ids of the model's vocabulary?
+        check               2 tokens + 5 <= max_model_len?            every id the parameters name exists?
+    SequenceGroup(seqs=[Sequence([510, 6766])],                       what the scheduler works with
+                  max_num_tokens=7, eos_token_ids={2}, stop_token_ids={2, 7})
+
+An error that is found later, inside a step, would cost all the other requests of the batch their progress:
+the KV cache is half written then (see `LLMEngine.step`). That is why even unlikely values are looked at here.
 
 vLLM V1: `vllm/v1/engine/input_processor.py` (`processor.py` before), `vllm/inputs/`.
 """
@@ -55,6 +64,9 @@ class InputProcessor:
     ) -> SequenceGroup:
         """Check one request and make its group, with one sequence that holds the prompt.
 
+        Changes nothing, here or in the engine. The limits that parameters leave open are decided now:
+        `max_tokens` and `max_model_len` become one `max_num_tokens`, `ignore_eos` an empty set.
+
         Raises:
             ValueError, TypeError: with vLLM's text where it has one.
         """
@@ -96,7 +108,11 @@ class InputProcessor:
         group.seqs[0].seed = self._seeds.getrandbits(32) if explicit is None else explicit
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        """The prompt's text (None if only ids were given) and token ids."""
+        """The prompt's text (None if only ids were given) and token ids.
+
+        With both given the ids count, and the text is only handed back: `LLM.chat` does so, because
+        tokenizing a rendered template again would add the special tokens twice.
+        """
         if isinstance(prompt, dict):
             keys = set(prompt)
             if keys == {"prompt"}:
@@ -121,6 +137,7 @@ class InputProcessor:
         return prompt, self.tokenizer.encode(prompt)
 
     def _check_prompt(self, token_ids: list[int]) -> None:
+        """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token."""
         if not token_ids:
             raise ValueError("The decoder prompt cannot be empty")
         vocab_size = self.model_config.vocab_size
@@ -153,6 +170,7 @@ class InputProcessor:
                     f"token_id(s) {outside} in {name} contain out-of-vocab token ids. "
                     f"Vocabulary size: {vocab_size}"
                 )
+        # A limit of its own, because each asked-for entry costs a Python object for each token.
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0
@@ -165,7 +183,7 @@ class InputProcessor:
             raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
 
     def _bad_words(self, bad_words: list[str] | None) -> tuple[tuple[int, ...], ...]:
-        """Token sequences of the bad words, each at the start of a text and after a space.
+        """Token sequences of the bad words, each at the start of a text and after a space. vLLM's rule.
 
         "cat" is another token at the start of a line than in the middle of a sentence. Both are kept,
         unless the one with the space does not begin with a token of its own.
@@ -224,7 +242,7 @@ def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list
 
 def _list_of_ints(token_ids: object) -> list[int]:
     """`token_ids` as a list of Python ints (numpy's are converted); TypeError if it holds anything else."""
-    if hasattr(token_ids, "tolist"):
+    if hasattr(token_ids, "tolist"):  # numpy arrays and torch tensors
         token_ids = token_ids.tolist()
     if not isinstance(token_ids, list | tuple):
         raise TypeError(f"prompt_token_ids must be a list of ints, got {type(token_ids).__name__}.")

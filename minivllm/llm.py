@@ -9,6 +9,17 @@
 Names, defaults and behaviour are vLLM's. Everything here is a loop over `LLMEngine.step()` and the sorting
 of what comes out of it: results are in the order of the prompts, whatever order they finished in.
 
+All four ways of asking end in one generator, `_outputs_of`, which owns its requests from the first check to
+the last output::
+
+    generate, chat, beam_search -> _run ---+
+                                           +--> _outputs_of: check all, queue all, step until done, clean up
+    stream --------------------------------+
+
+Two such generators may be alive at once (two open streams, or `generate` inside a `for` over a stream).
+Whichever is asked next runs the step, for everybody's requests; what is not its own it puts into the mail of
+the request it belongs to.
+
 vLLM V1: `vllm/entrypoints/llm.py`.
 """
 
@@ -243,6 +254,7 @@ class LLM:
 
         However this ends (a refusal, the caller leaves, an error, Ctrl-C), none of them stays behind.
         """
+        # Every request is checked before the first is queued, so a refusal leaves no trace at all.
         groups = [
             self.llm_engine.make_group(str(request_id), prompt, each)
             for request_id, (prompt, each) in enumerate(zip(prompts, params, strict=True), self._num_requests)
@@ -269,7 +281,10 @@ class LLM:
                 del self._mail[request_id]
 
     def _step(self, wanted: Iterable[str]) -> None:
-        """Run one step and put its outputs into the mail of their requests."""
+        """Run one step and put its outputs into the mail of their requests.
+
+        Without the check a caller whose request is gone would step an idle engine for ever.
+        """
         lost = [request_id for request_id in wanted if request_id not in self.llm_engine.scheduler.groups]
         if lost:
             raise RuntimeError(

@@ -8,6 +8,9 @@ The weights are given, the working memory of a step is measured, and what is lef
 On a CPU there is no such natural limit, so `CPU_KV_CACHE_BYTES` stands in for it. Fresh zeros cost nothing
 there until they are written, so a pool that is larger than needed takes no memory.
 
+Example, SmolLM2-135M in float32 on a CPU: 46,080 bytes a token, so a block of 16 takes 720 KiB. 64 sequences
+of 2,048 tokens could use 8,192 blocks, 5.6 GiB; the limit of 1 GiB gives 1,456.
+
 vLLM V1: `Worker.determine_available_memory` in `vllm/v1/worker/gpu_worker.py`.
 """
 
@@ -28,7 +31,10 @@ CPU_KV_CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Where the memory is. Bytes, except the three counts."""
+    """Where the memory is. Bytes, except the three counts.
+
+    `kv_cache` is what is reserved. On a CPU the process takes less until the blocks have been written once.
+    """
 
     weights: int
     kv_cache: int
@@ -54,6 +60,8 @@ def derive_num_blocks(
     max_model_len: int,
 ) -> int:
     """Blocks of the KV cache: as told, or from the memory at hand.
+
+    On a GPU call this before anything else is allocated there: it reads how much has ever been in use.
 
     Raises:
         ValueError: the memory does not hold a single block.
@@ -88,7 +96,11 @@ def derive_num_blocks(
 def run_largest_step(
     model: LlamaForCausalLM, num_tokens: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """One prefill of `num_tokens` tokens into a throw-away KV cache, to see how much memory a step takes."""
+    """One prefill of `num_tokens` tokens into a throw-away KV cache, to see how much memory a step takes.
+
+    One long sequence is the worst case: its activations are as large as those of any batch with that many
+    tokens, and its attention is larger than that of several short ones.
+    """
     num_blocks = cdiv(num_tokens, block_size)
     kv_cache = KVCache(model.config, num_blocks, block_size, dtype, device)
     positions = torch.arange(num_tokens, device=device)
@@ -100,5 +112,6 @@ def run_largest_step(
         max_query_len=num_tokens,
         max_seq_len=num_tokens,
     )
+    # The budget may exceed the longest sequence; positions beyond the model's table would be an error.
     in_range = positions % model.config.max_position_embeddings
     model.compute_logits(model(torch.zeros_like(positions), in_range, kv_cache, metadata)[-1:])

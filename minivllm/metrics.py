@@ -7,7 +7,13 @@ block tables waste: the unfilled rest of each sequence's last block::
     block usage 50%        [####][####][##..][....][....][....]      waste = 1 - 10 / 12 = 17%
     token usage 42%          10 tokens in 3 blocks of 4, of 6
 
-A shared block and its tokens count once.
+A shared block and its tokens count once. Here two sequences of 6 and 5 tokens share their first block::
+
+    seq 0   [####]  [##..]       3 blocks held, 4 entries in tables: 1 block saved by sharing
+    seq 1     "     [#...]       7 tokens stored, not 11: waste = 1 - 7 / 12
+
+Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept by whoever
+does the counting, the scheduler mostly. So `stats()` may be called at any moment, and changes nothing.
 
 vLLM V1: `vllm/v1/metrics/` (`stats.py`, `loggers.py`).
 """
@@ -53,7 +59,7 @@ class EngineStats:
 
     @property
     def waste(self) -> float:
-        """Share of the slots in held blocks that hold no token."""
+        """Share of the slots in held blocks that hold no token: the paper's internal fragmentation."""
         if self.num_used_blocks == 0:
             return 0.0
         return 1.0 - self.token_usage / self.block_usage
@@ -69,7 +75,10 @@ class EngineStats:
         return statistics.median(values) if values else None
 
     def log_line(self, prompt_throughput: float, generation_throughput: float) -> str:
-        """vLLM's periodic log line. Throughputs in tokens per second."""
+        """vLLM's periodic log line. Throughputs in tokens per second.
+
+        vLLM has no swapped requests any more; ours are among those that wait.
+        """
         preemptions = f"Preemptions: {self.num_preemptions}, " if self.num_preemptions else ""
         return (
             f"Avg prompt throughput: {prompt_throughput:.1f} tokens/s, "
@@ -119,7 +128,11 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
 
 
 class PeriodicLog:
-    """Counts tokens and logs one line every `interval` seconds, in vLLM's form."""
+    """Counts tokens and logs one line every `interval` seconds, in vLLM's form.
+
+    It has no thread and no timer: a step that ends after the interval is over writes the line, and an idle
+    engine writes none.
+    """
 
     def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
         self.interval = interval
@@ -132,6 +145,7 @@ class PeriodicLog:
         if self._since is None:
             self._since = now
         for row in plan.scheduled:
+            # A chunk may reach from the prompt into the output, when a preempted sequence is computed again.
             end = row.start + row.num_tokens
             self._prompt_tokens += max(0, min(end, row.seq.num_prompt_tokens) - row.start)
             self._output_tokens += row.num_samples

@@ -10,6 +10,13 @@ What is handed out depends on the request's `output_kind`::
     DELTA                    "The"    " sky"    " is"        " blue"
     FINAL_ONLY                -        -         -           "The sky is blue"
 
+What may be handed out is not all there is: while a request runs, the last characters of its text may turn
+out to begin a stop string, and then they must never have been shown::
+
+    stop="STOP"    text      "The sky ST"     held back   " ST"  (longest stop string - 1 characters)
+                   shown     "The sky"        next token  "OP"  -> cut at "The sky ", finish_reason "stop"
+                                                          "ARS" -> " STARS" is shown, but for its last 3
+
 vLLM V1: `vllm/v1/engine/output_processor.py`, `vllm/v1/engine/logprobs.py`.
 """
 
@@ -68,6 +75,7 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast | None) -> None:
         self.tokenizer = tokenizer
+        # Bounded, or a server that runs for months would grow without end.
         self.finished_metrics: deque[RequestMetrics] = deque(maxlen=10_000)
         self._requests: dict[str, _Request] = {}
         self._decoded: dict[int, str] = {}  # token id -> its text alone, for logprobs
@@ -77,7 +85,7 @@ class OutputProcessor:
         self._requests[group.request_id] = _Request(group, arrival_time)
 
     def note_scheduled(self, plan: SchedulerOutput, now: float) -> None:
-        """Remember when each request ran for the first time."""
+        """Remember when each request ran for the first time: before that it was queueing."""
         for row in plan.scheduled:
             request = self._requests[row.group.request_id]
             if request.first_scheduled_time is None:
@@ -101,6 +109,7 @@ class OutputProcessor:
                 continue  # hypotheses come and go; they become text at the end
             for seq in seqs:
                 stopped |= self._consume(request, seq, scheduler)
+        # All stop strings first: whether a group of n is finished shows only when every member was looked at.
         if stopped:
             scheduler.remove_finished()
         outputs = (self._make_output(self._requests[group.request_id], seqs, now) for group, seqs in updated)
@@ -138,6 +147,8 @@ class OutputProcessor:
         if completion.detokenizer is None:
             return False
 
+        # A token that ended the text is no part of it, unless asked for. Nothing is searched for then: the
+        # stop token wins over a stop string that its own text would complete.
         by_token = seq.status is SequenceStatus.FINISHED_STOPPED
         num_new = 0
         if not by_token or params.include_stop_str_in_output:
@@ -151,19 +162,24 @@ class OutputProcessor:
         )
         if found is None:
             return False
+        # Even if max_tokens ended it in this same step: "stop" says more than "length", as in vLLM.
         stop, completion.cut = found
         scheduler.finish(seq, SequenceStatus.FINISHED_STOPPED, stop)
         return True
 
     def _with_words(self, entry: TokenLogprobs) -> dict[int, Logprob]:
-        """The dictionary users get for one position: the token that stands there, then the likeliest."""
+        """The dictionary users get for one position: the token that stands there, then the likeliest.
+
+        k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the first, which has
+        its true rank.
+        """
         result = {entry.token_id: Logprob(entry.logprob, entry.rank, self._word(entry.token_id))}
         for rank, (token_id, logprob) in enumerate(entry.top, start=1):
             result.setdefault(token_id, Logprob(logprob, rank, self._word(token_id)))
         return result
 
     def _word(self, token_id: int) -> str | None:
-        """Text of a single token, remembered."""
+        """Text of a single token, remembered: the likeliest tokens are mostly the same few hundred."""
         if self.tokenizer is None:
             return None
         if token_id not in self._decoded:
@@ -198,6 +214,7 @@ class OutputProcessor:
     def _request_output(
         self, request: _Request, completions: list[CompletionOutput], now: float | None
     ) -> RequestOutput:
+        """An output with these completions; `now` is None while the request runs. Shares no list with us."""
         group = request.group
         metrics = RequestMetrics(
             request.arrival_time,
@@ -230,7 +247,10 @@ class OutputProcessor:
         return known[first:]
 
     def _complete(self, request: _Request, seq: Sequence, delta: bool) -> CompletionOutput:
-        """One completion: everything, or what has not been handed out yet."""
+        """One completion: everything, or what has not been handed out yet.
+
+        What has been shown stays shown: `end` never falls behind `num_chars_sent`.
+        """
         params, completion = request.group.params, self._completion(request, seq)
         end = len(completion.text) if completion.cut is None else completion.cut
         if not seq.status.is_finished:
@@ -251,7 +271,10 @@ class OutputProcessor:
         )
 
     def _complete_beam(self, group: SequenceGroup, seq: Sequence) -> CompletionOutput:
-        """One finished hypothesis of a beam search; its text is decoded in one go."""
+        """One finished hypothesis of a beam search; its text is decoded in one go.
+
+        Nothing of it could be decoded earlier: until the end, any beam may be dropped for another.
+        """
         text = ""
         if self.tokenizer is not None:
             with_eos = group.params.include_stop_str_in_output

@@ -10,6 +10,10 @@ fields as the user typed them; what the engine needs in another form is a proper
     >>> SamplingParams(temperature=0.0, top_p=0.5).is_greedy     # top_p then has no effect
     True
 
+A wrong type is a TypeError and a value out of range a ValueError. True is not taken for 1, nor 2.0 for 2:
+such values come from a mistake more often than from intent. What needs the vocabulary or the tokenizer to be
+judged (does token 50,000 exist?) is checked when the request is added, in `inputs.py`.
+
 Beware: `max_tokens` is 16 by default, as in vLLM. Text that stops in mid-sentence with
 `finish_reason="length"` is this default at work.
 
@@ -162,6 +166,7 @@ class SamplingParams:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
     def _check_choosing(self) -> None:
+        """Fields that say how a token is chosen. NaN fails each comparison below, as it should."""
         if isinstance(self.n, bool) or not isinstance(self.n, int):
             raise ValueError(f"n must be an int, but is of type {type(self.n)}")
         if self.n < 1:
@@ -189,10 +194,12 @@ class SamplingParams:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}.")
         if self.seed is not None:
             _integer("seed", self.seed)
+        # n equal texts: never what was meant.
         if self.is_greedy and self.n > 1:
             raise ValueError(f"n must be 1 when using greedy sampling, got {self.n}.")
 
     def _check_tokens(self) -> None:
+        """Fields that name tokens or words; a number too large for the vocabulary is found in `inputs.py`."""
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, dict):
                 raise TypeError(
@@ -209,6 +216,7 @@ class SamplingParams:
             raise ValueError(f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}")
 
     def _check_stopping(self) -> None:
+        """Fields that say when the text ends."""
         if self.max_tokens is not None and _integer("max_tokens", self.max_tokens) < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
         if _integer("min_tokens", self.min_tokens) < 0:
@@ -220,8 +228,10 @@ class SamplingParams:
             )
         if not isinstance(self.stop, str):
             _texts("stop", self.stop)
+        # The empty string stands at the beginning of every text: it would end all of them at once.
         if any(not text for text in self.stop_strings):
             raise ValueError("stop cannot contain an empty string.")
+        # They are looked for in the text, and without detokenizing there is none.
         if self.stop_strings and not self.detokenize:
             raise ValueError(
                 "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
@@ -229,6 +239,7 @@ class SamplingParams:
         _token_ids("stop_token_ids", self.stop_token_ids)
 
     def _check_reporting(self) -> None:
+        """Fields that say what comes back."""
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and _integer(name, value) < -1:
