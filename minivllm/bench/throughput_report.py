@@ -96,26 +96,40 @@ def print_memory(memory: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: str) -> None:
-    """Output tokens per second of each backend as bars, with the extremes as error bars."""
-    import matplotlib
+    """A waterfall: the backends from the slowest to the fastest, and what each gains on the one before.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Bars are medians of output tokens per second, with the smallest and largest run as error bars.
+    """
+    from matplotlib.figure import Figure
 
-    names = list(result["backends"])
-    spreads = [spread_of(result["backends"][name]["output_tokens_per_second"]) for name in names]
-    medians = [spread.median for spread in spreads]
-    below = [spread.median - min(spread.values) for spread in spreads]
-    above = [max(spread.values) - spread.median for spread in spreads]
-    figure, axes = pyplot.subplots(figsize=(1.5 + 1.4 * len(names), 4), layout="constrained")
-    bars = axes.bar(names, medians, yerr=[below, above], capsize=4)
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_ylabel("output tokens/s")
+    spreads = {
+        name: spread_of(entry["output_tokens_per_second"]) for name, entry in result["backends"].items()
+    }
+    names = sorted(spreads, key=lambda name: spreads[name].median)
+    figure = Figure(figsize=(8, 1.4 + 0.5 * len(names)), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    before = 0.0
+    for row, name in enumerate(names):
+        median, values = spreads[name].median, spreads[name].values
+        axes.barh(row, median, height=0.62, color="#9ecae1", edgecolor="#222222", linewidth=0.6)
+        if before:
+            axes.barh(
+                row, median - before, left=before, height=0.62, color="none", hatch="///", linewidth=0.6
+            )
+        error = [[median - min(values)], [max(values) - median]]
+        axes.errorbar(median, row, xerr=error, color="#222222", capsize=3, linewidth=1)
+        gain = f"   x {median / before:.2f}" if before else ""
+        axes.text(max(values), row, f"  {median:.1f}{gain}", va="center", fontsize=9)
+        before = median
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(max(spread.values) for spread in spreads.values()))
+    axes.set_xlabel("output tokens a second")
+    axes.spines[["top", "right"]].set_visible(False)
     workload, where = result["workload"], result["provenance"]
     axes.set_title(
-        f"{result['model']}, {workload['num_prompts']} requests ({workload['name']})\n"
+        f"{result['model']}, {workload['num_prompts']} requests ({workload['name']}), "
         f"{where['gpu'] or where['cpu']}, {where['threads']} threads",
         fontsize="small",
     )
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    figure.savefig(path)
