@@ -42,7 +42,7 @@ def draw_cell(
     cell.set_gid(kind)
     ax.add_patch(cell)
     if text:
-        box = {"facecolor": style.fill, "edgecolor": "none", "pad": 0.6} if style.hatch else None
+        box = {"facecolor": style.fill, "edgecolor": "none", "pad": 2} if style.hatch else None
         size = 8 if len(text) <= 7 else 6.5
         ax.text(
             corner[0] + width / 2, corner[1] + 0.4, text, ha="center", va="center", fontsize=size, color=INK,
@@ -224,7 +224,7 @@ def slot_map(traces: dict[str, Trace], steps: Sequence[int]) -> Figure:
             slots = [slot_of(table, position, trace.block_size) for position in range(filled[seq_id])]
             style = request_style(order[name])
             ax.scatter(
-                range(len(slots)), slots, s=16, color=style.fill, edgecolor=INK, linewidths=0.5,
+                range(len(slots)), slots, s=26, color=style.edge, edgecolor=INK, linewidths=0.5,
                 marker=MARKERS[order[name] % len(MARKERS)], label=f"request {name}",
             )  # fmt: skip
         for block_id in range(trace.num_blocks + 1):

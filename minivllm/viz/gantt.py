@@ -1,9 +1,10 @@
 """Who computed what in which step, and how much memory that took: batching, seen from the side.
 
 One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
-id stands where it starts (beside that cell, if cells are narrow); a cell that computes more than one token (a prompt, or a part of one) has a heavy
-frame. A grey dot is an empty seat while somebody waits: work that was not done. Below, one bar a step for the
-blocks in use, the highest marked. `P` over a bar: somebody was preempted in that step::
+id stands where it starts (beside that cell, if cells are narrow). A cell that computes more than one token
+(a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while somebody waits: work that was
+not done. Below, one bar a step for the blocks in use, the highest marked. `P` over a bar: somebody was
+preempted in that step::
 
     seat 0   A a a a D d d
     seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts

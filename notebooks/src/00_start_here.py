@@ -182,7 +182,7 @@ claim(
 )
 
 # %% [markdown]
-# The same three lines work on the model that comes with this project, SmolLM2-135M, with real text. Chapter 11 uses
+# The same calls work on the model that comes with this project, SmolLM2-135M, with real text. Chapter 11 uses
 # it; on the command line, `python -m minivllm demo` does.
 #
 # ## Exercises

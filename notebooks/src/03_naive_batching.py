@@ -138,7 +138,7 @@ print("sum:", idle_by_formula)
 # ## The picture
 #
 # First the memory: every slot of the pool at every step, stacked by kind. This is the yardstick of the course. You
-# will see it again in chapter 05, with the same axes and other colours on top.
+# will see it again in chapter 05, on the same axes.
 
 # %%
 show(

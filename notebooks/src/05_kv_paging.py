@@ -129,8 +129,8 @@ show_source(paged_attention_reference, docstring=False)
 # ### The experiment
 #
 # Six random keys and values for a made-up sequence. Write them twice: once into a pool in a straight line (table
-# `[0, 1]`), once by the table `[7, 2]`. Fill all *other* slots of the second pool with rubbish first, as other requests
-# would. Then read both back, and attend over both.
+# `[0, 1]`), once by the table `[7, 2]`. Fill both pools with rubbish first, as other requests would have left them.
+# Then read both back, and attend over both.
 
 # %%
 config = toy_llm().llm_engine.model_config

@@ -176,7 +176,7 @@ reveal(guess, len(paged.steps), "steps")
 # ## How the code does it
 #
 # Nothing new. Look once more at the three calls of a step: the parts we exchanged are behind the first one. The model,
-# the kernels and the sampler are the same objects in all four systems.
+# the kernels and the sampler are the same in all four systems.
 
 # %%
 show_source(LLMEngine.step)

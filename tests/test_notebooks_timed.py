@@ -1,0 +1,13 @@
+"""The notebooks with a clock run from top to bottom, each in a kernel of its own. Apart from the others, to share out."""
+
+import pytest
+
+from tests.helpers_notebooks import SOURCES, TIMED, run_and_compare
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, id=source.stem) for source in SOURCES if source in TIMED]
+)
+def test_notebook_runs_from_top_to_bottom(source):
+    """Would catch a notebook whose statement about seconds is no longer true, or that fails before it."""
+    run_and_compare(source)
