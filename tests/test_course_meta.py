@@ -8,8 +8,10 @@ the time is to import torch and hypothesis.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -125,6 +127,24 @@ def test_every_exercise_has_three_mutants_and_an_alternate():
         for exercise in catalog.exercises_of(chapter):
             assert sum(name.startswith(exercise.id) for name in mutants) >= 3, exercise
             assert sum(name.startswith(exercise.id) for name in alternates) >= 1, exercise
+
+
+def test_the_pages_for_teachers_state_the_right_numbers(run):
+    """Would catch a syllabus whose points are not those that `grade` gives, and a count of mutants gone stale."""
+    points = Counter()
+    for test in of_mode(run[0], "reference"):
+        points[test["exercise"][2:4]] += test["points"]
+    pages = catalog.ROOT / "docs" / "instructor"
+    weeks = re.findall(r"^\| \d \| .* \| (\d+) \|$", (pages / "syllabus.md").read_text(), re.MULTILINE)
+    by_week = [points[one] for one in ("01", "02", "03")] + [
+        points["04"] + points["05"],
+        points["06"],
+        points["11"],
+    ]
+    assert [int(number) for number in weeks] == by_week
+    assert f"{sum(by_week)} in all" in (pages / "syllabus.md").read_text()
+    num_mutants = len(implementations.variant_names("mutant"))
+    assert f"{num_mutants} known wrong answers" in (pages / "grading.md").read_text()
 
 
 def test_a_mutant_replaces_what_it_defines_and_nothing_else():

@@ -171,8 +171,12 @@ def test_the_input_is_left_alone(ex, rng):
 def test_the_model_writes_the_same_text_with_your_rotation(ex, tiny_model, reference_text):
     """Inside the model, with prompts and single tokens in one batch: positions are not row numbers."""
 
+    from minivllm.model_loader import load_model_config
+
+    theta = load_model_config(tiny_model).rope.rope_theta
+
     def prepare(model):
-        model.rotary_emb.look_up = lambda positions, dtype: (positions, 1e4)
+        model.rotary_emb.look_up = lambda positions, dtype: (positions, theta)
         for layer in model.layers:
             layer.self_attn.rotate = lambda heads, positions, theta: ex.apply_rope(heads, positions, theta)
 
