@@ -71,6 +71,22 @@ SECTIONS = [
         "Longer outputs, and more different ones.",
     ),
     (
+        "cpu_2x2.json",
+        "What each idea is worth",
+        "python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 --repeats 5 "
+        "--backend static-contiguous orca-max static-paged minivllm --output-json docs/data/cpu_2x2.json "
+        "--plot docs/data/cpu_2x2.png",
+        "The same engine with one part exchanged, on one KV budget of 8,192 tokens: contiguous memory "
+        "reserves 512 tokens a request (Orca Max), static batches wait for their longest member.",
+    ),
+    (
+        "cpu_trace.json",
+        "What the trace costs",
+        "python -m minivllm bench throughput --backend minivllm minivllm-traced --repeats 7 "
+        "--output-json docs/data/cpu_trace.json",
+        "Every figure of the notebooks is drawn from a trace; recording one has to be cheap.",
+    ),
+    (
         "cpu_sharing.json",
         "Sharing",
         "python -m minivllm bench sharing --repeats 5 --output-json docs/data/cpu_sharing.json",
@@ -95,6 +111,10 @@ def page() -> str:
         if path.exists():
             report = report_of(name, json.loads(path.read_text()))
             parts.append(f"## {title}\n\n{text}\n\n```bash\n{command}\n```\n\n```text\n{report}\n```\n")
+            if path.with_suffix(".png").exists():
+                parts.append(
+                    f"![{title}: the rates printed above, as bars]({path.parent.name}/{path.stem}.png)\n"
+                )
     return "\n".join(parts)
 
 

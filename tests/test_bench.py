@@ -573,6 +573,16 @@ def test_sampling_full_measures_the_whole_sampler(folder, tmp_path, capsys, monk
     assert "the others run greedy only" in capsys.readouterr().err
 
 
+def test_the_traced_backend_records_every_step_and_the_plain_one_none(folder):
+    """Would catch a price of the trace measured with the trace off."""
+    requests = workloads.fixed_requests(3, 9, 5, VOCAB)
+    plain = make_baseline("minivllm", str(folder), {"skip_tokenizer_init": True, "num_blocks": 64})
+    traced = make_baseline("minivllm-traced", str(folder), {"skip_tokenizer_init": True, "num_blocks": 64})
+    assert plain.run(requests).token_ids == traced.run(requests).token_ids
+    assert plain.llm.llm_engine.trace is None
+    assert len(traced.llm.llm_engine.trace.steps) == 5
+
+
 def test_a_wrong_option_ends_with_a_message_and_status_2(folder, capsys):
     """Would catch a traceback where a sentence would do."""
     assert bench.main(["nothing"]) == 2

@@ -7,6 +7,7 @@ and without stopping at an end-of-sequence token. What differs is who may run wh
                                                             ###..#######    is taken at once
     hf              `generate` on batches of 8, padded      #####ooooooo    o: computed, and thrown away:
                     left, run to the batch's longest        ############       the batch waits for its longest
+    minivllm-traced the same with a record of every step, to see what the trace costs
     hf-continuous   Hugging Face's own continuous batching (both: `hf_backends.py`)
     vllm            vLLM on a CPU, in an environment of its own (`vllm_cpu.py`)
 
@@ -35,6 +36,7 @@ from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.bench.workloads import BenchRequest
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+from minivllm.trace import Trace
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -93,6 +95,7 @@ class MinivllmBackend:
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """See `Backend.run`. Starts with an empty prefix cache each time."""
         self.llm.reset_prefix_cache()
+        self.llm.llm_engine.trace = Trace() if self.name == TRACED else None
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
         params = [
             SamplingParams(max_tokens=request.output_len, ignore_eos=True, detokenize=False, **self.sampling)
@@ -104,9 +107,13 @@ class MinivllmBackend:
         return BackendRun(seconds, [output.outputs[0].token_ids for output in outputs])
 
 
+TRACED = "minivllm-traced"
+"""minivllm with a trace of every step (`minivllm/trace.py`), to see what recording it costs."""
+
 # The parts that make each baseline out of this engine, given max_model_len.
 BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
     "minivllm": lambda _: {},
+    TRACED: lambda _: {},
     "static-paged": lambda _: {"scheduler_cls": StaticBatchScheduler},
     "static-contiguous": lambda longest: {
         "scheduler_cls": StaticBatchScheduler,

@@ -26,7 +26,7 @@ import math
 import time
 from typing import Any
 
-from minivllm.bench.backends import BASELINES, make_baseline
+from minivllm.bench.backends import BASELINES, TRACED, make_baseline
 from minivllm.bench.options import (
     add_engine_arguments,
     add_output_arguments,
@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_output_arguments(parser)
     parser.add_argument(
-        "--backend", nargs="+", choices=tuple(BASELINES), default=["minivllm"], help="whose policies"
+        "--backend",
+        nargs="+",
+        choices=[name for name in BASELINES if name != TRACED],
+        default=["minivllm"],
+        help="whose policies",
     )
     parser.add_argument(
         "--request-rate", nargs="+", type=float, default=[1.0], help="requests a second; inf: all at once"
