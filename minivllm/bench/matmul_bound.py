@@ -11,8 +11,10 @@ own weights) on T rows of random input; `head(N)` that of `compute_logits`. Both
 process as the run, in turns with it, at a few row counts, and interpolated in between. So a share of 60%
 means: 40% of the time went to attention, norms, sampling, scheduling and Python.
 
-The bound is one of *this* implementation's products, not of the hardware: faster kernels for them would
-raise it (`llama.Linear` tells of four layouts of the same weight). Example, SmolLM2-135M in float32 on two
+The bound is one of *this* implementation's products, not of the hardware: faster kernels for them raise it
+(`llama.Linear` tells of four layouts of the same weight), and with it the demand on everything else. So that
+shares can be compared with those of programs that use `nn.Linear` as it comes, `plain_seconds` is the same
+bound with `F.linear` on weights as they are stored. Example, SmolLM2-135M in float32 on two
 quiet cores with transposed weights, milliseconds::
 
     rows          1     8    32    64       so 32 sequences that decode together need at least 71 ms a
@@ -31,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minivllm.bench.steps import StepRecord
@@ -111,6 +114,33 @@ class MatmulBound:
         for rows in self.head_rows:
             hidden = self._random(rows, self.model.config.hidden_size)
             self._head[rows].append(median_seconds(lambda x=hidden: self.model.compute_logits(x), device))
+
+    @torch.inference_mode()
+    def plain_seconds(self, rows: int) -> float:
+        """The products of one decode step of `rows` sequences by `F.linear`, on weights of their own.
+
+        All layers get their own random weights: one that is used thirty times over would stay in the cache,
+        and the products would look twice as fast as they are. They take the room of the model once more.
+        """
+        embedding, layers = self.model.model.embed_tokens, self.model.model.layers
+        linears = [
+            linear
+            for layer in layers
+            for linear in (
+                layer.self_attn.qkv_proj,
+                layer.self_attn.o_proj,
+                layer.mlp.gate_up_proj,
+                layer.mlp.down_proj,
+            )
+        ] + [self.model.lm_head]
+        weights = [self._random(*linear.weight.shape) for linear in linears]
+        inputs = {size: self._random(rows, size) for size in {weight.shape[1] for weight in weights}}
+
+        def run() -> None:
+            for weight in weights:
+                F.linear(inputs[weight.shape[1]], weight)
+
+        return median_seconds(run, embedding.device)
 
     def _layers_function(self, rows: int) -> Callable[[], None]:
         """All projections of all layers, in the order of a forward pass, each on its own kind of input."""

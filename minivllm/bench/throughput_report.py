@@ -74,7 +74,9 @@ def print_bound(bound: dict[str, Any]) -> None:
     if decode is not None:
         print(
             f"  steps with {decode['num_sequences']} sequences decoding: {decode['step_ms']:.1f} ms, matrix "
-            f"products {decode['matmul_ms']:.1f} ms, {decode['share']:.1%}"
+            f"products {decode['matmul_ms']:.1f} ms, {decode['share']:.1%}\n"
+            f"  the same products by plain F.linear: {decode['plain_matmul_ms']:.1f} ms, "
+            f"{decode['plain_share']:.1%} of that step"
         )
 
 

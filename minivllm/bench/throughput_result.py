@@ -84,10 +84,13 @@ def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[flo
         (rows, _), *_ = Counter(step.num_tokens for step in decode).most_common(1)
         same = [step for step in decode if step.num_tokens == rows]
         step_ms, matmul_ms = 1e3 * median(s.seconds for s in same), 1e3 * bound.seconds(same[:1])
+        plain_ms = 1e3 * bound.plain_seconds(rows)
         result["decode"] = {
             "num_sequences": rows,
             "step_ms": step_ms,
             "matmul_ms": matmul_ms,
             "share": matmul_ms / step_ms,
+            "plain_matmul_ms": plain_ms,
+            "plain_share": plain_ms / step_ms,
         }
     return result
