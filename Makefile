@@ -3,6 +3,7 @@
 #   make test    every test (no GPU, no network beyond the package index)
 #   make lint    ruff: style, docstrings, types on every signature
 #   make lab     JupyterLab on notebooks/
+#   make notebooks    run notebooks/src and store the notebooks with their outputs
 #   make docs    the site, docs/_build/html/index.html (builds offline once installed)
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab docs bench bench-vllm install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -34,6 +35,9 @@ lint: install
 
 lab: install
 	$(BIN)/jupyter lab notebooks
+
+notebooks: install
+	$(BIN)/python notebooks/build.py
 
 .venv/.docs-installed: .venv/.installed docs/requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt

@@ -256,12 +256,17 @@ claim(
 # %% [markdown]
 # ## Exercises
 #
-# In `notebooks/exercises/ch01_llama.py`; test each with `%check` after `%load_ext minivllm.course`.
+# In `notebooks/exercises/ch01_llama_forward.py`:
 #
 # - **ex01a** `rms_norm`: any scale of the input gives the same output.
 # - **ex01b** `apply_rope`: with pairs (first half, second half), not neighbours; the difference is a classic bug
 #   that produces fluent nonsense.
 # - **ex01c** grouped attention for any `Hq` and `Hkv`: which KV head belongs to query head $h$?
+#
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex01a`:
+#
+#     %load_ext minivllm.course
+#     %check ex01a
 #
 # ## Check yourself
 #

@@ -257,6 +257,11 @@ claim(
 # - **ex02a** `kv_bytes_per_token(config)`: the formula, from a configuration. Two factors are easily forgotten.
 # - **ex02b** `decode_step`: one more token with what is stored, for any cut between prompt and continuation.
 #
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex02a`:
+#
+#     %load_ext minivllm.course
+#     %check ex02a
+#
 # ## Check yourself
 #
 # <details><summary>Why are queries not kept?</summary>

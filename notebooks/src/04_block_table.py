@@ -218,10 +218,15 @@ claim(
 #
 # In `notebooks/exercises/ch04_block_table.py`:
 #
-# - **ex04a** `blocks_needed`: how many blocks for so many tokens, and how many of them are missing.
-# - **ex04b** `append_token`: grow a sequence by one token. Try the boundaries: an empty table, one slot left, none
-#   left, no free block. Nothing may change when there is no room.
+# - **ex04a** `blocks_needed`: how many blocks for so many tokens.
+# - **ex04b** `append_tokens`: grow a sequence by its next tokens. Try the boundaries: an empty table, one slot left,
+#   none left, no free block. Nothing may change when there is no room.
 # - **ex04c** `free`: give everything back, once. The tests accept any order of the queue, but not a double free.
+#
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex04a`:
+#
+#     %load_ext minivllm.course
+#     %check ex04a
 #
 # ## Check yourself
 #

@@ -213,13 +213,18 @@ claim(
 # %% [markdown]
 # ## Exercises
 #
-# In `notebooks/exercises/ch06_scheduler.py`:
+# In `notebooks/exercises/ch06_continuous_batching.py`:
 #
-# - **ex06a** `schedule`: first come, first served, under both budgets and with `allocate_slots`. The tests try many
-#   random workloads.
-# - **ex06b** `finish`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both at once.
-# - **ex06c** (goes further): shortest job first. Reach a mean completion step below the target, then find out who
+# - **ex06a** `admit`: first come, first served, under a budget of seats, of tokens and of free blocks. The tests try
+#   many random workloads.
+# - **ex06b** `finish_reason`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both at once.
+# - **ex06c** `ShortestJobFirst` (goes further). Reach a mean completion step below the target, then find out who
 #   pays for it.
+#
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex06a`:
+#
+#     %load_ext minivllm.course
+#     %check ex06a
 #
 # ## Check yourself
 #
