@@ -82,10 +82,14 @@ def load_source(source: Path) -> NotebookNode:
 
 
 def kernel_environment(timed: bool) -> dict[str, str]:
-    """Environment of the kernel: one thread, so that several can run beside each other; fixed hash seeds."""
+    """Environment of the kernel: fixed hash seeds, and one thread, so that several can run side by side.
+
+    A notebook with a clock gets all cores, unless other tests are running beside it.
+    """
     environment = dict(os.environ) | {"PYTHONHASHSEED": "0", "MINIVLLM_CI": "1", "MPLBACKEND": "agg"}
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return environment if timed else environment | {"OMP_NUM_THREADS": "1"}
+    alone = timed and "PYTEST_XDIST_WORKER" not in environment
+    return environment if alone else environment | {"OMP_NUM_THREADS": "1"}
 
 
 def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:

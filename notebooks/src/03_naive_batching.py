@@ -195,8 +195,8 @@ claim(
 # - **ex03a** `fragmentation(snapshot)`: the shares of the kinds. Take numerator and denominator from the same
 #   snapshot; it is the classic mistake.
 # - **ex03b** `static_batch_steps(lengths, batch_size)`: steps and empty seat-steps, without running anything.
-# - **ex03c** `order_by_length` (goes further): put requests of similar length into one batch. How many steps does that save here, and
-#   what would a real server have to know?
+# - **ex03c** `order_by_length` (goes further): put requests of similar length into one batch. How many steps does
+#   that save here, and what would a real server have to know?
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex03a`:
 #

@@ -253,7 +253,8 @@ claim(
 #
 # - **ex05a** `slot_mapping`: for any table and range of positions. Swapping `//` and `%` gives slots that look fine.
 # - **ex05b** `gather_kv`: read back a batch of sequences of different lengths.
-# - **ex05c** `block_size_sweep`: waste and length of the tables for blocks of 1, 4, 16 and 64. Which would you choose?
+# - **ex05c** `block_size_sweep`: waste and length of the tables for blocks of 1, 4, 16 and 64. Which would you
+#   choose?
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex05a`:
 #

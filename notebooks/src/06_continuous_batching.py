@@ -217,7 +217,8 @@ claim(
 #
 # - **ex06a** `admit`: first come, first served, under a budget of seats, of tokens and of free blocks. The tests try
 #   many random workloads.
-# - **ex06b** `finish_reason`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both at once.
+# - **ex06b** `finish_reason`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both
+#   at once.
 # - **ex06c** `ShortestJobFirst` (goes further). Reach a mean completion step below the target, then find out who
 #   pays for it.
 #

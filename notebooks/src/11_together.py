@@ -286,8 +286,8 @@ claim(
 #
 # - **ex11a** (capstone) `MyScheduler`: a scheduler of your own, plugged in as `LLM(scheduler_cls=MyScheduler)`. It is
 #   scored by goodput (requests that finish within their deadline) on a workload whose seed you do not know.
-# - Without a test: report a result of your own in 300 words: what you changed, what you expected, what you measured, how
-#   often, and what would prove you wrong. Hand in the numbers as `results.json`.
+# - Without a test: report a result of your own in 300 words: what you changed, what you expected, what you measured,
+#   how often, and what would prove you wrong. Hand in the numbers as `results.json`.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex11a`:
 #
