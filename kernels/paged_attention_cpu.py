@@ -24,6 +24,11 @@ from functools import cache
 import numba
 import numpy as np
 
+# query, key_cache, value_cache, block_tables, seq_lens, scale, output; `::1` means C-contiguous.
+SIGNATURE = (
+    "void(float32[:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], int32[:,::1], int32[::1], float32, "
+    "float32[:,:,::1])"
+)
 # What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
 # assume that nothing is infinite: the first maximum is.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -33,8 +38,8 @@ FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
     """The kernel for one head_dim: a constant, because a loop of known length becomes vector instructions.
 
-    It is compiled when it is first called, in about five seconds, once per machine: Numba keeps the result
-    in a cache on disk. All floats are float32 and all arrays C-contiguous; each sequence has one query::
+    It is compiled here and not in the middle of a step: about five seconds, once per machine, because Numba
+    keeps the result in a cache on disk. Each sequence has one query::
 
         kernel(query, key_cache, value_cache, block_tables, seq_lens, scale, output)
 
@@ -42,7 +47,7 @@ def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
         seq_lens (R,), all at least 1; `output` is written. Oracle: `paged_attention_reference`.
     """
 
-    @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
+    @numba.njit(SIGNATURE, parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
     def paged_attention_cpu(query, key_cache, value_cache, block_tables, seq_lens, scale, output):
         block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
         group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h
