@@ -149,14 +149,8 @@ class TorchAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
         """Sort the sequences into decode groups and prefills, and build what all layers share."""
-        block_size = self._block_shape[0]
         starts, seq_lens = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
         query_lens = [end - start for start, end in pairwise(starts)]
-        num_blocks = [-(-seq_len // block_size) for seq_len in seq_lens]
-        longest = max(num_blocks, default=0)
-        if longest > self._workspace.shape[1]:
-            self._workspace = self._allocate(longest)
-
         rows = [row for row, query_len in enumerate(query_lens) if query_len == 1]
         rows, decode = self.plan_decode(metadata, rows)
         decode_tokens = torch.tensor([starts[row] for row in rows], dtype=torch.int64, device=self._device)
@@ -192,6 +186,8 @@ class TorchAttention:
         blocks_each = -(-longest // self._block_shape[0])
         # A shorter sequence's row of the table ends in padding, block 0: gathered for nothing, and masked.
         blocks = tables[:, :blocks_each].flatten().long()
+        if len(blocks) > self._workspace.shape[1]:  # one sequence that is longer than all before
+            self._workspace = self._allocate(len(blocks))
         targets = self._workspace[:, : len(blocks)]
         # (2, N * b, S, Hkv, D) -> (2, N, b * S, Hkv, D) -> (2, N, Hkv, n, D), all the same memory
         padded = targets.unflatten(1, (len(tables), blocks_each)).flatten(2, 3)
