@@ -27,69 +27,49 @@ each step, measured in the same process. What is missing to 100% is attention, s
 everything that is neither.
 """
 
-# file in data/, title, command, what to look at
+# file in data/, title, what to look at; the command that made it stands in the file itself
 SECTIONS = [
     (
-        "cpu_throughput.json",
-        "Against Hugging Face",
-        "python -m minivllm bench throughput --backend minivllm hf --repeats 5 --profile "
-        "--output-json docs/data/cpu_throughput.json",
-        "`hf` is `generate` in static batches of 8.",
+        "cpu_vllm.json",
+        "Against vLLM and Hugging Face",
+        "vLLM's CPU build runs in an environment of its own, in turns with minivllm and with `generate` in "
+        "static batches of 8 (`hf`).",
+    ),
+    (
+        "cpu_vllm_sharegpt.json",
+        "Against vLLM, lengths as in ShareGPT",
+        "Longer outputs, and more different ones.",
     ),
     (
         "cpu_hf_continuous.json",
         "Against Hugging Face's continuous batching",
-        "python -m minivllm bench throughput --backend minivllm hf-continuous --repeats 5 "
-        "--output-json docs/data/cpu_hf_continuous.json",
         "`hf-continuous` is `generate_batch`.",
     ),
     (
         "cpu_fixed_32.json",
         "Exactly 32 sequences running",
-        "python -m minivllm bench throughput --num-running 32 --backend minivllm --repeats 5 --profile "
-        "--output-json docs/data/cpu_fixed_32.json",
-        "The share of the bound at a fixed batch, prompts of 128 and outputs of 128 tokens.",
+        "The share of the bound at a fixed batch, prompts of 128 and outputs of 128 tokens, and where the "
+        "rest of a step goes.",
     ),
     (
         "cpu_sampling_32.json",
         "The same with everything the sampler can do",
-        "python -m minivllm bench throughput --num-running 32 --backend minivllm --repeats 5 --profile "
-        "--sampling full --output-json docs/data/cpu_sampling_32.json",
         "Three penalties, top_p, a seed and five log-probabilities a token: the sampler's share of a step.",
-    ),
-    (
-        "cpu_vllm.json",
-        "Against vLLM on a CPU",
-        "python -m minivllm bench vllm --repeats 5 --output-json docs/data/cpu_vllm.json",
-        "vLLM runs in an environment of its own, in turns with minivllm.",
-    ),
-    (
-        "cpu_vllm_sharegpt.json",
-        "Against vLLM on a CPU, lengths as in ShareGPT",
-        "python -m minivllm bench vllm --workload sharegpt-like --repeats 5 "
-        "--output-json docs/data/cpu_vllm_sharegpt.json",
-        "Longer outputs, and more different ones.",
     ),
     (
         "cpu_2x2.json",
         "What each idea is worth",
-        "python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 --repeats 5 "
-        "--backend static-contiguous orca-max static-paged minivllm --output-json docs/data/cpu_2x2.json "
-        "--plot docs/data/cpu_2x2.png",
-        "The same engine with one part exchanged, on one KV budget of 8,192 tokens: contiguous memory "
+        "The same engine with one part exchanged, on one KV budget of 4,096 tokens: contiguous memory "
         "reserves 512 tokens a request (Orca Max), static batches wait for their longest member.",
     ),
     (
         "cpu_trace.json",
         "What the trace costs",
-        "python -m minivllm bench throughput --backend minivllm minivllm-traced --repeats 7 "
-        "--output-json docs/data/cpu_trace.json",
         "Every figure of the notebooks is drawn from a trace; recording one has to be cheap.",
     ),
     (
         "cpu_sharing.json",
         "Sharing",
-        "python -m minivllm bench sharing --repeats 5 --output-json docs/data/cpu_sharing.json",
         "Eight completions of one prompt, and a prefix of 512 tokens that 16 requests have in common.",
     ),
 ]
@@ -106,15 +86,16 @@ def report_of(name: str, result: dict) -> str:
 def page() -> str:
     """The whole page, with a section for each measurement that has been made."""
     parts = [INTRODUCTION]
-    for name, title, command, text in SECTIONS:
+    for name, title, text in SECTIONS:
         path = HERE / "data" / name
-        if path.exists():
-            report = report_of(name, json.loads(path.read_text()))
-            parts.append(f"## {title}\n\n{text}\n\n```bash\n{command}\n```\n\n```text\n{report}\n```\n")
-            if path.with_suffix(".png").exists():
-                parts.append(
-                    f"![{title}: the rates printed above, as bars]({path.parent.name}/{path.stem}.png)\n"
-                )
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        command = " ".join(["python -m minivllm", *result["provenance"]["command_line"]])
+        report = report_of(name, result)
+        parts.append(f"## {title}\n\n{text}\n\n```bash\n{command}\n```\n\n```text\n{report}\n```\n")
+        if path.with_suffix(".png").exists():
+            parts.append(f"![The rates above as bars](data/{path.stem}.png)\n")
     return "\n".join(parts)
 
 
