@@ -1,4 +1,4 @@
-"""The Triton kernels of minivllm, one file a kernel, in the order of a lesson.
+"""The kernels of minivllm, one file a kernel, in the order of a lesson.
 
 Read them in this order; each adds one idea to the one before:
 
@@ -14,15 +14,16 @@ Read them in this order; each adds one idea to the one before:
 | `paged_attention.py` | heads grouped for `tl.dot`; tiles decoupled from blocks; split-KV |
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries a sequence: prefill, chunked prefill and mixed batches |
+| `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
 | `heuristics.py` | tile sizes and splits for each chip, as plain if/else |
 | `common.py` | importing Triton the right way; argument checks whose errors teach |
 
 Beside each kernel stands its twin in plain torch (`*_reference`), slow and obvious, which is its oracle.
 
-This package imports torch and triton, never minivllm. Importing `kernels` itself imports neither: the
-name collides with Hugging Face's PyPI package `kernels`, which transformers probes for by asking for
-its version (5.0 to 5.12) or by importing it (5.23). A version and an import without side effects keep
-both satisfied. For the same reason nothing is exported here: write
+This package imports torch and triton (for the CPU kernel numba), never minivllm. Importing `kernels` itself
+imports none of them: the name collides with Hugging Face's PyPI package `kernels`, which transformers probes
+for by asking for its version (5.0 to 5.12) or by importing it (5.23). A version and an import without side
+effects keep both satisfied. For the same reason nothing is exported here: write
 `from kernels.paged_attention import paged_attention`.
 
 Without a GPU the kernels run in Triton's interpreter. Triton reads `TRITON_INTERPRET` when a kernel is
