@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivllm.bench.steps import StepRecord
+from minivllm.bench.steps import StepRecord, projections
 from minivllm.llama import LlamaForCausalLM
 
 ROW_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
@@ -122,17 +122,7 @@ class MatmulBound:
         All layers get their own random weights: one that is used thirty times over would stay in the cache,
         and the products would look twice as fast as they are. They take the room of the model once more.
         """
-        embedding, layers = self.model.model.embed_tokens, self.model.model.layers
-        linears = [
-            linear
-            for layer in layers
-            for linear in (
-                layer.self_attn.qkv_proj,
-                layer.self_attn.o_proj,
-                layer.mlp.gate_up_proj,
-                layer.mlp.down_proj,
-            )
-        ] + [self.model.lm_head]
+        linears = [*projections(self.model), self.model.lm_head]
         weights = [self._random(*linear.weight.shape) for linear in linears]
         inputs = {size: self._random(rows, size) for size in {weight.shape[1] for weight in weights}}
 
@@ -140,7 +130,7 @@ class MatmulBound:
             for weight in weights:
                 F.linear(inputs[weight.shape[1]], weight)
 
-        return median_seconds(run, embedding.device)
+        return median_seconds(run, self.model.model.embed_tokens.device)
 
     def _layers_function(self, rows: int) -> Callable[[], None]:
         """All projections of all layers, in the order of a forward pass, each on its own kind of input."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minivllm.engine import LLMEngine
+from minivllm.llama import Linear, LlamaForCausalLM
 from minivllm.scheduler_output import SchedulerOutput
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -161,6 +162,20 @@ class StepProfile:
         return "\n".join(lines)
 
 
+def projections(model: LlamaForCausalLM) -> list[Linear]:
+    """The matrix products of all layers, in the order of a forward pass; the head is not among them."""
+    return [
+        linear
+        for layer in model.model.layers
+        for linear in (
+            layer.self_attn.qkv_proj,
+            layer.self_attn.o_proj,
+            layer.mlp.gate_up_proj,
+            layer.mlp.down_proj,
+        )
+    ]
+
+
 @contextmanager
 def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
     """Time the parts of the steps that run inside the block. They do not overlap.
@@ -186,14 +201,7 @@ def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
         (model.attention, "forward", ATTENTION),
         (model, "compute_logits", MATMUL),
     ]
-    for layer in model.model.layers:
-        for linear in (
-            layer.self_attn.qkv_proj,
-            layer.self_attn.o_proj,
-            layer.mlp.gate_up_proj,
-            layer.mlp.down_proj,
-        ):
-            targets.append((linear, "forward", MATMUL))
+    targets += [(linear, "forward", MATMUL) for linear in projections(model)]
     with ExitStack() as stack:
         for owner, name, part in targets:
             stack.enter_context(replaced(owner, name, profile.add(part)))
