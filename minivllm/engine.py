@@ -29,6 +29,7 @@ import torch
 from minivllm.attention import AttentionBackend
 from minivllm.attention_kernels import make_attention_backend
 from minivllm.config import EngineConfig, require_number
+from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Prompt
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
@@ -89,7 +90,10 @@ class LLMEngine:
         )
         model = load_model(folder, self.attention, self.dtype, self.device)
         kv_cache = self._make_kv_cache(model)
-        self.runner = ModelRunner(model, kv_cache, sampler or Sampler())
+        graphs = None
+        if can_replay(self.device, self.attention.name, config.enforce_eager):
+            graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
+        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
         self.scheduler = scheduler_cls(
             kv_cache_manager_cls(
                 kv_cache.num_blocks, config.block_size, config.enable_prefix_caching, kv_cache.num_cpu_blocks

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
 
 from minivllm.attention import AttentionMetadata
+from minivllm.cuda_graphs import DecodeGraphs
 from minivllm.kv_cache import KVCache
 from minivllm.llama import LlamaForCausalLM
 from minivllm.outputs import SequenceOutput, TokenLogprobs
@@ -61,12 +63,20 @@ class ModelRunner:
         model: a Llama with its weights.
         kv_cache: the physical blocks; the runner is the only one to touch them.
         sampler: a function (logits (N, V), rows) -> one SequenceOutput a row.
+        graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
     """
 
-    def __init__(self, model: LlamaForCausalLM, kv_cache: KVCache, sampler: SamplerFunction) -> None:
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        kv_cache: KVCache,
+        sampler: SamplerFunction,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.sampler = sampler
+        self.graphs = graphs
         self.device = next(model.parameters()).device
 
     def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
@@ -113,7 +123,7 @@ class ModelRunner:
         if not plan.scheduled:
             return []
         inputs = self.prepare_inputs(plan)
-        hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)  # (T, hidden)
+        hidden = self._forward(inputs)
         outputs = [SequenceOutput()] * len(plan.scheduled)
         sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
         if sampled:
@@ -121,19 +131,25 @@ class ModelRunner:
             sampled_outputs = self.sampler(logits, [plan.scheduled[i] for i in sampled])
             for i, output in zip(sampled, sampled_outputs, strict=True):
                 outputs[i] = output
-        self._add_prompt_logprobs(plan, inputs, hidden, outputs)
+        self._add_prompt_logprobs(plan, hidden, outputs)
         return outputs
 
+    def _forward(self, inputs: ModelInputs) -> torch.Tensor:
+        """(T, hidden): from a CUDA graph if there is one for this step."""
+        if self.graphs is not None and self.graphs.fits(inputs.metadata):
+            return self.graphs.run(inputs.input_ids, inputs.positions, inputs.metadata)
+        return self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)
+
     def _add_prompt_logprobs(
-        self, plan: SchedulerOutput, inputs: ModelInputs, hidden: torch.Tensor, outputs: list[SequenceOutput]
+        self, plan: SchedulerOutput, hidden: torch.Tensor, outputs: list[SequenceOutput]
     ) -> None:
         """For requests that ask: the log-probability of each prompt token given those before it.
 
         The logits at position p speak about the token at p + 1, so this step's positions
         [start, start + num_tokens) give entries for start + 1 onwards, up to the end of the prompt.
         """
-        first_row = inputs.metadata.query_start_loc.tolist()
-        for i, row in enumerate(plan.scheduled):
+        first_rows = accumulate((row.num_tokens for row in plan.scheduled), initial=0)
+        for i, (row, first_row) in enumerate(zip(plan.scheduled, first_rows, strict=False)):
             count = getattr(row.group.params, "prompt_logprobs", None)
             end = min(row.start + row.num_tokens, row.seq.num_prompt_tokens - 1)
             if count is None or end <= row.start:
@@ -141,7 +157,7 @@ class ModelRunner:
             entries: list[TokenLogprobs] = []
             for start in range(row.start, end, _PROMPT_LOGPROBS_ROWS):
                 stop = min(start + _PROMPT_LOGPROBS_ROWS, end)
-                offset = first_row[i] - row.start
+                offset = first_row - row.start
                 logits = self.model.compute_logits(hidden[offset + start : offset + stop])
                 tokens = row.seq.token_ids[start + 1 : stop + 1]
                 entries += token_logprobs(logits, tokens, [count] * len(tokens))

@@ -13,6 +13,10 @@ from kernels.reshape_and_cache import reshape_and_cache
 from kernels.rms_norm import rms_norm
 from kernels.rotary_embedding import rotary_embedding
 from kernels.silu_and_mul import silu_and_mul
+from minivllm import SamplingParams
+from minivllm.config import EngineConfig
+from minivllm.engine import LLMEngine
+from minivllm.random_model import random_llama
 from tests.kernels.attention_case import DTYPES, Case, assert_matches
 
 pytestmark = pytest.mark.gpu
@@ -155,6 +159,28 @@ def test_long_sequences_agree_with_torch_on_the_gpu(dtype):
         out = paged_attention(query, *caches, order[None].int(), lens, D**-0.5, num_splits=splits)
         # An average of 20,000 values is of size 0.01: an absolute tolerance would accept zeros.
         assert (out.float() - expected).norm() < 0.01 * expected.norm()
+
+
+def test_the_engine_replays_its_decode_steps_and_gives_the_same_tokens(tmp_path):
+    """Catches a step that cannot be recorded, stale buffers, padding that writes: lengths and batch change."""
+    folder = random_llama(tmp_path / "model", byte_tokenizer=True)
+    results = []
+    for enforce_eager in (True, False):
+        config = EngineConfig(
+            str(folder), device="cuda", dtype="float32", num_blocks=256, enforce_eager=enforce_eager
+        )
+        engine = LLMEngine(config)
+        assert (engine.runner.graphs is None) == enforce_eager
+        for i in range(11):
+            prompt = {"prompt_token_ids": list(range(3, 4 + 7 * i))}
+            params = SamplingParams(temperature=0.0, max_tokens=5 + 4 * i, ignore_eos=True)
+            engine.add_request(str(i), prompt, params)
+        outputs = {}
+        while engine.has_unfinished_requests():
+            outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
+        results.append(outputs)
+    assert results[0] == results[1]
+    assert engine.runner.graphs.num_replays > 30
 
 
 def test_cpu_tensors_are_refused_with_the_way_out():
