@@ -7,11 +7,12 @@
 #   make docs    the site, docs/_build/html/index.html (builds offline once installed)
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
+#   make bench-gpu    kernels and engine on a CUDA GPU, with random weights of Llama 1B's and 8B's size
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab notebooks docs bench bench-vllm install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-gpu install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -52,6 +53,16 @@ bench: install
 
 bench-vllm: install
 	$(BIN)/python -m minivllm bench vllm
+
+# KV blocks are given, because minivllm would take 90% of the GPU and leave nothing to the other backend.
+bench-gpu: install
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m minivllm bench kernels --output-json docs/data/gpu_kernels.json
+	for shape in llama-3.2-1b llama-3.1-8b; do \
+	  test -e build/$$shape/config.json || $(BIN)/python -m minivllm.random_model $$shape build/$$shape || exit 1; \
+	  $(BIN)/python -m minivllm bench throughput --model build/$$shape --num-prompts 64 --num-blocks 4096 \
+	    --backend minivllm hf-continuous --repeats 5 --output-json docs/data/gpu_$$shape.json || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-vllm build *.egg-info

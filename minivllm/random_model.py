@@ -14,11 +14,16 @@ attention is almost uniform, every layer adds almost nothing, and a tied model r
 whatever the past was: a wrong block table would go unseen. Here the scores spread by about +-2 and the
 layers outweigh the embedding, so that greedy text wanders and depends on the whole past.
 
+For speed on a GPU the weights need not be trained either, only as large as real ones (`SHAPES`)::
+
+    $ python -m minivllm.random_model llama-3.1-8b FOLDER       16 GB of bfloat16, some minutes
+
 vLLM V1 does the same with `load_format="dummy"` (weights only, no folder on disk).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +56,29 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
+_LLAMA_3: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 500_000.0,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": _LLAMA_3
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": _LLAMA_3
+    | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "head_dim": 128},
+}
+"""What these models set in `config.json`, apart from the scaling of their positions."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -65,14 +93,15 @@ def random_llama(
     byte_tokenizer: bool = False,
     **config_overrides: Any,
 ) -> Path:
-    """Write a tiny Llama with random float32 weights into `folder` and return `folder`.
+    """Write a Llama with random weights into `folder` and return `folder`; by default a tiny one.
 
     Args:
         folder: created if need be.
         seed: the same seed and config give the same weights.
         num_shards: above 1, the weights are spread over that many files with an index, as big models are.
         byte_tokenizer: also write a tokenizer: token id = byte value, then `<s>` and `</s>`.
-        config_overrides: keys of `config.json`, see `CONFIG`; unknown ones are a TypeError.
+        config_overrides: keys of `config.json`, see `CONFIG`; unknown ones are a TypeError. `torch_dtype` is
+            what the weights are rounded to.
     """
     unknown = sorted(set(config_overrides) - set(CONFIG))
     if unknown:
@@ -104,10 +133,11 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     and 4 seeds, tied, it is 11 at least and 32 in the median; with Hugging Face's initial scale at most 3.
     """
     generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, config["torch_dtype"])
     weights: dict[str, Tensor] = {}
 
-    def normal(*shape: int, std: float) -> Tensor:
-        return torch.randn(*shape, generator=generator) * std
+    def normal(*shape: int, std: float, mean: float = 0.0) -> Tensor:
+        return torch.randn(*shape, generator=generator).mul_(std).add_(mean).to(dtype)
 
     def add_linear(name: str, out_features: int, in_features: int, gain: float, bias: bool) -> None:
         """Inputs of size 1 give outputs of size `gain`, whatever the width."""
@@ -135,8 +165,8 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
             bias = config["attention_bias" if name.startswith("self_attn") else "mlp_bias"]
             add_linear(prefix + name, out_features, in_features, gain, bias)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{norm}.weight"] = 1 + normal(hidden, std=0.1)
-    weights["model.norm.weight"] = 1 + normal(hidden, std=0.1)
+            weights[f"{prefix}{norm}.weight"] = normal(hidden, std=0.1, mean=1.0)
+    weights["model.norm.weight"] = normal(hidden, std=0.1, mean=1.0)
     if not config["tie_word_embeddings"]:
         # Logits of +-3 again: greedy choices stand clear of float noise (the smallest gap between first
         # and second in 2,300 steps was 7e-5), and sampling at temperature 1 is neither flat nor greedy.
@@ -196,3 +226,17 @@ def write_byte_tokenizer(folder: Path, model_max_length: int) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with one key a line, as Hugging Face does."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write a model of a real one's size."""
+    parser = argparse.ArgumentParser(prog="python -m minivllm.random_model", description=main.__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--num-shards", type=int, default=4, help="files the weights are spread over")
+    args = parser.parse_args(arguments)
+    print(random_llama(args.folder, num_shards=args.num_shards, **SHAPES[args.shape]))
+
+
+if __name__ == "__main__":
+    main()

@@ -65,6 +65,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block-size", type=positive_int, default=16, help="tokens a KV block")
     group.add_argument("--num-blocks", type=positive_int, default=None, help="KV blocks (the KV budget)")
     group.add_argument("--attention-backend", default="auto", help="auto, torch, numba, triton")
+    group.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs, to see what they gain")
     group.add_argument(
         "--enable-prefix-caching",
         action="store_true",
@@ -83,7 +84,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `LLM`, token ids only."""
     names = (
         "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
-        "num_blocks", "attention_backend", "enable_prefix_caching",
+        "num_blocks", "attention_backend", "enforce_eager", "enable_prefix_caching",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names} | {"skip_tokenizer_init": True}
 
