@@ -30,7 +30,8 @@ off by the same factor alpha = exp(m - m'), so one multiplication repairs them::
 
 At the end O = acc / l. Since no exponent is ever positive, nothing overflows, whatever the scores.
 
-    Example with values 1, 2, 3 and scores 0, 2, 1, blocks of one key:
+Example with values 1, 2, 3 and scores 0, 2, 1, blocks of one key::
+
     after key 0:  m=0  l=1.000             acc=1.000
     after key 1:  m=2  l=1*e^-2 + 1=1.135  acc=1*e^-2 + 2=2.135        alpha = e^-2 = 0.135
     after key 2:  m=2  l=1.135 + e^-1=1.503  acc=2.135 + 3*e^-1=3.239  alpha = 1

@@ -84,18 +84,31 @@ def check_run(name: str, requests: list[BenchRequest], run: BackendRun) -> None:
 
 
 class MinivllmBackend:
-    """This project. `parts` may swap the scheduler or the KV cache manager, as the baselines do."""
+    """This project. `parts` may swap the scheduler or the KV cache manager, as the baselines do.
+
+    Args:
+        model: name or folder, as for `LLM`.
+        options: keyword arguments of `LLM`.
+        name: how reports call it.
+        parts: further keyword arguments, what makes it a baseline.
+        traced: record every step in a trace, a new one for each run.
+    """
 
     def __init__(
-        self, model: str, options: dict[str, Any], name: str = "minivllm", parts: dict[str, Any] | None = None
+        self,
+        model: str,
+        options: dict[str, Any],
+        name: str = "minivllm",
+        parts: dict[str, Any] | None = None,
+        traced: bool = False,
     ) -> None:
-        self.name, self.sampling = name, SAMPLING["greedy"]
+        self.name, self.sampling, self.traced = name, SAMPLING["greedy"], traced
         self.llm = LLM(model, **options, **(parts or {}))
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """See `Backend.run`. Starts with an empty prefix cache each time."""
         self.llm.reset_prefix_cache()
-        self.llm.llm_engine.trace = Trace() if self.name == TRACED else None
+        self.llm.llm_engine.trace = Trace() if self.traced else None
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
         params = [
             SamplingParams(max_tokens=request.output_len, ignore_eos=True, detokenize=False, **self.sampling)
@@ -136,4 +149,5 @@ def make_baseline(name: str, model: str, options: dict[str, Any]) -> MinivllmBac
     contiguous = "contiguous" in name or "orca" in name
     if contiguous and options.get("max_model_len") is None:
         raise ValueError(f"backend {name} reserves --max-model-len tokens a request: please give it.")
-    return MinivllmBackend(model, options, name, BASELINES[name](options.get("max_model_len") or 0))
+    parts = BASELINES[name](options.get("max_model_len") or 0)
+    return MinivllmBackend(model, options, name, parts, traced=name == TRACED)

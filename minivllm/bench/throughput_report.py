@@ -104,30 +104,21 @@ def plot(result: dict[str, Any], path: str) -> None:
     """
     from matplotlib.figure import Figure
 
+    from minivllm.viz.throughput import waterfall_bars
+
     spreads = {
         name: spread_of(entry["output_tokens_per_second"]) for name, entry in result["backends"].items()
     }
     names = sorted(spreads, key=lambda name: spreads[name].median)
     figure = Figure(figsize=(8, 1.4 + 0.5 * len(names)), layout="constrained", dpi=150)
     axes = figure.subplots()
-    before = 0.0
+    waterfall_bars(axes, {name: spreads[name].median for name in names})
     for row, name in enumerate(names):
         median, values = spreads[name].median, spreads[name].values
-        axes.barh(row, median, height=0.62, color="#9ecae1", edgecolor="#222222", linewidth=0.6)
-        if before:
-            axes.barh(
-                row, median - before, left=before, height=0.62, color="none", hatch="///", linewidth=0.6
-            )
         error = [[median - min(values)], [max(values) - median]]
-        axes.errorbar(median, row, xerr=error, color="#222222", capsize=3, linewidth=1)
-        gain = f"   x {median / before:.2f}" if before else ""
-        axes.text(max(values), row, f"  {median:.1f}{gain}", va="center", fontsize=9)
-        before = median
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(max(spread.values) for spread in spreads.values()))
+        # Below the middle of the bar, or it would strike through the number.
+        axes.errorbar(median, row + 0.2, xerr=error, color="#222222", capsize=3, linewidth=1)
     axes.set_xlabel("output tokens a second")
-    axes.spines[["top", "right"]].set_visible(False)
     workload, where = result["workload"], result["provenance"]
     axes.set_title(
         f"{result['model']}, {workload['num_prompts']} requests ({workload['name']}), "

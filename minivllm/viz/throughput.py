@@ -43,15 +43,15 @@ def throughput_waterfall(traces: dict[str, Trace]) -> Figure:
         raise ValueError(f"the traces are not of the same work, output tokens differ: {totals}.")
     fig = new_figure(10.0, 0.9 + 0.55 * len(traces))
     left, right = fig.subplots(1, 2, sharey=True)
-    _bars(left, {label: tokens_per_step(trace) for label, trace in traces.items()})
+    waterfall_bars(left, {label: tokens_per_step(trace) for label, trace in traces.items()})
     left.set_title("output tokens a step (counted)", fontsize=10)
-    _bars(right, {label: tokens_per_second(trace) for label, trace in traces.items()})
+    waterfall_bars(right, {label: tokens_per_second(trace) for label, trace in traces.items()})
     right.set_title("output tokens a second (this machine)", fontsize=10)
     return fig
 
 
-def _bars(ax: Axes, values: dict[str, float]) -> None:
-    """Horizontal bars from top to bottom; the part gained on the bar before is hatched."""
+def waterfall_bars(ax: Axes, values: dict[str, float]) -> None:
+    """Horizontal bars from top to bottom, label -> length; the part gained on the bar before is hatched."""
     before = 0.0
     for row, value in enumerate(values.values()):
         colour = mix_with_white(PALETTE[row % len(PALETTE)], 0.35)
