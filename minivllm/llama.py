@@ -8,187 +8,50 @@ its time is the number of passes over memory::
 
     input_ids (T,) -> embed -> 30 x [ hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)) ] -> norm
 
-For the same reason the layout of a weight in memory matters on a CPU: see `Linear`.
+One decoder layer, SmolLM2-135M (hidden 576, 9 query and 3 KV heads of 64, inner 1,536), T tokens::
 
+    hidden (T, 576) --+--> norm -> qkv_proj (T, 960) = [Q 9 x 64 | K 3 x 64 | V 3 x 64]
+                      |              rotate Q, K by position;  K, V -> KV cache;  attend -> (T, 9 x 64)
+                      +<---------- o_proj (T, 576)
+                      +--> norm -> gate_up_proj (T, 3072) -> silu(gate) * up (T, 1536)
+                      +<---------- down_proj (T, 576)
+
+What the layers are made of is in `layers.py`.
+
+Paper: section 2.1 (what a Transformer decoder computes).
 vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_llama.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.config import ModelConfig, RopeConfig
+from minivllm.config import ModelConfig
 from minivllm.kv_cache import KVCache
-
-PACKING_ROWS = 32
-"""The number of rows MKL is told to expect; a packed weight is right for any number."""
-
-Rotation = tuple[Tensor, Tensor]
-"""What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
-
-
-@dataclass(frozen=True)
-class Build:
-    """What every part of one model is built from."""
-
-    config: ModelConfig
-    attention: AttentionBackend
-    dtype: torch.dtype
-    device: torch.device
-
-    def parameter(self, *shape: int) -> nn.Parameter:
-        """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
-        return nn.Parameter(torch.empty(*shape, dtype=self.dtype, device=self.device), requires_grad=False)
-
-    @property
-    def use_triton(self) -> bool:
-        """Whether norm, rotary and activation are Triton kernels too: they go with the attention backend."""
-        return self.attention.name == "triton"
-
-
-class Linear(nn.Module):
-    """y = x W^T + b with W (out, in), as `nn.Linear`; `pack` makes it faster where MKL is at hand.
-
-    With few rows a product reads its weight once and is done, so it matters in which order the weight
-    lies in memory. All 120 projections of SmolLM2-135M, float32, ms on two cores of a Cascade Lake Xeon:
-
-    ========  ========  ==================  ================  ==========
-    rows (T)  F.linear  mm(x, W^T copied)   mm(W, x^T)^T      MKL packed
-    1         25        21                  25                23
-    8         67        40                  36                26
-    16        105       47                  36                31
-    32        121       69                  51                43
-    64        117       111                 122               85
-    ========  ========  ==================  ================  ==========
-    """
-
-    def __init__(
-        self,
-        build: Build,
-        in_features: int,
-        out_features: int,
-        bias: bool = False,
-        weight: nn.Parameter | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = build.parameter(out_features, in_features) if weight is None else weight
-        self.bias = build.parameter(out_features) if bias else None
-        self._packed: Tensor | None = None
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether `pack` has replaced the weight."""
-        return self._packed is not None
-
-    def pack(self) -> None:
-        """Replace the weight by a copy in MKL's own order, if this is float32 on an x86 CPU.
-
-        The operators are the ones torch.compile uses for frozen weights, without its need for a compiler.
-        They are private to PyTorch, so a result is compared before the weight is let go; what does not
-        exist or does not agree is left as it is. The packed copy takes the weight's place in memory.
-        """
-        if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
-            return
-        if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")):
-            return
-        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, PACKING_ROWS)
-        probe = torch.linspace(-1, 1, 3 * self.weight.shape[1]).view(3, -1)
-        if not torch.allclose(self(probe), F.linear(probe, self.weight, self.bias), rtol=1e-3, atol=1e-3):
-            self._packed = None
-            return
-        # What stays is the shape, on a single element: the operator asks for it.
-        self.weight = nn.Parameter(torch.zeros(1).expand(self.weight.shape), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, in) -> (T, out)."""
-        if self._packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkl._mkl_linear(x, self._packed, self.weight, self.bias, x.shape[0])
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean of squares taken in float32 as Hugging Face does."""
-
-    def __init__(self, build: Build) -> None:
-        super().__init__()
-        self.weight = build.parameter(build.config.hidden_size)
-        eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
-        self.register_buffer("eps", eps, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, hidden) -> (T, hidden), a new tensor."""
-        wide = x.float()
-        # The sum of squares by way of the norm, and eps + sum / size in one go: on a CPU this takes half
-        # the time of F.rms_norm, which is made of six operators there.
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (T, 1)
-        inverse_rms = torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        return (wide * inverse_rms).to(x.dtype).mul_(self.weight)
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotary position embedding: rotates each pair of a head by an angle proportional to the position.
-
-    Pair i is (x[i], x[i + D/2]), Hugging Face's half-split layout; its angle is
-    `position * inverse_frequency[i]`. With the pair's halves swapped the rotation is two products::
-
-        x * [cos, cos] + swap(x) * [-sin, sin]
-    """
-
-    def __init__(self, build: Build) -> None:
-        super().__init__()
-        inverse_frequency = rope_inverse_frequencies(build.config.rope, build.config.head_dim)  # (D / 2,)
-        positions = torch.arange(build.config.max_position_embeddings, dtype=torch.float32)
-        angles = torch.outer(positions, inverse_frequency)
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(build.device)
-        # (max_position_embeddings, D), float32: D / 2 cosines, then D / 2 sines.
-        self.register_buffer("cos_sin_cache", table, persistent=False)
-
-    def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Positions (T,) -> [cos, cos] and [-sin, sin], each (T, 1, D). Once a step, for all layers."""
-        cos, sin = self.cos_sin_cache[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-    @staticmethod
-    def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate query and key heads together, (T, Hq + Hkv, D); a new tensor."""
-        swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return (heads * cos).addcmul_(swapped, sin)
-
-
-def rope_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each pair, (D / 2,) float32.
-
-    `linear` slows every pair down by `factor`. `llama3` slows down only those that had not completed
-    `low_freq_factor` turns over the length the model was first trained on, leaves those alone that had
-    completed `high_freq_factor`, and blends in between.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    inverse_frequency = 1.0 / (rope.rope_theta**exponents)
-    if rope.rope_type == "linear":
-        return inverse_frequency / rope.factor
-    if rope.rope_type == "llama3":
-        turns = rope.original_max_position_embeddings * inverse_frequency / (2 * math.pi)
-        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = keep.clamp(0, 1)
-        return inverse_frequency * keep + inverse_frequency / rope.factor * (1 - keep)
-    return inverse_frequency
-
-
-def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of a packed (T, 2 * inner) -> (T, inner)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+from minivllm.layers import (
+    Build,
+    Linear,
+    RMSNorm,
+    RotaryEmbedding,
+    Rotation,
+    TritonRMSNorm,
+    TritonRotaryEmbedding,
+    silu_and_mul,
+    triton_silu_and_mul,
+)
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention: project, rotate, attend over the KV cache, project back."""
+    """Grouped-query attention: project, rotate, attend over the KV cache, project back.
+
+    Everything here works on tokens, one like the other. Only `attention.forward` knows of sequences, and it
+    alone reads and writes the KV cache.
+    """
 
     def __init__(self, build: Build, layer: int) -> None:
         super().__init__()
@@ -205,8 +68,11 @@ class LlamaAttention(nn.Module):
         self, hidden: Tensor, rotation: Rotation, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T, hidden) -> (T, hidden)."""
+        # One product for Q, K and V: their rows of the weight lie one after the other, and so do the heads of
+        # the result. Rotating Q and K in one go is why they are split apart only afterwards.
         heads = self.qkv_proj(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, Hq + 2 * Hkv, D)
         query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        # Keys are cached rotated. A key's position never changes, so this is done once for all later steps.
         query_key = self.rotate(query_key, *rotation)
         query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
         attended = self.attention.forward(query, key, value, kv_cache, self.layer, metadata, self.scale)
@@ -214,7 +80,10 @@ class LlamaAttention(nn.Module):
 
 
 class LlamaMLP(nn.Module):
-    """The gated feed-forward network: down(silu(gate(x)) * up(x))."""
+    """The gated feed-forward network: down(silu(gate(x)) * up(x)).
+
+    Three quarters of a SmolLM2 layer's weights are here, and each token passes through alone.
+    """
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -240,7 +109,10 @@ class LlamaDecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rotation: Rotation, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
-        """(T, hidden) -> (T, hidden), the same tensor: the residual path is added to in place."""
+        """(T, hidden) -> (T, hidden), the same tensor: the residual path is added to in place.
+
+        Nothing is kept for a backward pass, so the sum need not be a new tensor.
+        """
         hidden += self.self_attn(self.input_layernorm(hidden), rotation, kv_cache, metadata)
         hidden += self.mlp(self.post_attention_layernorm(hidden))
         return hidden
@@ -262,7 +134,9 @@ class LlamaModel(nn.Module):
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T,) token ids and positions -> (T, hidden)."""
+        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
         hidden = F.embedding(input_ids, self.embed_tokens)
+        # The angles depend on positions alone: looked up once, used in every layer.
         rotation = self.rotary_emb.look_up(positions, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, rotation, kv_cache, metadata)
@@ -283,6 +157,8 @@ class LlamaForCausalLM(nn.Module):
         self.config, self.attention, self._has_weights = config, attention, False
         build = Build(config, attention, dtype, torch.device(device))
         self.model = LlamaModel(build)
+        # Tied: the table that turns ids into vectors also turns vectors into scores. 28 million of SmolLM2's
+        # 135 million weights are in it.
         shared = self.model.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = Linear(build, config.hidden_size, config.vocab_size, weight=shared)
 
@@ -306,6 +182,7 @@ class LlamaForCausalLM(nn.Module):
         Returns:
             (T, hidden) after the final norm; `compute_logits` takes the rows that are sampled from.
         """
+        # Cut into chunks or batched with others, a token is one row; only the metadata differs.
         assert input_ids.shape == positions.shape == metadata.slot_mapping.shape
         if metadata.plan is None:
             metadata = self.attention.prepare(metadata)
@@ -324,6 +201,7 @@ class LlamaForCausalLM(nn.Module):
         """
         if self._has_weights:
             raise ValueError("this model has its weights already; make a new LlamaForCausalLM for others.")
+        # What has arrived is taken out of `missing`; so a weight that comes twice is unexpected.
         missing = self._hugging_face_views()
         unexpected = []
         tied_head = "lm_head.weight" if self.config.tie_word_embeddings else None
@@ -346,12 +224,17 @@ class LlamaForCausalLM(nn.Module):
                 f"unexpected {sorted(unexpected) or 'none'}."
             )
         self._has_weights = True
+        # Only now: a packed weight cannot be written to any more.
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
 
     def _hugging_face_views(self) -> dict[str, Tensor]:
-        """Hugging Face's name of each weight -> a view of ours, in Hugging Face's (out, in) layout."""
+        """Hugging Face's name of each weight -> a view of ours, in Hugging Face's (out, in) layout.
+
+        Example: `...self_attn.k_proj.weight` is rows 576 to 767 of SmolLM2's `qkv_proj.weight`, (960, 576).
+        Copying into the view fills the fused weight, and nothing has to be concatenated.
+        """
         config, model = self.config, self.model
         views: dict[str, Tensor] = {"model.embed_tokens.weight": model.embed_tokens}
         views["model.norm.weight"] = model.norm.weight
@@ -379,40 +262,3 @@ class LlamaForCausalLM(nn.Module):
         if not config.tie_word_embeddings:
             add("", self.lm_head, {"lm_head": config.vocab_size})
         return views
-
-
-class TritonRMSNorm(RMSNorm):
-    """The same in one kernel instead of five operators. The kernels are imported only where they are used."""
-
-    def __init__(self, build: Build) -> None:
-        from kernels.rms_norm import rms_norm
-
-        super().__init__(build)
-        self._kernel, self._eps = rms_norm, build.config.rms_norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, hidden) -> (T, hidden), a new tensor."""
-        return self._kernel(x, self.weight, self._eps)
-
-
-class TritonRotaryEmbedding(RotaryEmbedding):
-    """The same in one kernel, which looks the angles up itself and rotates in place."""
-
-    def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Nothing to do yet: positions (T,) and the whole table."""
-        return positions, self.cos_sin_cache
-
-    @staticmethod
-    def rotate(heads: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
-        """Rotate query and key heads together, (T, Hq + Hkv, D), in place."""
-        from kernels.rotary_embedding import rotary_embedding
-
-        rotary_embedding(positions, heads[:, :1], heads[:, 1:], cos_sin_cache)  # any cut will do
-        return heads
-
-
-def triton_silu_and_mul() -> Callable[[Tensor], Tensor]:
-    """The kernel that does what `silu_and_mul` does."""
-    from kernels.silu_and_mul import silu_and_mul
-
-    return silu_and_mul

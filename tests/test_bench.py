@@ -28,7 +28,7 @@ from minivllm.bench.serve_metrics import RequestTimes
 from minivllm.bench.sharing import run_once
 from minivllm.bench.steps import PARTS, StepRecord, profile_steps, record_steps, replaced
 from minivllm.bench.workloads import BenchRequest
-from minivllm.llama import Linear
+from minivllm.layers import Linear
 from minivllm.llm import LLM
 from minivllm.random_model import random_llama
 

@@ -14,7 +14,7 @@ FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "sequence", "scheduler_output"],
     ["kv_cache_manager", "beam_search", "parallel_sampling"],
     ["scheduler"],
-    ["kv_cache", "attention", "attention_torch", "attention_kernels", "llama", "cuda_graphs"],
+    ["kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "llama", "cuda_graphs"],
     ["model_download", "gguf_convert", "random_model", "model_loader", "memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "inputs", "output_processor", "metrics"],
     ["engine"],
@@ -61,7 +61,15 @@ def test_imports_go_strictly_downward(name):
 
 def test_the_two_wings_meet_in_the_runner_only():
     """Would catch tensors that know of policy: kv_cache, attention and llama import none of it."""
-    for name in ("kv_cache", "attention", "attention_torch", "attention_kernels", "llama", "cuda_graphs"):
+    for name in (
+        "kv_cache",
+        "attention",
+        "attention_torch",
+        "attention_kernels",
+        "layers",
+        "llama",
+        "cuda_graphs",
+    ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
         assert not own_imports(ROOT / "minivllm" / f"{name}.py") & policy
 

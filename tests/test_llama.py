@@ -15,7 +15,8 @@ from minivllm.attention_kernels import TritonAttention
 from minivllm.attention_torch import TorchAttention
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kv_cache import KVCache
-from minivllm.llama import Build, Linear, LlamaForCausalLM, RMSNorm, rope_inverse_frequencies
+from minivllm.layers import Build, Linear, RMSNorm, rope_inverse_frequencies
+from minivllm.llama import LlamaForCausalLM
 from tests.helpers_tensor import make_metadata, model_config, poison_
 
 S = 4  # block size

@@ -12,7 +12,7 @@ process as the run, in turns with it, at a few row counts, and interpolated in b
 means: 40% of the time went to attention, norms, sampling, scheduling and Python.
 
 The bound is one of *this* implementation's products, not of the hardware: faster kernels for them raise it
-(`llama.Linear` tells of four layouts of the same weight), and with it the demand on everything else. So that
+(`layers.Linear` tells of four layouts of the same weight), and with it the demand on everything else. So that
 shares can be compared with those of programs that use `nn.Linear` as it comes, `plain_seconds` is the same
 bound with `F.linear` on weights as they are stored. Example, SmolLM2-135M in float32 on two
 quiet cores with transposed weights, milliseconds::

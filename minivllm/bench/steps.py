@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minivllm.engine import LLMEngine
-from minivllm.llama import Linear, LlamaForCausalLM
+from minivllm.layers import Linear
+from minivllm.llama import LlamaForCausalLM
 from minivllm.scheduler_output import SchedulerOutput
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]

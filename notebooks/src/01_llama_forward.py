@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, toy_llm
-from minivllm.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, RMSNorm, RotaryEmbedding
+from minivllm.layers import RMSNorm, RotaryEmbedding
+from minivllm.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 from minivllm.random_model import random_llama
 from minivllm.viz import new_figure, show
 

@@ -85,7 +85,7 @@ def test_half_precision_does_not_overflow(ex, rng):
 )
 def test_the_model_writes_the_same_text_with_it(ex, tiny_model, reference_text, monkeypatch):
     """Inside the model, in place of its own norm."""
-    from minivllm.llama import RMSNorm
+    from minivllm.layers import RMSNorm
 
     monkeypatch.setattr(RMSNorm, "forward", lambda self, x: ex.rms_norm(x, self.weight, float(self.eps)))
     same_text(generate(tiny_model), reference_text, "the model with your rms_norm")

@@ -53,7 +53,7 @@ def apply_rope(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
     """
     # BEGIN SOLUTION ex01b
     from minivllm.config import RopeConfig
-    from minivllm.llama import RotaryEmbedding, rope_inverse_frequencies
+    from minivllm.layers import RotaryEmbedding, rope_inverse_frequencies
 
     frequencies = rope_inverse_frequencies(RopeConfig(rope_theta=theta), heads.shape[-1])  # (D / 2,)
     angles = torch.outer(positions.float(), frequencies).unsqueeze(1)  # (T, 1, D / 2)
