@@ -3,15 +3,14 @@
 Bare `pytest` collects nothing here: a fresh clone is green, and stays so while a student is working. Run them
 with `python -m minivllm.course check 4`, or by hand: `pytest tests/exercises --impl student`. Without `--impl`,
 `pytest tests/exercises` tests the reference, and its last line says that it was not the student's code.
+
+Here are what pytest calls (hooks, fixtures) and what is written down. `session.py` has the code under test and
+the time limit.
 """
 
-import os
 import random
 import re
-import signal
-import threading
 import traceback
-from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -19,7 +18,8 @@ import pytest
 
 from minivllm.course import implementations, records
 from minivllm.course.catalog import exercises_of
-from minivllm.course.implementations import Implementation, SubmissionError
+from minivllm.course.implementations import SubmissionError
+from tests.exercises.session import STUCK, Session, StudentCode, TimeLimit, time_limit
 
 HERE = Path(__file__).parent
 SESSION = pytest.StashKey()  # a `Session`, if anything here is collected
@@ -78,102 +78,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(text, yellow=True)
 
 
-# -- the time limit ---------------------------------------------------------------------------------
-
-STUCK = "the process had to be killed: a loop that does not end, and that swallows every exception?"
-
-
-class TimeLimit(BaseException):
-    """Not an Exception: neither the student's `except Exception` nor hypothesis may swallow it."""
-
-
-@contextmanager
-def time_limit(seconds, when_stuck):
-    """Raise TimeLimit in what runs too long, again and again until it is heard; at last, kill the process.
-
-    Only the code under test and the test are timed, not the fixtures: importing torch is nobody's fault.
-    """
-
-    def on_alarm(signum, frame):
-        raise TimeLimit(f"no result after {seconds:g} seconds: a loop that does not end?")
-
-    def kill():
-        when_stuck()
-        os._exit(1)
-
-    killer = threading.Timer(seconds + 5, kill)
-    killer.daemon = True
-    killer.start()
-    has_alarm = hasattr(signal, "setitimer")  # not on Windows; there the killer is all there is
-    if has_alarm:
-        previous = signal.signal(signal.SIGALRM, on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
-    try:
-        yield
-    finally:
-        if has_alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
-        killer.cancel()
-
-
-class Session:
-    """State of one run: the code to test, loaded once, and what has run out of time.
-
-    `choices` are values of `--impl`: one as a rule, or several, and then each test runs with those that
-    concern it ("mutants" stands for every mutant, each with the test that it names).
-    """
-
-    def __init__(self, config):
-        self.choices = []
-        for option in config.getoption("impl").split(","):
-            kind = option.removesuffix("s")
-            names = implementations.variant_names(kind) if kind in implementations.VARIANTS else []
-            self.choices += [f"{kind}:{name}" for name in names] or [option]
-        try:
-            self.implementations = {each: Implementation.from_option(each) for each in self.choices}
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
-        self.writer = None
-        if config.getoption("grade"):
-            self.writer = records.RecordWriter(Path(config.getoption("grade")))
-            self.writer.path.unlink(missing_ok=True)
-        self.seconds = config.getoption("time_limit")
-        self.stub = Implementation.from_option("stub")
-        self.loaded = {}
-        self.out_of_time = set()
-        self.model = self.text = None
-        self.has_submission = any(each.is_submission for each in self.implementations.values())
-        if self.has_submission:
-            implementations.block_solutions()
-
-    def choices_for(self, test, exercise):
-        """Those of `choices` that a test has to run with, when there are several."""
-        chosen = []
-        for choice in self.choices:
-            kind, _, name = choice.partition(":")
-            wrong_exercise = kind in implementations.VARIANTS and not name.startswith(exercise)
-            if wrong_exercise or (kind == "mutant" and implementations.caught_by(name) != test):
-                continue
-            chosen.append(choice)
-        return chosen
-
-    def load(self, chapter, choice):
-        """The chapter's module; a failure is remembered too, for it would be the same each time."""
-        key = chapter, choice
-        if key not in self.loaded:
-            self.loaded[key] = SubmissionError(
-                records.TIME_LIMIT, f"{chapter}.py does not come to an end when it is imported."
-            )
-            self.stub.load(chapter)  # imports what the stub imports, untimed
-            try:
-                with time_limit(self.seconds, lambda: None):
-                    self.loaded[key] = self.implementations[choice].load(chapter)
-            except SubmissionError as error:
-                self.loaded[key] = error
-        if isinstance(self.loaded[key], SubmissionError):
-            raise self.loaded[key]
-        return self.loaded[key]
+# -- whose code -------------------------------------------------------------------------------------
 
 
 def marker_of(item):
@@ -182,29 +87,6 @@ def marker_of(item):
     if marker is None:
         raise pytest.UsageError(f"{item.nodeid} has no exercise marker: to which exercise does it belong?")
     return marker.args[0], marker.kwargs["points"], marker.kwargs.get("hint", "")
-
-
-# -- whose code -------------------------------------------------------------------------------------
-
-
-class MissingDefinition(SubmissionError, AttributeError):
-    """An AttributeError too, so that `hasattr` works on `StudentCode`."""
-
-
-class StudentCode:
-    """The module under test. A name that it lacks is told as what it is."""
-
-    def __init__(self, module):
-        self._module = module
-
-    def __getattr__(self, name):
-        try:
-            return getattr(self._module, name)
-        except AttributeError:
-            file = Path(self._module.__file__).name
-            raise MissingDefinition(
-                "missing definition", f"{file} does not define {name}. Keep the stub's names."
-            ) from None
 
 
 @pytest.fixture
