@@ -30,11 +30,14 @@ from enum import Enum
 
 from minivllm.config import require_number
 
-# Below this a temperature means greedy; between it and MIN_TEMPERATURE it is lifted to the latter,
-# because logits divided by 1e-4 overflow the exponential to inf and nan.
+# Below this a temperature means greedy; between it and MIN_TEMPERATURE it is lifted to the latter, as in
+# vLLM. In float16, which ends at 65,504, a logit of 30 divided by 1e-4 is infinite, and inf - inf in the
+# softmax is NaN. (Our logits are float32, which would bear it.) Nothing is lost: at 0.01 a lead of 0.1
+# between two logits is already odds of e^10, 22,026 to 1.
 GREEDY_TEMPERATURE = 1e-5
 MIN_TEMPERATURE = 1e-2
-# From here on all tokens are equally likely anyway, and infinity in float32 would be near.
+# From here on all tokens are equally likely anyway, and infinity in float32 would be near: a forbidden
+# token has the logit -inf, and -inf / inf is NaN.
 MAX_TEMPERATURE = 1e6
 # A million tokens to the power of 16 is still a float. Useful penalties are below 3.
 MAX_LENGTH_PENALTY = 16.0
@@ -49,7 +52,14 @@ class RequestOutputKind(Enum):
 
 
 def _finite(name: str, value: object) -> float:
-    """Return `value` if it is a number other than NaN and infinity."""
+    """Return `value` if it is a number other than NaN and infinity.
+
+    For the fields that are checked with one comparison. `nan < 0.0` is False, as every comparison with NaN
+    is, so NaN would pass as a temperature and turn a whole row of logits into NaN.
+
+    Raises:
+        TypeError: not a number. ValueError: NaN, infinity, or an int such as 10**400.
+    """
     try:
         finite = math.isfinite(require_number(name, value))
     except OverflowError:  # an int that no float can hold
@@ -67,19 +77,28 @@ def _integer(name: str, value: object) -> int:
 
 
 def _token_ids(name: str, value: object) -> None:
-    """Raise unless `value` is None or a collection (it is read more than once) of non-negative ints."""
+    """Raise unless `value` is None or a collection (it is read more than once) of non-negative ints.
+
+    Raises:
+        TypeError: no collection. ValueError: something in it is no token id; vLLM's error for that.
+    """
     if value is None:
         return
+    # Both are collections in Python: a string of its characters, a dict of its keys, without the values.
     if isinstance(value, str | dict) or not isinstance(value, Collection):
         raise TypeError(f"{name} must be a list of token ids, but is of type {type(value).__name__}.")
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in value):
         raise ValueError(f"{name} must contain only integers, got {value}.")
+    # Below zero an index counts from the end: -1 would be the vocabulary's last token, and no error.
     if any(token < 0 for token in value):
         raise ValueError(f"{name} must contain only non-negative token ids, got {value}.")
 
 
 def _texts(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is None or a collection of strings; one string is not."""
+    """Raise TypeError unless `value` is None or a collection of strings; one string is not.
+
+    `bad_words="cat"` would otherwise forbid the letters c, a and t.
+    """
     if value is None:
         return
     if isinstance(value, str | dict) or not isinstance(value, Collection):
@@ -103,10 +122,18 @@ class SamplingParams:
     tokens; 0: only the token itself; -1: the whole vocabulary), `detokenize`, `skip_special_tokens`,
     `include_stop_str_in_output`, `output_kind`.
 
+    The three penalties, in the order they apply, on a token with logit 2.0 that the output holds 3 times
+    (what the prompt holds counts for `repetition_penalty` only)::
+
+        repetition_penalty = 2.0    2.0 / 2.0     =  1.0     (a logit of -2.0 would become -4.0)
+        frequency_penalty = 0.5     1.0 - 3 * 0.5 = -0.5     once for each time
+        presence_penalty = 0.5     -0.5 - 0.5     = -1.0     once
+
     Raises:
         ValueError: a value outside its range. TypeError: a value of the wrong type.
     """
 
+    # The order of the fields is vLLM's too, because dataclass fields may be given without their names.
     n: int = 1
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -132,6 +159,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
 
+    # `dataclasses.replace` makes its copy through here as well, so a changed copy is checked again.
     def __post_init__(self) -> None:
         self._check_choosing()
         self._check_tokens()
@@ -167,6 +195,8 @@ class SamplingParams:
 
     def _check_choosing(self) -> None:
         """Fields that say how a token is chosen. NaN fails each comparison below, as it should."""
+        # Two kinds of checks follow: `not low <= x <= high` refuses NaN by itself, `x < low` needs `_finite`.
+        # A wrong type of n is the one that vLLM reports as a ValueError.
         if isinstance(self.n, bool) or not isinstance(self.n, int):
             raise ValueError(f"n must be an int, but is of type {type(self.n)}")
         if self.n < 1:
@@ -182,6 +212,7 @@ class SamplingParams:
             warnings.warn(
                 f"temperature {self.temperature} is less than {MIN_TEMPERATURE}, which may cause numerical "
                 f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
+                # 1 is this method, 2 `__post_init__`, 3 the `__init__` that dataclass wrote.
                 stacklevel=4,  # points at the line that made these parameters
             )
         if not 0.0 < require_number("top_p", self.top_p) <= 1.0:
@@ -209,9 +240,11 @@ class SamplingParams:
             for bias in self.logit_bias.values():
                 _finite("logit_bias value", bias)
         _token_ids("allowed_token_ids", self.allowed_token_ids)
+        # With nothing allowed every logit is -inf, and the softmax of such a row is NaN.
         if self.allowed_token_ids is not None and len(self.allowed_token_ids) == 0:
             raise ValueError("allowed_token_ids is not None and empty!")
         _texts("bad_words", self.bad_words)
+        # It has no token that could be forbidden.
         if any(not word for word in self.bad_words or ()):
             raise ValueError(f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}")
 
@@ -221,6 +254,7 @@ class SamplingParams:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
         if _integer("min_tokens", self.min_tokens) < 0:
             raise ValueError(f"min_tokens must be greater than or equal to 0, got {self.min_tokens}.")
+        # Until min_tokens is reached no token may end the text, so the two would contradict each other.
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, "
@@ -240,6 +274,7 @@ class SamplingParams:
 
     def _check_reporting(self) -> None:
         """Fields that say what comes back."""
+        # How many are too many is the engine's to say: `EngineConfig.max_logprobs`, checked in `inputs.py`.
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and _integer(name, value) < -1:
@@ -259,9 +294,19 @@ class BeamSearchParams:
     """Beam search: keep the `beam_width` most likely continuations (see `beam_search.py`).
 
     A hypothesis of `length` generated tokens is ranked by `cumulative_logprob / length ** length_penalty`.
+    Every token lowers the sum, so without a penalty (0.0) the short win; above 0 the long gain::
+
+        cumulative_logprob   length    penalty 0.0    penalty 1.0
+        A   -2.0                2      -2.0  first    -1.0
+        B   -3.2                4      -3.2           -0.8  first
+
+    `temperature` is there because vLLM has it. It must stay 0: beams are compared, nothing is drawn.
     `early_stopping` is Hugging Face's: True stops as soon as `beam_width` hypotheses are finished, False
     when no running beam of the present length can beat the worst of them, "never" when none of any length
     can.
+
+    Raises:
+        ValueError: a value outside its range. TypeError: a value of the wrong type.
     """
 
     beam_width: int
