@@ -55,7 +55,11 @@ class _Completion:
 
 @dataclass
 class _Request:
-    """What is remembered about an unfinished request."""
+    """What is remembered about an unfinished request. Times are seconds of the engine's clock.
+
+    `completions` fills as sequences are first seen: one at the prompt's end, n after the fork. Beams are not
+    in it, since most of them never become an output.
+    """
 
     group: SequenceGroup
     arrival_time: float
@@ -69,6 +73,9 @@ class _Request:
 class OutputProcessor:
     """Keeps the text of every unfinished request and makes its outputs.
 
+    It only reads sequences and groups; what it adds (text, where it was cut, how much of it has been handed
+    out) lies in records of its own. One change it asks the scheduler for: to finish a sequence.
+
     Args:
         tokenizer: None: outputs have token ids and empty text.
     """
@@ -81,7 +88,7 @@ class OutputProcessor:
         self._decoded: dict[int, str] = {}  # token id -> its text alone, for logprobs
 
     def add(self, group: SequenceGroup, arrival_time: float) -> None:
-        """Expect outputs for a new request."""
+        """Expect outputs for a new request that arrived at `arrival_time` (seconds of the engine's clock)."""
         self._requests[group.request_id] = _Request(group, arrival_time)
 
     def note_scheduled(self, plan: SchedulerOutput, now: float) -> None:
@@ -98,7 +105,11 @@ class OutputProcessor:
 
         Args:
             updated: what `Scheduler.update_from_output` returned.
+            scheduler: told about stop strings, so that the blocks are free before the next step.
             now: seconds of the engine's clock.
+
+        Returns:
+            At most one output a request; none for a request that wants only its last one and runs on.
         """
         stopped = False
         for group, seqs in updated:
@@ -116,8 +127,13 @@ class OutputProcessor:
         return [output for output in outputs if output is not None]
 
     def finish_aborted(self, group: SequenceGroup, now: float) -> RequestOutput:
-        """The last output of a request that was aborted: what there is of it."""
+        """The last output of a request that was aborted: what there is of it.
+
+        The whole text, even for a request that was handed deltas: this is what `abort_request` returns, not
+        one more piece of a stream.
+        """
         request = self._requests[group.request_id]
+        # A beam in mid-search is no answer: the best of them may be dropped in the next step.
         if isinstance(group.params, BeamSearchParams):
             return self._finish(request, [], now)
         return self._finish(request, [self._complete(request, seq, delta=False) for seq in group.seqs], now)
@@ -139,13 +155,20 @@ class OutputProcessor:
         return request.completions[seq.seq_id]
 
     def _consume(self, request: _Request, seq: Sequence, scheduler: Scheduler) -> bool:
-        """Take in the newest token of `seq`; True if a stop string finished it."""
+        """Take in the newest token of `seq`; True if a stop string finished it.
+
+        Called once for each sampled token, when `seq` already ends with it and the scheduler has judged it by
+        its id. Text is all that is left to judge.
+
+        Example, stop="b": the token "abc" gives the text "abc", the checker answers ("b", 1), and from then
+        on the text ends at character 1: "a". The token stays in `token_ids`; the blocks are free at once.
+        """
         params = request.group.params
         completion = self._completion(request, seq)
         if seq.sample_logprobs:
             completion.logprobs.append(self._with_words(seq.sample_logprobs[-1]))
         if completion.detokenizer is None:
-            return False
+            return False  # no text: stop strings were refused when the request came in
 
         # A token that ended the text is no part of it, unless asked for. Nothing is searched for then: the
         # stop token wins over a stop string that its own text would complete.
@@ -155,6 +178,8 @@ class OutputProcessor:
             num_new += len(completion.detokenizer.append(seq.token_ids[-1]))
         if seq.status.is_finished:
             num_new += len(completion.detokenizer.flush())
+        # `<=`: the newest token is counted already, and a stop string in the first `min_tokens` tokens does
+        # not count. No new character (half an emoji): nothing that was not looked at before.
         if by_token or seq.num_output_tokens <= params.min_tokens or not num_new:
             return False
         found = StopChecker(params.stop_strings, params.include_stop_str_in_output).check(
@@ -172,6 +197,9 @@ class OutputProcessor:
 
         k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the first, which has
         its true rank.
+
+        Example, k = 2, token 9 was drawn though it is only the 5th in rank, 4 and 7 are the likeliest:
+        {9: rank 5, 4: rank 1, 7: rank 2}. Had 7 been drawn: {7: rank 2, 4: rank 1}.
         """
         result = {entry.token_id: Logprob(entry.logprob, entry.rank, self._word(entry.token_id))}
         for rank, (token_id, logprob) in enumerate(entry.top, start=1):
@@ -195,6 +223,8 @@ class OutputProcessor:
             if not group.is_finished:
                 return None
             return self._finish(request, [self._complete_beam(group, seq) for seq in group.seqs], now)
+        # In deltas only those that got a token (`seqs`) have anything new to say. Cumulative outputs show all
+        # n, the finished ones too: "everything so far" would shrink when a sibling ends.
         kind = group.params.output_kind
         if kind is RequestOutputKind.FINAL_ONLY and not group.is_finished:
             return None
@@ -241,6 +271,7 @@ class OutputProcessor:
             return None
         if not known:
             known.append(None)  # nothing comes before the first token that could predict it
+        # A long prompt is computed in chunks, and its entries come with them; those at hand stay as they are.
         known += map(self._with_words, request.group.prompt_logprobs[len(known) - 1 :])
         first = request.num_prompt_logprobs_sent if params.output_kind is RequestOutputKind.DELTA else 0
         request.num_prompt_logprobs_sent = len(known)
@@ -250,6 +281,14 @@ class OutputProcessor:
         """One completion: everything, or what has not been handed out yet.
 
         What has been shown stays shown: `end` never falls behind `num_chars_sent`.
+
+        In characters, for stop="STOP" (3 held back) and a text that grows step by step::
+
+            text               "The sky"   "The sky ST"   "The sky STARS"   finished
+            end                    4             7               10            13
+            a delta shows       "The "         "sky"           " ST"         "ARS"
+
+        Tokens are not held back: `token_ids` and `logprobs` may be ahead of `text`.
         """
         params, completion = request.group.params, self._completion(request, seq)
         end = len(completion.text) if completion.cut is None else completion.cut
