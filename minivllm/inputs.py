@@ -7,9 +7,9 @@ complete: the scheduler decides everything else from the group alone.
 A prompt is a `str`, `{"prompt": str}`, `{"prompt_token_ids": [int, ...]}`. The way of one request::
 
     "The sky", SamplingParams(max_tokens=5, stop_token_ids=[7])       what the user typed
-        tokenize            [510, 6766]                               ids of the model's vocabulary?
+        tokenize            [504, 6376]                               ids of the model's vocabulary?
         check               2 tokens + 5 <= max_model_len?            every id the parameters name exists?
-    SequenceGroup(seqs=[Sequence([510, 6766])],                       what the scheduler works with
+    SequenceGroup(seqs=[Sequence([504, 6376])],                       what the scheduler works with
                   max_num_tokens=7, eos_token_ids={2}, stop_token_ids={2, 7})
 
 An error that is found later, inside a step, would cost all the other requests of the batch their progress:
@@ -67,6 +67,15 @@ class InputProcessor:
         Changes nothing, here or in the engine. The limits that parameters leave open are decided now:
         `max_tokens` and `max_model_len` become one `max_num_tokens`, `ignore_eos` an empty set.
 
+        Example, a prompt of 6 tokens and max_model_len 32: max_tokens=16 gives max_num_tokens 22, as do the
+        defaults; max_tokens=100 and max_tokens=None give 32. A prompt of 32 is refused.
+
+        Args:
+            request_id: the name outputs will carry. Whether it is free only the scheduler knows.
+            prompt: see `tokenize`.
+            params: what is asked for, valid in itself already.
+            seq_id: an unused id for the group's first sequence.
+
         Raises:
             ValueError, TypeError: with vLLM's text where it has one.
         """
@@ -83,8 +92,10 @@ class InputProcessor:
         # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
         # sampled, and to forbid it (min_tokens) would be an index error in the middle of a step.
         vocab_size = self.model_config.vocab_size
+        # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn".
         known_eos = frozenset(token for token in self.model_config.eos_token_ids if token < vocab_size)
         eos = frozenset() if params.ignore_eos else known_eos
+        # `BeamSearchParams` has neither stop tokens nor bad words.
         stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())
         max_tokens = params.max_tokens if params.max_tokens is not None else self.max_model_len
         return SequenceGroup(
@@ -112,6 +123,10 @@ class InputProcessor:
 
         With both given the ids count, and the text is only handed back: `LLM.chat` does so, because
         tokenizing a rendered template again would add the special tokens twice.
+
+        Raises:
+            TypeError: no prompt at all, or ids that are no ints.
+            ValueError: a dict with other keys, or text for an engine without a tokenizer.
         """
         if isinstance(prompt, dict):
             keys = set(prompt)
@@ -137,7 +152,11 @@ class InputProcessor:
         return prompt, self.tokenizer.encode(prompt)
 
     def _check_prompt(self, token_ids: list[int]) -> None:
-        """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token."""
+        """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token.
+
+        A tokenizer may know more tokens than the model, after somebody added some to it: looking up such an
+        id is an index error on a CPU and stops every later use of the device on a GPU.
+        """
         if not token_ids:
             raise ValueError("The decoder prompt cannot be empty")
         vocab_size = self.model_config.vocab_size
@@ -159,7 +178,12 @@ class InputProcessor:
             )
 
     def _check_sampling_params(self, params: SamplingParams) -> None:
-        """What `SamplingParams` cannot check alone: it knows neither vocabulary nor tokenizer."""
+        """What `SamplingParams` cannot check alone: it knows neither vocabulary nor tokenizer.
+
+        Raises:
+            ValueError: a token id of `vocab_size` or more, more log-probabilities than the engine gives, or
+                text to look for where there is no text.
+        """
         vocab_size = self.model_config.vocab_size
         if any(token >= vocab_size for token in params.allowed_token_ids or ()):
             raise ValueError("allowed_token_ids contains out-of-vocab token id!")
@@ -170,7 +194,8 @@ class InputProcessor:
                     f"token_id(s) {outside} in {name} contain out-of-vocab token ids. "
                     f"Vocabulary size: {vocab_size}"
                 )
-        # A limit of its own, because each asked-for entry costs a Python object for each token.
+        # A limit of its own, because each asked-for entry costs a Python object for each token. "All of them"
+        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects a token.
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0
@@ -186,7 +211,11 @@ class InputProcessor:
         """Token sequences of the bad words, each at the start of a text and after a space. vLLM's rule.
 
         "cat" is another token at the start of a line than in the middle of a sentence. Both are kept,
-        unless the one with the space does not begin with a token of its own.
+        unless the one with the space does not begin with a token of its own. SmolLM2's tokens::
+
+            "cat"      [9786]           " cat"      [2644]           both are kept
+            "foobar"   [15236, 6299]    " foobar"   [29856, 6299]    both are kept
+            "7"        [39]             " 7"        [216, 39]        only [39]: it ends the other as well
         """
         sequences: list[tuple[int, ...]] = []
         for word in bad_words or ():
@@ -209,7 +238,11 @@ class InputProcessor:
 
 
 def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; anything but prompts is a TypeError."""
+    """A single prompt as a list of one; anything but prompts is a TypeError.
+
+    Example: "Hi" -> ["Hi"], and ("a", "b") -> ["a", "b"]. A bare list of ints passes here and is refused by
+    `tokenize`, one int being no prompt: token ids come in a dict, `{"prompt_token_ids": [1, 2, 3]}`.
+    """
     if isinstance(prompts, str | dict):
         return [prompts]
     if not isinstance(prompts, list | tuple):
@@ -222,11 +255,16 @@ def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list
 
     A chat template would not notice: in Jinja what is missing is an empty string, so a message without
     "content" becomes a prompt that looks right and asks nothing.
+
+    Raises:
+        TypeError: something that is no list, no conversation or no message.
+        ValueError: an empty list: there would be no turn to answer.
     """
     if not isinstance(messages, list | tuple):
         raise TypeError(f"messages must be a list of messages, got {type(messages).__name__}.")
     if not messages:
         raise ValueError("messages is empty: give at least one conversation with one message.")
+    # A conversation is a list of dicts; several are a list of lists. The first element tells them apart.
     conversations = list(messages) if isinstance(messages[0], list | tuple) else [list(messages)]
     for conversation in conversations:
         if not isinstance(conversation, list | tuple):
@@ -241,7 +279,10 @@ def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list
 
 
 def _list_of_ints(token_ids: object) -> list[int]:
-    """`token_ids` as a list of Python ints (numpy's are converted); TypeError if it holds anything else."""
+    """`token_ids` as a list of Python ints (numpy's are converted); TypeError if it holds anything else.
+
+    Always a new list: a caller who goes on using theirs must not change a queued prompt.
+    """
     if hasattr(token_ids, "tolist"):  # numpy arrays and torch tensors
         token_ids = token_ids.tolist()
     if not isinstance(token_ids, list | tuple):
