@@ -32,6 +32,7 @@ from minivllm.scheduler_output import SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
+# Long enough to average over many steps, short enough to see a queue build up.
 LOG_INTERVAL_SECONDS = 10.0
 
 
@@ -60,17 +61,26 @@ class EngineStats:
     @property
     def waste(self) -> float:
         """Share of the slots in held blocks that hold no token: the paper's internal fragmentation."""
+        # Both shares are of the same total, so their ratio is tokens / slots in held blocks: 42% / 50% above.
         if self.num_used_blocks == 0:
             return 0.0
         return 1.0 - self.token_usage / self.block_usage
 
     @property
     def prefix_cache_hit_rate(self) -> float:
-        """Prompt tokens found in the prefix cache, out of those looked up."""
+        """Prompt tokens found in the prefix cache, out of those looked up.
+
+        A request counts once, when it is first admitted. Finding its own blocks again after a preemption is
+        no merit of sharing and would make a starved engine look good.
+        """
         return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else 0.0
 
     def median(self, measure: Callable[[RequestMetrics], float | None]) -> float | None:
-        """Median of a measure over the finished requests, e.g. `lambda m: m.time_to_first_token`."""
+        """Median of a measure over the finished requests, e.g. `lambda m: m.time_to_first_token`.
+
+        Requests for which the measure is None are left out (an aborted one may never have had a first
+        token). None if that leaves nothing.
+        """
         values = [value for value in map(measure, self.requests) if value is not None]
         return statistics.median(values) if values else None
 
@@ -90,7 +100,10 @@ class EngineStats:
 
 
 def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> EngineStats:
-    """Read the gauges and counters of this moment; changes nothing."""
+    """Read the gauges and counters of this moment; changes nothing.
+
+    Call it between steps: inside of one the blocks for its tokens are held already, the tokens not computed.
+    """
     kv, stats = scheduler.kv, scheduler.stats
     num_stored_tokens = count_stored_tokens(scheduler)
     return EngineStats(
@@ -115,7 +128,14 @@ def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> En
 
 
 def count_stored_tokens(scheduler: Scheduler) -> int:
-    """Slots that hold a computed token, a shared block counted once (with its fullest holder)."""
+    """Slots that hold a computed token, a shared block counted once (with its fullest holder).
+
+    Example, block_size 4, tables [7, 2] with 6 computed tokens and [7, 5] with 5, as in the picture above:
+    block 7 holds max(4, 4), block 2 holds 6 - 4 = 2, block 5 holds 5 - 4 = 1: 7 tokens.
+
+    Blocks that nobody holds do not count, though the prefix cache may still find content in them: they are
+    free to be overwritten.
+    """
     size = scheduler.kv.block_size
     filled: dict[int, int] = {}
     for group in scheduler.running:
@@ -141,11 +161,19 @@ class PeriodicLog:
         self._output_tokens = 0
 
     def note(self, plan: SchedulerOutput, now: float, stats: Callable[[], EngineStats]) -> None:
-        """Count one step; `stats` is asked only when a line is due."""
+        """Count one step; `stats` is asked only when a line is due, since it visits every block table.
+
+        Args:
+            plan: the step that has just ended.
+            now: seconds of the engine's clock.
+            stats: makes the snapshot for the line.
+        """
         if self._since is None:
             self._since = now
         for row in plan.scheduled:
-            # A chunk may reach from the prompt into the output, when a preempted sequence is computed again.
+            # A chunk may reach from the prompt into the output, when a preempted sequence is computed again:
+            # of positions [4, 9) with a prompt of 6, positions 4 and 5 are prompt. A chunk that begins in the
+            # output would give a negative number, hence the max.
             end = row.start + row.num_tokens
             self._prompt_tokens += max(0, min(end, row.seq.num_prompt_tokens) - row.start)
             self._output_tokens += row.num_samples
