@@ -23,6 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# What a setting may say. Here and not where each is used, so that a typo is found before a model is loaded,
+# and so that `__main__.py` can offer the same words without importing torch.
 ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,7 +44,11 @@ def require_int(name: str, value: object, minimum: int) -> None:
 
 
 def require_number(name: str, value: object) -> float:
-    """Return `value` if it is a real number (True is not, NaN is); TypeError otherwise."""
+    """Return `value` if it is a real number (True is not, NaN is); TypeError otherwise.
+
+    It is returned so that the range can be tested in the same line: `0 < require_number(name, x) <= 1`, a
+    comparison that NaN fails.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, but is of type {type(value).__name__}.")
     return value
@@ -66,6 +72,11 @@ class RopeConfig:
 
     `rope_type` is one of `ROPE_TYPES`. `linear` divides every position by `factor`. `llama3` divides
     only the low frequencies, those whose wavelength exceeds the length the model was first trained on.
+
+    Both stretch a model's reach. With `linear` and `factor` 2, position 4,000 has the angles that position
+    2,000 had in training, and neighbours differ by half as much. `llama3` spares the high frequencies, by
+    which the model tells neighbours apart. `factor` is read for these two types, what follows it for `llama3`
+    alone.
     """
 
     rope_theta: float = 10000.0
@@ -89,6 +100,12 @@ class ModelConfig:
 
     `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
+
+    The sizes have no defaults: a guessed one would build a model that no weights fit, or worse, one that
+    they do (half the heads, each twice as wide). `model_loader.load_model_config` reads them from `config.json`.
+
+    Raises:
+        ValueError, TypeError: a size below 1, no int, or at odds with another one.
     """
 
     vocab_size: int
@@ -163,6 +180,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     # The rest is for what torch allocates outside the measured step, and for other programs.
     gpu_memory_utilization: float = 0.9
+    # CPU memory for the blocks of preempted groups. Recompute, the default, needs none.
     swap_space_bytes: int = 0
 
     # Scheduling. More sequences share each read of the weights, but each needs blocks; a larger budget
@@ -219,7 +237,10 @@ class EngineConfig:
 
     @classmethod
     def from_kwargs(cls, model: str, options: dict[str, Any]) -> EngineConfig:
-        """Build a config from keyword arguments; an unknown one is a TypeError that names it."""
+        """Build a config from keyword arguments; an unknown one is a TypeError that names it.
+
+        Python's own message would name one wrong argument and none of the right ones.
+        """
         known = cls.__dataclass_fields__
         unknown = sorted(set(options) - set(known))
         if unknown:
