@@ -102,7 +102,8 @@ class ModelConfig:
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
 
     The sizes have no defaults: a guessed one would build a model that no weights fit, or worse, one that
-    they do (half the heads, each twice as wide). `model_loader.load_model_config` reads them from `config.json`.
+    they do (half the heads, each twice as wide). `model_loader.load_model_config` reads them from the model's
+    `config.json`.
 
     Raises:
         ValueError, TypeError: a size below 1, no int, or at odds with another one.

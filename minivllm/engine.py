@@ -62,6 +62,13 @@ class LLMEngine:
         sampler: likewise for `Sampler()`.
         attention_backend: an object in place of the one `config.attention_backend` names.
         trace: told about every step (see `trace.py`); None: nothing is recorded.
+
+    Raises:
+        ValueError: the model, the device or the memory is not what the config asks for.
+        ConnectionError: the model is not here yet and cannot be fetched.
+
+    Who owns what: the scheduler the queues and, through its manager, the blocks; the runner the tensors; the
+    output processor the text. The engine holds no state of a request itself, so `reset` is two calls.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class LLMEngine:
         attention_backend: AttentionBackend | None = None,
         trace: Trace | None = None,
     ) -> None:
+        # What is quick to check comes first, before gigabytes of weights are read.
         folder = resolve_model(config.model)
         self.config = config
         self.model_folder = folder
@@ -88,6 +96,7 @@ class LLMEngine:
         self.attention = attention_backend or make_attention_backend(
             config.attention_backend, self.model_config, config.block_size, self.dtype, self.device
         )
+        # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
         model = load_model(folder, self.attention, self.dtype, self.device)
         kv_cache = self._make_kv_cache(model)
         graphs = None
@@ -137,6 +146,8 @@ class LLMEngine:
     ) -> SequenceGroup:
         """Check a request without queueing it, so that many can be checked before the first is queued.
 
+        The sequence id of a refused request is lost, which is harmless: ids need to be unique, not dense.
+
         Raises:
             ValueError, TypeError: as in `add_request`.
         """
@@ -146,7 +157,12 @@ class LLMEngine:
         return group
 
     def add_group(self, group: SequenceGroup, arrival_time: float | None = None) -> None:
-        """Queue a request that `make_group` has checked; `arrival_time` as in `add_request`."""
+        """Queue a request that `make_group` has checked; `arrival_time` as in `add_request`.
+
+        `Scheduler.add` checks once more, because two groups made with one request_id are both right until one
+        of them is queued. It comes before the seed is given and the outputs are expected: if it refuses,
+        nothing has happened.
+        """
         now = time.perf_counter()
         arrival_time = now if arrival_time is None else require_number("arrival_time", arrival_time)
         self.scheduler.add(group)
@@ -155,6 +171,8 @@ class LLMEngine:
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; all its blocks are free afterwards.
+
+        Call it between steps: the blocks it frees may be given to others by the next one.
 
         Returns:
             What there is of its output, with finish_reason "abort"; None if there is no such request.
@@ -224,6 +242,7 @@ class LLMEngine:
     # -- construction -------------------------------------------------------------------------------
 
     def _choose_max_model_len(self) -> int:
+        """Tokens a sequence may have. Beyond the model's own limit there are no angles for its positions."""
         longest = self.model_config.max_position_embeddings
         asked = self.config.max_model_len
         if asked is not None and asked > longest:
@@ -234,7 +253,11 @@ class LLMEngine:
         return longest if asked is None else asked
 
     def _make_kv_cache(self, model: LlamaForCausalLM) -> KVCache:
-        """Size and allocate the blocks, on the device and in swap space."""
+        """Size and allocate the blocks, on the device and in swap space.
+
+        Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
+        1,356 blocks.
+        """
         config, model_config = self.config, self.model_config
         num_blocks = derive_num_blocks(config, model, self.dtype, self.device, self.max_model_len)
         block_bytes = config.block_size * model_config.kv_bytes_per_token(self.dtype.itemsize)
