@@ -48,6 +48,7 @@ from kernels.paged_attention_naive import paged_attention_naive, paged_attention
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
 
+# More rows than that would need more registers for acc than they save in reads.
 MAX_HEADS_PER_PROGRAM = 32  # larger groups (Falcon: 71 query heads, 1 KV head) are cut into several
 
 
@@ -86,6 +87,11 @@ def _paged_attention_kernel(
     BLOCK_D: tl.constexpr,  # D padded to a power of two, at least 16
     DOT_F32: tl.constexpr,
 ):
+    """One program: one split of one sequence, for the query heads of one KV head.
+
+    The grid is (R, Hkv * HEAD_TILES, NUM_SPLITS). The program keeps q and its (m, l, acc) in registers,
+    walks over its tokens in tiles of BLOCK_N, and writes either the output or its partial result.
+    """
     LOG2_E: tl.constexpr = 1.4426950408889634
     HEAD_TILES: tl.constexpr = (G + HEADS - 1) // HEADS
     seq = tl.program_id(0).to(tl.int64)
@@ -94,6 +100,8 @@ def _paged_attention_kernel(
 
     # Which tokens [low, high) this split handles; whole tiles, except at the end of the sequence.
     seq_len = tl.load(seq_lens_ptr + seq)
+    # Example, seq_len 2900, BLOCK_N 64, 4 splits: 46 tiles, 12 a split = 768 tokens, so [0, 768),
+    # [768, 1536), [1536, 2304), [2304, 2900). A split beyond the end has low >= high and an empty loop.
     first = 0
     if sliding_window is not None:
         first = tl.maximum(seq_len - sliding_window, 0)
@@ -104,6 +112,7 @@ def _paged_attention_kernel(
 
     h = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
+    # Rows 0 .. HEADS-1 are heads, the others padding up to 16: they compute on zeros and are never stored.
     head_in_group = tl.program_id(1) % HEAD_TILES * HEADS + h
     real_head = (h < HEADS) & (head_in_group < G)
     head = kv_head * G + head_in_group
@@ -113,6 +122,7 @@ def _paged_attention_kernel(
     if DOT_F32:
         q = q.to(tl.float32)
 
+    # float32 whatever the inputs are: thousands of small numbers are added up.
     m = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
     l = tl.zeros([BLOCK_H], dtype=tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
@@ -142,6 +152,8 @@ def _paged_attention_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_H, BLOCK_N)
         if soft_cap is not None:
             scores = cap_scores(scores, soft_cap)
+        # Keys past the end were loaded as 0, and a score of 0 would still take its share, exp(0) = 1;
+        # -inf takes none.
         scores = tl.where(in_range[None, :], scores * LOG2_E, float("-inf"))
         m, l, acc = online_update(m, l, acc, scores, v)
 
@@ -152,6 +164,7 @@ def _paged_attention_kernel(
         tl.store(out, o, mask=head_mask)
     else:
         num_heads = tl.num_programs(1) // HEAD_TILES * G
+        # The partials are contiguous, so their addresses follow from the sizes and need no strides.
         row = (seq * num_heads + head) * NUM_SPLITS + split  # (BLOCK_H,)
         tl.store(part_m_ptr + row, m, mask=real_head)
         tl.store(part_l_ptr + row, l, mask=real_head)
@@ -211,6 +224,7 @@ def paged_attention(
     tiles = tiles or decode_tiles(chip, head_dim, query.element_size())
     if num_splits is None:
         num_splits = choose_num_splits(chip, num_seqs * num_programs, block_tables.shape[1] * block_size)
+    # Partials cost 2 * R * Hq * splits * (D + 2) * 4 bytes, written and read; one split needs none.
     parts = (None, None, None)
     if num_splits > 1:
         part_acc = query.new_empty(num_seqs, num_heads, num_splits, head_dim, dtype=torch.float32)

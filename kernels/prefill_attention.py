@@ -39,6 +39,12 @@ program counts how many first tiles it has reached, and returns if it is past th
 **Empty rows.** With a sliding window a row's first tiles can be masked completely; `online_update` in
 `online_softmax.py` says what happens to its m then.
 
+**Cost.** A query tile reads every key up to its last query once, for all BLOCK_M rows. So a prompt of n
+tokens reads K and V about n / (2 * BLOCK_Q) times over, as much as it can from the L2 cache. Per key read
+there are BLOCK_M products instead of decode's G: arithmetic is the limit, and larger tiles mean fewer reads::
+
+    n = 512, BLOCK_Q = 16:   32 tiles of queries; the first reads 16 keys, the last 512, the mean is 264
+
 Paper: section 4.3 (prompt and generation phase). vLLM V1:
 `vllm/v1/attention/ops/triton_unified_attention.py` (its "2D" kernel, where the tile arithmetic is from).
 """
@@ -63,9 +69,14 @@ def prefill_attention_reference(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
 ) -> torch.Tensor:
-    """The same in plain torch, one sequence at a time, with the whole mask written out. -> (T, Hq, D)."""
+    """The same in plain torch, one sequence at a time, with the whole mask written out. -> (T, Hq, D).
+
+    `hidden` is the causal mask and the window together. A query at position i sees the keys j in
+    (i - window, i]; without a window n + 1 stands for one that is wider than any sequence.
+    """
     block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)  # (T, Hq, D)
+    # Leaves the GPU if there is one: a twin may wait, the kernel may not.
     starts = query_start_loc.tolist()
     for r, n in enumerate(seq_lens.tolist()):
         q = query[starts[r] : starts[r + 1]].float()  # (t, Hq, D)
@@ -88,10 +99,24 @@ def find_tile(query_start_loc_ptr, num_seqs, tile, LANES_R: tl.constexpr, BLOCK_
     """Which sequence a tile belongs to, and which of its queries is the tile's first.
 
     `first_tile` of the module's docstring is increasing, so the sequence is the last one that is reached.
+
+    Example from there, BLOCK_Q = 2, query_start_loc = [0, 3, 4], first_tile = [0, 2], tile 1: reached are
+    [True, False], so seq = 1 - 1 = 0 and first_token = (1 - 0) * 2 = 2. Tile 3: reached are both, seq = 1,
+    first_token = (3 - 2) * 2 = 2, and as sequence 1 has one query the program ends.
+
+    Args:
+        num_seqs: R, at most LANES_R.
+        tile: number of this program's tile, 0 .. T // BLOCK_Q + R - 1.
+
+    Returns:
+        The sequence, where its queries start in the packed batch, how many they are, and the first of them
+        that this tile handles, counted from 0 in its sequence. May be beyond the last: nothing to do.
     """
+    # All R starts at once: one load, and no loop. (vLLM bisects, which needs no LANES_R.)
     r = tl.arange(0, LANES_R)
     starts = tl.load(query_start_loc_ptr + r, mask=r < num_seqs, other=0)
     reached = (r < num_seqs) & (starts // BLOCK_Q + r <= tile)
+    # As many as are reached, minus one, is the number of the last of them.
     seq = tl.sum(reached.to(tl.int32), axis=0) - 1
     query_start = tl.load(query_start_loc_ptr + seq)
     query_len = tl.load(query_start_loc_ptr + seq + 1) - query_start
@@ -134,7 +159,17 @@ def _prefill_kernel(
     BLOCK_D: tl.constexpr,  # D padded to a power of two, at least 16
     DOT_F32: tl.constexpr,
 ):
+    """One program: BLOCK_Q neighbouring queries of one sequence, for the heads of one KV head.
+
+    It holds its queries and its (m, l, acc) in registers from beginning to end, and walks over the keys in
+    tiles of BLOCK_N; nothing between query and output is ever written to memory.
+
+    The grid is (tiles of queries, Hkv * HEAD_TILES). Sizes that decide the shape of a tile are constexpr, as
+    Triton demands; with `sliding_window` or `soft_cap` None the branches on them are not compiled at all.
+    """
+    # exp(x) = exp2(x * log2 e), and exp2 is one instruction.
     LOG2_E: tl.constexpr = 1.4426950408889634
+    # 1 as a rule. A group of more heads than rows (71 heads on one KV head) is cut into several programs.
     HEAD_TILES: tl.constexpr = (G + HEADS - 1) // HEADS
     tile = tl.program_id(0)
     kv_head = tl.program_id(1) // HEAD_TILES
@@ -142,39 +177,55 @@ def _prefill_kernel(
     seq, query_start, query_len, first_token = find_tile(
         query_start_loc_ptr, num_seqs, tile, LANES_R, BLOCK_Q
     )
+    # The grid is an upper bound, so some programs have no query. They leave before touching the cache.
     if first_token >= query_len:
         return
     seq_len = tl.load(seq_lens_ptr + seq)
     context = seq_len - query_len
 
+    # The rows of the picture: HEADS consecutive rows are one token's heads. Tokens and heads share the axis
+    # because the tensor cores want at least 16 rows, and a short chunk alone has not as many tokens.
     row = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     token = first_token + row // HEADS
     head_in_group = tl.program_id(1) % HEAD_TILES * HEADS + row % HEADS
+    # Empty are: the rest that HEADS does not divide, tokens past the sequence's last query (they belong to
+    # the next sequence!), and heads past the group's last. They compute on zeros and are never stored.
     real_row = (row < BLOCK_Q * HEADS) & (token < query_len) & (head_in_group < G)
     row_mask = real_row[:, None] & (d < D)[None, :]
     position = context + token  # (BLOCK_M,)
+    # Two positions of one token: `position` in its sequence, which the mask needs, and `packed_token` in
+    # the batch, which the address needs. 64 bits, as a stride is multiplied next.
     packed_token = (query_start + token).to(tl.int64)
     head = kv_head * G + head_in_group
     query = query_ptr + (packed_token * query_stride_token + head * query_stride_head)[:, None] + d[None, :]
+    # Once; it serves all key tiles. Example, D = 80: BLOCK_D = 128, and the 48 lanes of padding are 0 here
+    # and in K, so that they add nothing to the scores.
     q = tl.load(query, mask=row_mask, other=0.0)  # (BLOCK_M, BLOCK_D)
     if DOT_F32:
         q = q.to(tl.float32)
 
     # Keys from the first that the first query sees up to the last query's own.
+    # The last query sees the most, so nothing beyond its position is loaded: nearly half of the scores of a
+    # fresh prompt are skipped. Example, context 32, first_token 16, BLOCK_Q 16: keys 0 .. 63.
+    # With a window of 40 the first query, at position 48, sees 9 .. 48: low = 48 - 40 + 1 = 9.
     low = 0
     if sliding_window is not None:
         low = tl.maximum(context + first_token - sliding_window + 1, 0)
     high = tl.minimum(context + first_token + BLOCK_Q, seq_len)
 
+    # State of the online softmax, a row each: largest score, sum of exponentials, weighted sum of values.
+    # float32 whatever the inputs are: hundreds of small numbers are added up.
     m = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     l = tl.zeros([BLOCK_M], dtype=tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
 
+    # Bases of the addresses: this sequence's row of the table, this head's keys and values of slot 0.
     table = block_tables_ptr + seq.to(tl.int64) * table_stride
     key = key_cache_ptr + kv_head * key_stride_head + d[None, :]
     value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
 
+    # `high` is known on the device only, so this is a loop at run time; no two programs need take the same.
     for start in range(low, high, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         in_range = n < high
@@ -192,15 +243,19 @@ def _prefill_kernel(
             S,
             DOT_F32,
         )
+        # (BLOCK_M, BLOCK_D) x (BLOCK_D, BLOCK_N). "ieee" keeps float32 inputs from being rounded to TF32. The
+        # scale comes after the product and the cap after the scale, as in the formula.
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_M, BLOCK_N)
         if soft_cap is not None:
             scores = cap_scores(scores, soft_cap)
         seen = n[None, :] <= position[:, None]  # causal; covers n < high too, as position < high
         if sliding_window is not None:
             seen = seen & (n[None, :] > position[:, None] - sliding_window)
+        # -inf and not 0: exp2(-inf) is 0, so a hidden key takes no share. A score of 0 would take one.
         scores = tl.where(seen, scores * LOG2_E, float("-inf"))
         m, l, acc = online_update(m, l, acc, scores, v)
 
+    # Divided once at the end instead of at each tile. Rows that are not real have seen nothing: l = 0.
     o = acc / tl.where(l > 0, l, 1.0)[:, None]
     out = out_ptr + (packed_token * out_stride_token + head * out_stride_head)[:, None] + d[None, :]
     tl.store(out, o, mask=row_mask)
@@ -236,12 +291,18 @@ def prefill_attention(
 
     Returns:
         (T, Hq, D), contiguous, in the dtype of `query`; zeros for tokens that belong to no sequence.
+
+    Raises:
+        TypeError: a dtype is not supported, or query and KV cache differ in theirs.
+        ValueError: shapes do not fit together, `query_start_loc` does not cut the T queries into R
+            sequences, or a sequence has more queries than tokens (values are looked at on the CPU only).
     """
     check_attention(query, key_cache, value_cache, block_tables, seq_lens, sliding_window, soft_cap)
     num_seqs = seq_lens.shape[0]
     check_query_start_loc(query_start_loc, query, seq_lens)
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_tokens, num_heads = query.shape[:2]
+    # Zeros, not empty: padding tokens at the end of the batch belong to no program, and must not be NaN.
     out = query.new_zeros(num_tokens, num_heads, head_dim)
     if num_seqs == 0 or num_tokens == 0:
         return out
@@ -250,8 +311,11 @@ def prefill_attention(
     tiles = tiles or prefill_tiles(
         chip_of(query.device), head_dim, query.element_size(), num_tokens / num_seqs
     )
+    # G = 3, BLOCK_M = 64: heads = 3, BLOCK_Q = 21, 63 rows in use. G = 71, BLOCK_M = 64: heads = 64,
+    # BLOCK_Q = 1, two programs for a KV head, the second with 7 heads.
     heads = min(group, tiles.block_m)
     block_q = tiles.block_m // heads
+    # From shapes alone; the values of query_start_loc stay on the device. See the docstring for the bound.
     grid = (num_tokens // block_q + num_seqs, num_kv_heads * triton.cdiv(group, heads))
     _prefill_kernel[grid](
         out,

@@ -18,6 +18,16 @@ have to be right all the same:
   padded to 256 lanes and the last 64 are masked off. An unmasked store would overwrite the next slot.
 * `block * stride` needs 64 bits: a cache of 4.6 GB has more than 2^31 elements.
 
+Example, Hkv = 3, D = 64: lane 130 belongs to head 130 // 64 = 2 and is its number 130 % 64 = 2. In token 1
+above it travels, counted in elements and with everything contiguous::
+
+    from   key        1 * 192 + 2 * 64 + 2                       = 322
+    to     key_cache  7 * (4 * 192) + 1 * 192 + 2 * 64 + 2       = 5698       block 7, offset 1, head 2, d 2
+
+Cost: 2 * Hkv * D numbers read and written for a token, and nothing else; beside the matrix products of a
+layer it is small, but it is a launch in every layer. It has to come before attention in the same
+layer: the attention kernels read the keys of this step's tokens out of the cache, too.
+
 Paper: section 5.1, "fused reshape and block write". vLLM V1: `csrc/cache_kernels.cu`,
 `vllm/v1/attention/ops/triton_reshape_and_cache_flash.py`.
 """
@@ -44,7 +54,10 @@ def reshape_and_cache_reference(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    """The same write, one token after the other. Same arguments as `reshape_and_cache`."""
+    """The same write, one token after the other. Same arguments as `reshape_and_cache`.
+
+    The slow twin, and the oracle of the tests: slot 28 with blocks of 4 is [28 // 4, 28 % 4] = [7, 0].
+    """
     block_size = key_cache.shape[1]
     for token, slot in enumerate(slot_mapping.tolist()):
         if slot >= 0:
@@ -74,22 +87,37 @@ def _reshape_and_cache_kernel(
     D: tl.constexpr,
     LANES: tl.constexpr,  # next power of two of HKV * D
 ):
+    """One program: one token's row of Hkv * D keys and of as many values, to the token's slot.
+
+    Every tensor comes with its strides, because none has to be contiguous: key and value are usually slices
+    of a fused qkv tensor, the caches one layer of a larger one. Only the last axis must have stride 1.
+    S, HKV, D and LANES are constexpr: `tl.arange` insists on it, and divisions by a known number are cheap.
+    """
+    # Which of the T programs am I? 64 bits, as all that follows is multiplied by strides.
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
+    # Padding: a batch recorded as a CUDA graph has a fixed number of rows, and some stand for no token.
+    # One scalar, so the whole program leaves; lanes of a tile cannot leave one by one, they are masked.
     if slot < 0:
         return
+    # The two coordinates of a slot, as in the picture. A token's row is in one piece, so this is done once.
     block = slot // S
     offset = slot % S
 
+    # All heads as one flat row of lanes and not a tile (heads, D): one power of two to pad to, not two. For
+    # 3 heads of 64 that makes 256 lanes; 4 x 64 is no better here, but for 3 of 80 it is 256 against 4 x 128.
     lane = tl.arange(0, LANES)
     mask = lane < HKV * D
+    # Back to two coordinates, because the strides between heads may differ on the two sides.
     head = lane // D
     d = lane % D
 
+    # `other` is what masked lanes get. They are not stored, but undefined values are a poor thing to carry.
     key = tl.load(key_ptr + token * key_stride_token + head * key_stride_head + d, mask=mask, other=0.0)
     value = tl.load(
         value_ptr + token * value_stride_token + head * value_stride_head + d, mask=mask, other=0.0
     )
+    # Where the slot begins: a pointer plus a number is again a pointer, counted in elements, not bytes.
     key_row = key_cache_ptr + block * key_cache_stride_block + offset * key_cache_stride_slot
     value_row = value_cache_ptr + block * value_cache_stride_block + offset * value_cache_stride_slot
     tl.store(key_row + head * key_cache_stride_head + d, key, mask=mask)
@@ -112,6 +140,11 @@ def reshape_and_cache(
         value_cache: (B, S, Hkv, D).
         slot_mapping: (T,) int64 (int32 also works); -1 skips the token. No slot may appear twice: the
             programs run in no order, so which of two writes would win is open.
+
+    Raises:
+        TypeError: a dtype is not supported, or the four float tensors differ in theirs.
+        ValueError: shapes do not fit together, the devices differ, or (looked up on the CPU only) a slot lies
+            outside of [-1, B * S).
     """
     check_cache(key_cache, value_cache)
     num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
@@ -124,10 +157,13 @@ def reshape_and_cache(
     check_devices(
         key=key, value=value, key_cache=key_cache, value_cache=value_cache, slot_mapping=slot_mapping
     )
+    # A slot too large would be a write into somebody else's memory: on a CPU that ends the process.
     check_range("slot_mapping", slot_mapping, -1, num_blocks * block_size)
     if num_tokens == 0:
         return
 
+    # A warp is 32 threads. 256 lanes on 4 warps are 2 numbers a thread; 4096 lanes (32 heads of 128, none
+    # grouped) on 8 warps are 16, as many as 2048 lanes on 4.
     lanes = triton.next_power_of_2(num_kv_heads * head_dim)
     _reshape_and_cache_kernel[(num_tokens,)](
         key,
