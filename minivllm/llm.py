@@ -115,8 +115,12 @@ class LLM:
 
         Returns:
             One finished `RequestOutput` a prompt, in the order of the prompts.
+
+        Raises:
+            ValueError, TypeError: a prompt or its parameters are wrong; then none of them has run.
         """
         params = self._one_each(prompts, sampling_params)
+        # Whatever the user's parameters say: nobody would see the outputs before the last one.
         params = [replace(each, output_kind=RequestOutputKind.FINAL_ONLY) for each in params]
         return self._run(as_list(prompts), params, use_tqdm)
 
@@ -137,6 +141,9 @@ class LLM:
             chat_template: a Jinja template in place of the model's own.
             add_generation_prompt: end the prompt where the assistant's turn begins.
             continue_final_message: let the model go on with the last message.
+
+        Returns:
+            As `generate`; `prompt` is the rendered template: what the model was really told.
         """
         conversations = as_conversations(messages)
         tokenizer = self.get_tokenizer()
@@ -187,7 +194,11 @@ class LLM:
         return self.llm_engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What `sampling_params=None` means: the model's `generation_config.json`, as in vLLM."""
+        """What `sampling_params=None` means: the model's `generation_config.json`, as in vLLM.
+
+        Not `SamplingParams()`, a frequent surprise: a chat model's file may say temperature 0.6, top_p 0.9.
+        Read anew at each call: it is small, and an edit counts at once.
+        """
         path = self.llm_engine.model_folder / "generation_config.json"
         defaults = json.loads(path.read_text()) if path.exists() else {}
         known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -225,7 +236,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Run until all these requests are finished; results in the order of the prompts."""
         finished: dict[str, RequestOutput] = {}
-        num_input, num_output = 0, 0
+        num_input, num_output = 0, 0  # tokens of finished requests
         bar_text = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
         with tqdm(
             total=len(prompts),
@@ -240,6 +251,7 @@ class LLM:
                 finished[output.request_id] = output
                 num_input += len(output.prompt_token_ids)
                 num_output += sum(len(completion.token_ids) for completion in output.outputs)
+                # Finished requests only, so the estimate starts low and rises towards the end.
                 if use_tqdm:
                     elapsed = max(bar.format_dict["elapsed"], 1e-9)
                     bar.postfix = bar_text.format(num_input / elapsed, num_output / elapsed)
@@ -266,6 +278,8 @@ class LLM:
             for group in groups:
                 self.llm_engine.add_group(group)
             while unfinished:
+                # One output a request and round: each is yielded before the next step is run, so a caller who
+                # prints sees a token when it is made and not when the batch is done.
                 mail = [
                     self._mail[request_id].popleft() for request_id in unfinished if self._mail[request_id]
                 ]
@@ -276,6 +290,7 @@ class LLM:
                 if not mail:
                     self._step(unfinished)
         finally:
+            # Also reached by `close()`, which Python calls on a generator that nobody will ask again.
             for request_id in unfinished:
                 self.llm_engine.abort_request(request_id)
                 del self._mail[request_id]
@@ -292,5 +307,6 @@ class LLM:
                 f"a step that another loop ran dropped them."
             )
         for output in self.llm_engine.step():
+            # Without a mailbox it belongs to nobody here: somebody used `llm_engine.add_request` directly.
             if output.request_id in self._mail:
                 self._mail[output.request_id].append(output)
