@@ -41,6 +41,7 @@ from minivllm.scheduler import Scheduler
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
 
+# Part of every file. Raise the number when a field changes, and old files are refused instead of misdrawn.
 FORMAT = "minivllm-trace-1"
 
 BlockMoves = tuple[tuple[int, int], ...]  # (source block, destination block)
@@ -93,6 +94,10 @@ class StepRecord:
 class Trace:
     """Records of consecutive steps of one engine, with the sizes needed to draw them.
 
+    A record copies what it needs, as plain tuples and dicts: the scheduler goes on changing its objects, and
+    a record that pointed at them would show the present. That costs a pass over all block tables a step,
+    which is why tracing is off unless asked for.
+
     Args:
         word_of: text of a token id, to keep the words of what is computed; None: keep no words.
         start_time: the moment that counts as 0 in the records, by the clock that `record` is given; None:
@@ -102,6 +107,7 @@ class Trace:
     def __init__(self, word_of: Callable[[int], str] | None = None, start_time: float | None = None) -> None:
         self.word_of = word_of
         self.start_time = time.perf_counter() if start_time is None else start_time
+        # In blocks and in tokens a block; known when the first step is recorded.
         self.num_blocks = 0
         self.block_size = 0
         self.steps: list[StepRecord] = []
@@ -118,10 +124,12 @@ class Trace:
         Args:
             plan: what `scheduler.schedule()` returned.
             updated: what `scheduler.update_from_output()` returned.
+            scheduler: its queues, and its memory manager's tables, are read and not changed.
             now: the time, by the clock of `start_time`.
         """
         kv = scheduler.kv
         self.num_blocks, self.block_size = kv.pool.num_blocks, kv.block_size
+        # Those that hold blocks, on the device or swapped out. Who waits holds none.
         seqs = {
             seq.seq_id: (seq, group)
             for queue in (scheduler.running, scheduler.swapped)
@@ -161,7 +169,11 @@ class Trace:
         )
 
     def _row(self, row: ScheduledSequence) -> ScheduledRecord:
-        """One `ScheduledSequence` of the plan, without the objects it points to."""
+        """One `ScheduledSequence` of the plan, without the objects it points to.
+
+        By now the sequence is longer by the token just sampled; `row.start` and `row.num_tokens` still say
+        what this step computed.
+        """
         words = None
         if self.word_of is not None:
             token_ids = row.seq.token_ids[row.start : row.start + row.num_tokens]
@@ -179,7 +191,10 @@ class Trace:
     # -- to a file and back -------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """The trace as one JSON object. Sequence and block ids that are keys become strings there."""
+        """The trace as one JSON object. Sequence and block ids that are keys become strings there.
+
+        `default=vars` turns each dataclass into an object with its fields, at whatever depth it stands.
+        """
         header = {"format": FORMAT, "num_blocks": self.num_blocks, "block_size": self.block_size}
         return json.dumps(header | {"steps": self.steps}, default=vars)
 
@@ -217,6 +232,11 @@ def decode(value: Any, kind: Any, name: str) -> Any:
 
     Handles what the records are made of: numbers, strings, dataclasses, `tuple[X, ...]`, `tuple[X, Y]`,
     `dict[int, X]` (keys are strings in JSON) and `X | None`.
+
+    Example: decode({"0": [7, 2]}, dict[int, tuple[int, ...]], "block_tables") == {0: (7, 2)}, while [7, "2"]
+    in it is refused as "block_tables[0][1]: expected <class 'int'>, got '2'."
+
+    Each branch either returns or falls through to the error at the end, which so covers every misfit.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
@@ -242,8 +262,10 @@ def decode(value: Any, kind: Any, name: str) -> Any:
                 decode(item, each, f"{name}[{index}]")
                 for index, (item, each) in enumerate(zip(value, kinds, strict=True))
             )
+    # JSON has one kind of number: a time of 0.0 that another program writes as 0 is still a float.
     if kind is float and type(value) is int:
         return float(value)
+    # `type(...) is` and not isinstance: true is an int to Python, and no block id.
     if isinstance(kind, type) and not is_dataclass(kind) and type(value) is kind:
         return value
     raise ValueError(f"{name}: expected {kind}, got {value!r}.")
