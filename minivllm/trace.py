@@ -129,7 +129,7 @@ class Trace:
         """
         kv = scheduler.kv
         self.num_blocks, self.block_size = kv.pool.num_blocks, kv.block_size
-        # Those that hold blocks, on the device or swapped out. Who waits holds none.
+        # Whoever may hold blocks, on the device or swapped out. Groups that wait hold none.
         seqs = {
             seq.seq_id: (seq, group)
             for queue in (scheduler.running, scheduler.swapped)
@@ -236,7 +236,7 @@ def decode(value: Any, kind: Any, name: str) -> Any:
     Example: decode({"0": [7, 2]}, dict[int, tuple[int, ...]], "block_tables") == {0: (7, 2)}, while [7, "2"]
     in it is refused as "block_tables[0][1]: expected <class 'int'>, got '2'."
 
-    Each branch either returns or falls through to the error at the end, which so covers every misfit.
+    A branch that does not fit falls through to the error at the end, which so covers every misfit.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
