@@ -5,6 +5,14 @@ For teachers:  grade DIR --format csv | export --student OUT | stubs --check
 
 The exit status is 0 if everything that was asked for is fine, 1 if not (an unsolved exercise included), 2 if
 the command could not be carried out. `grade` exits with 0 whatever the grades are.
+
+Each command is a function below that takes the parsed arguments and returns whether all is fine. None does
+any work itself; what `check ex04b` sets in motion::
+
+    parse_target("ex04b")     catalog.py    which chapter, which exercise
+    run_tests("student", ..)  run.py        pytest in a process of its own -> one record a test
+    describe(..)              report.py     records -> the text on the screen
+    all passed?               main          exit status 0 or 1
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from minivllm.course.run import RunOptions, run_tests
 
 
 def check(arguments: argparse.Namespace) -> bool:
-    """Test the student's code for a chapter or an exercise."""
+    """Test the student's code for a chapter or an exercise; True if every test passes."""
     target = parse_target(arguments.target)
     records = run_tests("student", [target], RunOptions(seed=arguments.seed))
     print(report.describe(target.chapter, records, STUDENT / f"{target.chapter}.py"))
@@ -28,11 +36,17 @@ def check(arguments: argparse.Namespace) -> bool:
 
 
 def show(arguments: argparse.Namespace) -> bool:
-    """Let the real model write with the student's code in the engine."""
+    """Let the real model write with the student's code in the engine.
+
+    Only the tests that put the exercise into the engine run, each with SmolLM2-135M in place of the tiny
+    random model. They still compare the text with that of the engine's own parts.
+    """
     target = parse_target(arguments.target)
+    # Imported here: no other command downloads anything.
     from minivllm.model_download import resolve_model
 
     resolve_model("smollm2-135m-instruct")  # here, where its progress bar is seen
+    # A real model on a CPU, with a student's loops in it: 20 seconds would call honest work endless.
     records = run_tests("student", [target], RunOptions(time_limit=300.0, real=True))
     print(report.real_text(records, STUDENT / f"{target.chapter}.py"))
     return all(record.status == PASSED for record in records)
@@ -42,6 +56,8 @@ def status(arguments: argparse.Namespace) -> bool:
     """Show the points of all chapters. A file that has not been touched is not run."""
     targets = [Target(chapter, None) for chapter in chapters() if not stubs.untouched(chapter)]
     records = run_tests("student", targets) if targets else []
+    # One run for all chapters, which imports torch once. The exercise's id says whose record it is: those of
+    # "ch04_block_table" begin with "ex04".
     for chapter in chapters():
         own = [record for record in records if record.exercise.startswith(f"ex{chapter[2:4]}")]
         print(report.progress(chapter, own or None))
@@ -49,7 +65,7 @@ def status(arguments: argparse.Namespace) -> bool:
 
 
 def reset(arguments: argparse.Namespace) -> bool:
-    """Put a stub back."""
+    """Put a stub back; the student's version is kept beside it, and its name printed."""
     target = parse_target(arguments.target)
     backup = stubs.reset(target)
     print(f"{target.exercise or target.chapter} is as it was at the beginning.")
@@ -59,9 +75,14 @@ def reset(arguments: argparse.Namespace) -> bool:
 
 
 def grade(arguments: argparse.Namespace) -> bool:
-    """Grade a folder of submissions."""
+    """Grade a folder of submissions.
+
+    Returns:
+        True whatever the grades are: an autograder would take another exit status for a failure of its own.
+    """
     targets = [parse_target(text) for text in arguments.only.split(",")] if arguments.only else []
     options = RunOptions(seed=arguments.seed, time_limit=arguments.time_limit)
+    # Before any test runs: with nowhere to put the grades, all that time would be lost.
     num_submissions = len(grading.find_submissions(arguments.folder))
     formats.require_place(arguments.format, num_submissions, arguments.out)
     submissions = grading.grade(arguments.folder, targets, options, progress=sys.stderr)
@@ -76,7 +97,11 @@ def export_tree(arguments: argparse.Namespace) -> bool:
 
 
 def make_stubs(arguments: argparse.Namespace) -> bool:
-    """Regenerate stubs and solutions page, or check that this would change nothing."""
+    """Regenerate stubs and solutions page, or check that this would change nothing (`--check`).
+
+    Returns:
+        Without `--check` True; with it, whether stubs and page are what the solutions give.
+    """
     if not arguments.check:
         begun = [STUDENT / f"{chapter}.py" for chapter in chapters() if not stubs.untouched(chapter)]
         changed = [*stubs.write_stubs(), *solutions_page.write()]
@@ -91,7 +116,11 @@ def make_stubs(arguments: argparse.Namespace) -> bool:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """All commands and their options.
+
+    `set_defaults(run=...)` ties each to its function, so `main` needs no list of commands. The description
+    is the second paragraph of this module's docstring, the one with the two lists.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m minivllm.course", description=(__doc__ or "").split("\n\n")[1]
     )
@@ -137,7 +166,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit status."""
+    """Run one command; its exit status.
+
+    A `CourseError` is for the user and is printed as it is. Anything else is a mistake in the course, and its
+    traceback is wanted. Unknown commands and options never get here: argparse exits with 2.
+
+    Args:
+        argv: the words after `python -m minivllm.course`; None: those of this process.
+    """
     arguments = make_parser().parse_args(argv)
     try:
         return 0 if arguments.run(arguments) else 1

@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+# A checkout, not an installed package: tests and notebooks are not installed (`require_checkout`).
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "exercises"
+# Made from the solutions and never edited; the list of exercises is read from here.
 STUBS = TESTS / "stubs"
+# Missing in the copy for students.
 SOLUTIONS = TESTS / "solutions"
 STUDENT = ROOT / "notebooks" / "exercises"
 
+# By the number of the notebook. Chapters without exercises are not here, hence the gap.
 CHAPTERS = {
     1: "ch01_llama_forward",
     2: "ch02_kv_cache",
@@ -40,7 +44,11 @@ class CourseError(Exception):
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: `name` is what the student writes, `definition` the function or class at top level."""
+    """One exercise: `name` is what the student writes, `definition` the function or class at top level.
+
+    Both are "append_tokens" for a function. For a method `name` is "Class.method" and `definition` "Class":
+    the search for problems and `reset` know whole definitions only.
+    """
 
     id: str
     chapter: str
@@ -73,7 +81,11 @@ def chapters() -> list[str]:
 
 @cache
 def exercises_of(chapter: str) -> tuple[Exercise, ...]:
-    """The exercises of a chapter, in the order of its file."""
+    """The exercises of a chapter, in the order of its file.
+
+    Parsed and not imported, so that the command line can list exercises without loading torch. Remembered,
+    because a stub does not change while the program runs.
+    """
     tree = ast.parse((STUBS / f"{chapter}.py").read_text(encoding="utf-8"))
     found = []
     for definition in tree.body:
@@ -86,12 +98,13 @@ def exercises_of(chapter: str) -> tuple[Exercise, ...]:
 
 def _raised_id(function: ast.FunctionDef) -> str | None:
     """ "ex04b" if the last statement of `function` is `raise NotImplementedError("ex04b")`."""
+    # Unparsed, so that quotes and spacing are always the same, whatever an editor made of the file.
     match = re.fullmatch(r"raise NotImplementedError\('(ex\d\d[a-z])'\)", ast.unparse(function.body[-1]))
     return match.group(1) if match else None
 
 
 def parse_target(text: str) -> Target:
-    """Read "4", "04", "ch04", "ch04_block_table" or "ex04b".
+    """Read "4", "04", "ch04", "ch04_block_table" or "ex04b"; "4b" is taken for "ex04b".
 
     Raises:
         CourseError: there is no such chapter or exercise; the message lists those there are.

@@ -1,6 +1,15 @@
 """`python -m minivllm.course doctor`: can this machine do the exercises?
 
-One line a question, and for each "no" what to do about it. Nothing is installed or changed.
+One line a question, and for each "no" what to do about it. Nothing is installed or changed::
+
+      ok  Python 3.12.4
+      NO  hypothesis is not installed
+          -> pip install -e ".[test]"   (in the folder of the repository)
+      ok  exercise files: all there
+      ok  the engine writes: [ ... four token ids ... ]
+    Not all is fine; see the arrows.
+
+Teachers ask for this output first: most "it does not work" is an environment, not an exercise.
 """
 
 from __future__ import annotations
@@ -21,10 +30,14 @@ Answer = tuple[bool, str, str]  # fine or not, the finding, what to do if not
 
 
 def examine() -> Iterator[Answer]:
-    """The questions, cheap ones first."""
+    """The questions, cheap ones first, each answered when it is asked for.
+
+    A generator, so that `report` prints the first lines while the last question (loading torch) still runs.
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     yield sys.version_info >= (3, 11), f"Python {version}", "minivllm needs Python 3.11 or newer."
     for package in PACKAGES:
+        # The installed metadata, not an import: a broken torch can take the process down when it is imported.
         try:
             yield True, f"{package} {importlib.metadata.version(package)}", ""
         except importlib.metadata.PackageNotFoundError:
@@ -42,6 +55,7 @@ def _examine_files() -> Iterator[Answer]:
     begun = [chapter for chapter in chapters() if not untouched(chapter) and chapter not in missing]
     for chapter in begun:
         path = STUDENT / f"{chapter}.py"
+        # Compiled and never run: a loop without end in a student's file must not hang the doctor.
         try:
             compile(path.read_bytes(), path.name, "exec")
         except SyntaxError as error:
@@ -49,7 +63,11 @@ def _examine_files() -> Iterator[Answer]:
 
 
 def _generate() -> Answer:
-    """The engine runs: a tiny random model writes a few tokens."""
+    """The engine runs: a tiny random model writes a few tokens.
+
+    8 blocks of 16 slots, a prompt of 3 tokens, 4 new ones: the least that passes through every layer, from
+    `LLM.generate` down to the attention backend. No tokenizer and no download.
+    """
     try:
         from minivllm import LLM, SamplingParams
         from minivllm.random_model import random_llama
@@ -60,6 +78,7 @@ def _generate() -> Answer:
             params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
             (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
         return True, f"the engine writes: {list(output.outputs[0].token_ids)}", ""
+    # Whatever is wrong with an installation has to become a line of the report, not a traceback.
     except Exception as error:
         return False, f"the engine fails: {type(error).__name__}: {error}", INSTALL
 

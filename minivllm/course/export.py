@@ -2,7 +2,13 @@
 
 What is left out is listed in `.gitattributes` (export-ignore), so `git archive` leaves it out too, and
 nothing has to be kept in step here. Before the copy is handed over it is tried out: its exercise tests run,
-and each has to fail because nothing is written yet.
+and each has to fail because nothing is written yet::
+
+    git archive HEAD  ->  OUT/      without tests/exercises/solutions, mutants, docs/instructor, ...
+    look              ->  none of the paths that .gitattributes names is there
+    try out           ->  in OUT: every exercise test ends as "not written yet"
+
+The third step finds what the second cannot: an answer that was left in a stub.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from pathlib import Path
 
 from minivllm.course.catalog import ROOT, CourseError
 
+# Run by a Python whose working directory is the copy, so that it imports the copy's package.
 TRY_OUT = """
 import json
 from minivllm.course.catalog import ROOT, Target, chapters
@@ -36,11 +43,13 @@ def export_student(out: Path) -> str:
     archive = _git("archive", "--format=tar", "HEAD")
     out.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        # "data" refuses what a source tree has no use for: absolute paths, links that lead out, devices.
         tar.extractall(out, filter="data")
     ignored = [path for path in export_ignored() if (out / path).exists()]
     if ignored:
         raise CourseError(f"the copy at {out} still holds {', '.join(ignored)}.")
     num_tests = try_out(out)
+    # The archive is of the last commit. A teacher who has just repaired a stub would miss it in the copy.
     changed = _git("status", "--porcelain", "--untracked-files=no").decode().splitlines()
     note = f"\nNot in it: {len(changed)} changed files that are not committed." if changed else ""
     return f"Wrote {out}. Its {num_tests} exercise tests fail, as they should: nothing is written yet.{note}"
@@ -64,6 +73,7 @@ def try_out(out: Path) -> int:
     if done.returncode != 0:
         raise CourseError(f"the tests of the copy do not run:\n{done.stdout}{done.stderr}")
     root, statuses, num_tests = json.loads(done.stdout.splitlines()[-1])
+    # An installed minivllm found before the copy would be tested in its place, and look fine.
     if Path(root) != out.resolve():
         raise CourseError(f"the copy at {out} was not tested, but {root}.")
     if statuses != ["not written yet"]:

@@ -5,6 +5,14 @@
     junit        one test suite a submission
     json         everything
 
+Ada has ex04a (1 point) right and ex04b (2.5 points) wrong; Bob has not written ex04a. As csv::
+
+    submission,score,max_score,ex04a,ex04b,problems
+    ada,1,3.5,1,0,
+    bob,2.5,3.5,0,2.5,ex04a: not written yet
+
+Every writer takes a list of submissions and returns text, so `WRITERS` can hold them all under one signature.
+
 Gradescope: https://gradescope-autograders.readthedocs.io, "Output format".
 """
 
@@ -25,7 +33,13 @@ from minivllm.course.records import PASSED, Record
 
 
 def write(name: str, submissions: list[Submission], out: Path | None) -> None:
-    """Write the grades to `out`, or print them."""
+    """Write the grades to `out`, or print them.
+
+    Args:
+        name: a key of `WRITERS`.
+        out: a file. For gradescope and several submissions a folder, made if it is not there, which gets
+            NAME.json for each. None: standard output; the progress of the grading goes to standard error.
+    """
     if name == "gradescope" and len(submissions) > 1:
         out.mkdir(parents=True, exist_ok=True)
         for submission in submissions:
@@ -39,7 +53,10 @@ def write(name: str, submissions: list[Submission], out: Path | None) -> None:
 
 
 def require_place(name: str, num_submissions: int, out: Path | None) -> None:
-    """Raise CourseError if `write` could not put the grades there: before minutes of grading, not after."""
+    """Raise CourseError if `write` could not put the grades there: before minutes of grading, not after.
+
+    Several results for Gradescope need a folder, and "results.json" is the name of a file.
+    """
     if name == "gradescope" and num_submissions > 1 and (out is None or out.suffix):
         raise CourseError("gradescope takes one file a submission: give a folder, for example --out results")
     if out is not None and not out.parent.is_dir():
@@ -47,7 +64,16 @@ def require_place(name: str, num_submissions: int, out: Path | None) -> None:
 
 
 def explain(record: Record) -> str:
-    """What a student reads about one test."""
+    """What a student reads about one test: its reason if it passed, else all there is to know.
+
+    A failed one, for example::
+
+        wrong result: At an exact multiple of the block size nothing is to be added: ...
+        blocks_needed(4, 4)
+          expected  1
+          got       2
+        Hint: How far is num_tokens // block_size off, and when is it right?
+    """
     if record.status == PASSED:
         return record.reason
     parts = [f"{record.status}: {record.reason}", record.message, record.where]
@@ -55,7 +81,12 @@ def explain(record: Record) -> str:
 
 
 def to_csv(submissions: list[Submission]) -> str:
-    """One line a submission: name, sum, points of each exercise, and what kept tests from running."""
+    """One line a submission: name, sum, points of each exercise, and what kept tests from running.
+
+    "Wrong result" is no problem in this sense: it is what a low score means anyway. The column is for what a
+    teacher may have to look into: a crash, an endless loop, a file that is empty.
+    """
+    # In order of appearance, each once: a dict keeps order where a set would not.
     exercises = list(dict.fromkeys(record.exercise for each in submissions for record in each.records))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -69,7 +100,14 @@ def to_csv(submissions: list[Submission]) -> str:
 
 
 def to_gradescope(submissions: list[Submission]) -> str:
-    """results.json of one submission."""
+    """results.json of one submission.
+
+    Gradescope takes `score` as the sum and does not add up the tests; they show where it comes from. What
+    the autograder's script prints is hidden from the student; messages of the tests are in `output`.
+
+    Raises:
+        ValueError: it is not exactly one submission.
+    """
     (submission,) = submissions
     tests = [
         {
@@ -90,7 +128,11 @@ def to_gradescope(submissions: list[Submission]) -> str:
 
 
 def to_junit(submissions: list[Submission]) -> str:
-    """JUnit XML, one suite a submission."""
+    """JUnit XML, one suite a submission.
+
+    Everything that is not passed is a "failure", a crash or a missing file too: an "error" would read as a
+    fault of the tests.
+    """
     root = ElementTree.Element("testsuites")
     for each in submissions:
         failures = sum(record.status != PASSED for record in each.records)
@@ -106,12 +148,19 @@ def to_junit(submissions: list[Submission]) -> str:
 
 
 def xml_text(text: str) -> str:
-    """Without the control characters that XML cannot hold, however escaped."""
+    r"""Without the control characters that XML cannot hold, however escaped: "\x00 <&>" becomes " <&>".
+
+    ElementTree escapes the rest. One such character from a student's `print` would make the file of the whole
+    class unreadable.
+    """
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def to_json(submissions: list[Submission]) -> str:
-    """Every record of every submission."""
+    """Every record of every submission, with all its fields and its score.
+
+    The score is added by hand: it is a property of `Record`, and `asdict` sees fields only.
+    """
     data = [
         {
             "submission": each.name,
@@ -124,6 +173,7 @@ def to_json(submissions: list[Submission]) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
+# Values of `--format`; `make_parser` takes its choices from here.
 WRITERS: dict[str, Callable[[list[Submission]], str]] = {
     "csv": to_csv,
     "gradescope": to_gradescope,

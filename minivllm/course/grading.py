@@ -27,7 +27,11 @@ from minivllm.course.run import RunOptions, run_tests
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission and how its tests went. Every test of the graded chapters has a record."""
+    """One submission and how its tests went. Every test of the graded chapters has a record.
+
+    So `max_score` is the same for everybody, and a file that was not handed in counts as no points instead of
+    not counting.
+    """
 
     name: str
     records: tuple[Record, ...]
@@ -54,7 +58,8 @@ def grade(
 
     Args:
         targets: what to grade. Empty: every chapter that at least one submission has a file of.
-        progress: where to say which submission is at work.
+        options: seed and time limits, the same for every submission.
+        progress: where to say which submission is done, and with how many points; None: nowhere.
 
     Raises:
         CourseError: there is nothing to grade.
@@ -74,7 +79,15 @@ def grade(
 
 
 def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
-    """Name of each submission -> its chapter files."""
+    """Name of each submission -> its chapter files (chapter -> path).
+
+    A folder without any is kept, as long as another has some: whoever handed in nothing must stand in the
+    table of grades with 0 points, not be missing there.
+
+    Raises:
+        CourseError: no such folder, no chapter file in it or below, or it belongs to the course itself, whose
+            solutions would get full points.
+    """
     if not folder.is_dir():
         raise CourseError(f"there is no folder {folder}.")
     if TESTS in (folder.resolve(), *folder.resolve().parents):
@@ -104,13 +117,20 @@ def chapter_files(folder: Path) -> dict[str, Path]:
 
 
 def grade_one(files: dict[str, Path], targets: Iterable[Target], options: RunOptions) -> list[Record]:
-    """The records of one submission, for all tests of `targets`."""
+    """The records of one submission, for all tests of `targets`.
+
+    Args:
+        files: chapter -> path, as `chapter_files` found them.
+    """
     targets = list(targets)
     with tempfile.TemporaryDirectory(prefix="minivllm-submission-") as name:
+        # A copy of these files and nothing else: a helper module or a conftest.py beside them stays behind,
+        # and no __pycache__ appears in what students have handed in.
         folder = Path(name)
         for path in files.values():
             shutil.copyfile(path, folder / path.name)
         if all(target.exercise is None for target in targets):
+            # Whole chapters share one process, which imports torch once.
             records = run_tests(str(folder), targets, options)
         else:
             records = [record for target in targets for record in run_tests(str(folder), [target], options)]
@@ -124,15 +144,19 @@ def run_again_alone(
 ) -> list[Record]:
     """If a test ended the process, run every exercise that was left over by itself.
 
-    So one exercise that crashes, or never ends, costs nobody the points of the others.
+    So one exercise that crashes, or never ends, costs nobody the points of the others. With ex04a passed,
+    ex04b ending the process and ex04c never reached, ex04b and ex04c run again, each in a process of its own.
     """
     result = []
     for exercise_id in dict.fromkeys(record.exercise for record in records):
         own = [record for record in records if record.exercise == exercise_id]
+        # A time limit that came as an exception ended one test only, and the run went on. Without one, the
+        # process was killed.
         broken_off = any(
             record.status == PROCESS_ENDED or (record.status == TIME_LIMIT and not record.exception)
             for record in own
         )
+        # An exercise that was alone in its run would end the same way again.
         if broken_off and len({record.exercise for record in records}) > 1:
             own = run_tests(str(folder), [Target(chapter_of(own[0]), exercise_id)], options)
         result += own
@@ -156,7 +180,10 @@ def is_shipped_solution(path: Path) -> bool:
 
 
 def _code_of(path: Path) -> str:
-    """The statements of a file; its text if it cannot be parsed."""
+    """The statements of a file; its text if it cannot be parsed.
+
+    `ast.dump` leaves out line numbers, so moving code down by a comment changes nothing; a changed name does.
+    """
     try:
         return ast.dump(ast.parse(path.read_bytes()))
     except (SyntaxError, ValueError):
@@ -164,6 +191,6 @@ def _code_of(path: Path) -> str:
 
 
 def without_points(record: Record) -> Record:
-    """The record of a copied solution."""
+    """The record of a copied solution: another status, and with it no points (`Record.score`)."""
     message = "the file is a copy of the solution that comes with the course."
     return replace(record, status="uses the reference", message=message, where="")

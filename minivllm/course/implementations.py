@@ -7,6 +7,14 @@
     alternate:ex04b_x                                           likewise, another right answer
     a folder         a submission
 
+A mutant or alternate is one definition; the rest of its chapter comes from the solutions::
+
+    solutions/ch04_block_table.py    blocks_needed    append_tokens            free
+    mutants/ex04b_early.py                            append_tokens, wrong
+    the module under test            blocks_needed    append_tokens, wrong     free
+
+So a mutant shows one mistake and nothing else, and a test that fails has caught that mistake.
+
 A submission is never completed from the solutions: what it lacks is missing. Before a student's file runs it
 is looked at (`find_problems`): an empty file, a syntax error and a call of the very thing to be written are
 each reported as what they are.
@@ -38,7 +46,11 @@ class SubmissionError(Exception):
 
 @dataclass(frozen=True)
 class Implementation:
-    """A folder of chapter files, and perhaps one file whose definitions replace theirs."""
+    """A folder of chapter files, and perhaps one file whose definitions replace theirs.
+
+    `is_submission`: somebody else wrote it. Its files are looked at before they run, and the process that
+    tests it cannot open the solutions (`block_solutions`).
+    """
 
     folder: Path
     overlay: Path | None = None
@@ -46,7 +58,15 @@ class Implementation:
 
     @classmethod
     def from_option(cls, option: str) -> Implementation:
-        """Read the value of `--impl`. ValueError if it is none of those above."""
+        """Read the value of `--impl`. ValueError if it is none of those above.
+
+        Examples::
+
+            "student"             Implementation(STUDENT)
+            "stub"                Implementation(STUBS, is_submission=False)
+            "mutant:ex04b_early"  Implementation(SOLUTIONS, mutants/ex04b_early.py, is_submission=False)
+            "submissions/ada"     Implementation(Path("submissions/ada"))
+        """
         kind, _, name = option.partition(":")
         if kind in VARIANTS and name:
             overlay = VARIANTS[kind] / f"{name}.py"
@@ -74,12 +94,16 @@ class Implementation:
             problem = find_problems(path).get(WHOLE_FILE)
             if problem is not None:
                 raise problem
+        # SystemExit too: a `sys.exit()` at the top of a file is a mistake in that file, not the end of the
+        # run. The time limit's exception is neither of the two and passes through.
         try:
             module = _run(path)
         except (Exception, SystemExit) as error:
             raise SubmissionError(
                 "error on import", f"{path.name} fails when it is imported: {type(error).__name__}: {error}"
             ) from error
+        # Replaced in the module's own namespace: functions of the chapter that call each other call the new
+        # one. The overlay's code sees its own file only and has to define or import what it needs.
         if self.overlay is not None:
             vars(module).update(_definitions(_run(self.overlay)))
         return module
@@ -92,12 +116,24 @@ class Implementation:
 
 
 def find_problems(path: Path) -> dict[str, SubmissionError]:
-    """Definition (or `WHOLE_FILE`) -> why it cannot be tested."""
+    """Definition (or `WHOLE_FILE`) -> why it cannot be tested. Reads the file without running it.
+
+    A problem inside the definition of one exercise costs that exercise only::
+
+        def blocks_needed(...):                            {"blocks_needed": uses the reference}
+            from minivllm.block_table import cdiv          append_tokens and free are tested as usual
+
+    The same import at the top of the file, or in a helper, is a problem of `WHOLE_FILE`.
+
+    Args:
+        path: a chapter's file, named as its stub is; it need not exist.
+    """
     if not path.exists():
         message = f"there is no {path.name}. {stub_again(path.stem)}"
         return {WHOLE_FILE: SubmissionError("missing file", message)}
     try:
         tree = ast.parse(path.read_bytes())
+    # ValueError: a null byte, in older versions of Python.
     except (SyntaxError, ValueError) as error:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
         line = (getattr(error, "text", None) or "").strip()
@@ -106,6 +142,7 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
     if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
         message = f"{path.name} defines nothing. {stub_again(path.stem)}"
         return {WHOLE_FILE: SubmissionError("empty file", message)}
+    # The stub decides what is allowed, so an author allows an import by writing it into the solution's file.
     allowed = _imports(ast.parse((STUBS / path.name).read_text(encoding="utf-8")))
     own = {exercise.definition for exercise in exercises_of(path.stem)}
     problems = {}
@@ -128,7 +165,11 @@ def stub_again(chapter: str) -> str:
 
 
 def _imports(tree: ast.AST) -> dict[str, int]:
-    """What is imported from this project, or a way around `import`, anywhere in `tree`; and its line."""
+    """What is imported from this project, or a way around `import`, anywhere in `tree`; and its line.
+
+    Example: `from minivllm.block_table import cdiv` in line 3 and `import torch` in line 4 give
+    {"minivllm.block_table.cdiv": 3}. Names, not text: a comment that mentions minivllm is no import.
+    """
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -143,6 +184,8 @@ def _imports(tree: ast.AST) -> dict[str, int]:
 
 def _run(path: Path) -> ModuleType:
     """Import a file under a name of its own: two implementations must not share a module."""
+    # Not `import ch04_block_table`: two folders hold files of that name, and whoever imports the second would
+    # be given the first, from `sys.modules`.
     name = f"_exercises_{abs(hash(path.resolve()))}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -152,7 +195,10 @@ def _run(path: Path) -> ModuleType:
 
 
 def _definitions(module: ModuleType) -> dict[str, Any]:
-    """Functions and classes that a module defines itself."""
+    """Functions and classes that a module defines itself.
+
+    What it imports bears another module's name and stays behind; so do constants, which bear none.
+    """
     return {
         name: value
         for name, value in vars(module).items()
@@ -166,7 +212,14 @@ def variant_names(kind: str) -> list[str]:
 
 
 def caught_by(mutant: str) -> str:
-    """The test that its first line names: `# caught by: test_name`."""
+    """The test that its first line names: `# caught by: test_name`.
+
+    With `--impl mutants` each mutant runs with that test alone. Caught by just any test, it would not prove
+    that the one which claims to catch this mistake does.
+
+    Raises:
+        ValueError: the first line is something else.
+    """
     first = (VARIANTS["mutant"] / f"{mutant}.py").read_text(encoding="utf-8").splitlines()[0]
     prefix = "# caught by: "
     if not first.startswith(prefix):
@@ -175,7 +228,11 @@ def caught_by(mutant: str) -> str:
 
 
 def block_solutions() -> None:
-    """From now on this process cannot open a solution, alternate or mutant, in whatever way it tries."""
+    """From now on this process cannot open a solution, alternate or mutant, in whatever way it tries.
+
+    An audit hook, because it sees imports and `os.open` as well as `open`, and cannot be taken out again by
+    the code that it watches.
+    """
     hidden = tuple(f"{folder}/" for folder in (SOLUTIONS, *VARIANTS.values()))
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

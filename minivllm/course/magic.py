@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def check(line: str) -> None:
-    """Test the student's code for a chapter or an exercise: `%check 4`, `%check ex04b`."""
+    """Test the student's code for a chapter or an exercise: `%check 4`, `%check ex04b`.
+
+    What the user should know is printed and not raised: a traceback in a notebook reads like a broken course.
+
+    Args:
+        line: what stands after `%check`.
+    """
     try:
         target = parse_target(line)
         print(describe(target.chapter, run_tests("student", [target]), STUDENT / f"{target.chapter}.py"))

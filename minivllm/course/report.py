@@ -27,6 +27,8 @@ from minivllm.course.catalog import Exercise, exercises_of
 from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record
 
 WIDTH = 110
+# What keeps a whole file, or a whole exercise, from being tested. All its tests fail with the same message,
+# so the report says it once, without a test's reason and hint.
 FILE_PROBLEMS = (
     "missing file", "empty file", "syntax error", "error on import", "missing definition",
     "uses the reference",
@@ -34,7 +36,13 @@ FILE_PROBLEMS = (
 
 
 def describe(chapter: str, records: list[Record], path: Path) -> str:
-    """The report on one chapter, or on those exercises of it that have records."""
+    """The report on one chapter, or on those exercises of it that have records.
+
+    Args:
+        chapter: for example "ch04_block_table".
+        records: of this chapter, in the order in which the tests stand in their file.
+        path: the student's file, for its name and the time it was saved; it may be missing.
+    """
     lines = [f"{path.name}, {age(path)}", ""]
     for exercise in exercises_of(chapter):
         own = [record for record in records if record.exercise == exercise.id]
@@ -42,6 +50,7 @@ def describe(chapter: str, records: list[Record], path: Path) -> str:
             lines.append("  " + summary(exercise, own))
     failed = [record for record in records if record.status != PASSED]
     if failed:
+        # A test that fails beats one whose exercise is not begun: that is where the student is at work.
         begun = [record for record in failed if record.status != NOT_WRITTEN]
         lines += ["", *next_step((begun or failed)[0], failed, path)]
     else:
@@ -50,7 +59,14 @@ def describe(chapter: str, records: list[Record], path: Path) -> str:
 
 
 def summary(exercise: Exercise, records: list[Record]) -> str:
-    """One line about an exercise: its points, and how far it is."""
+    """One line about an exercise: its points, and how far it is.
+
+    If all tests fail for one reason other than a wrong result or an error, the reason says more than a
+    number::
+
+        ex04b  append_tokens               5 of  8 points   2 of 6 tests fail
+        ex04c  free                        0 of  6 points   not written yet
+    """
     got, most = sum(record.score for record in records), sum(record.points for record in records)
     failed = [record for record in records if record.status != PASSED]
     statuses = {record.status for record in failed}
@@ -64,7 +80,11 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
 
 
 def real_text(records: list[Record], path: Path) -> str:
-    """What the real model wrote with the student's parts in the engine; or the first thing to look at."""
+    """What the real model wrote with the student's parts in the engine; or the first thing to look at.
+
+    Args:
+        records: of a run with `RunOptions(real=True)`. Their tests print each prompt and its continuation.
+    """
     failed = [record for record in records if record.status != PASSED]
     if failed:
         return "\n".join(next_step(failed[0], failed, path))
@@ -79,9 +99,16 @@ def real_text(records: list[Record], path: Path) -> str:
 
 
 def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
-    """What to look at: one failed test, or what keeps all of them from running."""
+    """What to look at: one failed test, or what keeps all of them from running; as lines.
+
+    Args:
+        record: the failed test to tell of.
+        failed: all failed tests, to say how many more there are of its exercise.
+        path: the student's file, named where something has to be written into it.
+    """
     others = sum(each.exercise == record.exercise for each in failed) - 1
     if record.status in FILE_PROBLEMS:
+        # These messages are prose and are wrapped; that of a test is laid out in columns and is not.
         lines = [line for text in indent(record.message) for line in wrap(text)]
         return [f"Next: {record.status}", *lines]
     if record.status == NOT_WRITTEN:
@@ -96,6 +123,7 @@ def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
     if record.hint:
         lines += field("hint", record.hint)
     if record.printed.strip():
+        # The last 8 lines: whoever prints in a loop is looking for the round in which it went wrong.
         lines += ["  printed", *indent("\n".join(record.printed.strip().splitlines()[-8:]), "    ")]
     if others:
         lines += [
@@ -117,7 +145,11 @@ def wrap(line: str) -> list[str]:
 
 
 def indent(message: str, spaces: str = "  ") -> list[str]:
-    """A message of several lines, each as it is; endless ones are cut."""
+    """A message of several lines, each as it is; endless ones are cut.
+
+    At most 12 lines of 400 characters: a student's function may return a list of a million slots, and the
+    message shows what it returned.
+    """
     lines = message.splitlines()
     shown = [line if len(line) <= 400 else line[:400] + " ..." for line in lines[:12]]
     if len(lines) > 12:
@@ -138,7 +170,12 @@ def age(path: Path) -> str:
 
 
 def progress(chapter: str, records: list[Record] | None) -> str:
-    """One line about a chapter for `status`; None: the student has not touched its file."""
+    """One line about a chapter for `status`; None: the student has not touched its file.
+
+    The bar has 20 characters and is rounded down, so it is full only when every point is there::
+
+        ch04_block_table             ##########..........  9 of 18 points
+    """
     if records is None:
         return f"  {chapter:<28} {'.' * 20}  not begun"
     got, most = sum(record.score for record in records), sum(record.points for record in records)

@@ -68,8 +68,11 @@ def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Pat
         command.append("--real")
     if len(targets) == 1 and targets[0].exercise is not None:
         command.append(f"--exercise={targets[0].exercise}")
+    # Tiny tensors: more threads would only wait for each other. And no options from the user's environment: -x
+    # would end the run at the first failure.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     environment.pop("PYTEST_ADDOPTS", None)
+    # No standard input: code that asks for some gets an EOFError, in place of waiting for nobody.
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -81,7 +84,11 @@ def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Pat
 
 
 def complete(log: RunLog, timed_out: bool) -> list[Record]:
-    """The records of a run, with one for each test that has none because the run broke off."""
+    """The records of a run, with one for each test that has none because the run broke off.
+
+    Example: a, b and c were collected, a has passed, b was running when the process ended. Then a stays
+    "passed", b and c are "ended the process", and c's message says that it never ran.
+    """
     done = {record.test for record in log.records}
     records = list(log.records)
     for test in log.tests:

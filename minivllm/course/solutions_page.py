@@ -1,4 +1,16 @@
-"""The solutions page for teachers, docs/instructor/solutions.md: every answer, folded away."""
+"""The solutions page for teachers, docs/instructor/solutions.md: every answer, folded away.
+
+One heading a chapter, one fold an exercise, so that a teacher can open one answer in class without showing
+the next::
+
+    Chapter 4: the block table.                  first line of the solution file's docstring
+      > ex04a blocks_needed                      <details>: closed until it is clicked
+          return cdiv(num_tokens, block_size)    what stands between the marks of ex04a
+          Wrong answers that the tests catch:    first docstring line of each mutants/ex04a_*.py
+
+The page is generated, as the stubs are: an answer pasted by hand would stay on the page after the tests had
+stopped accepting it. `python -m minivllm.course stubs --check` says so if it is out of date.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +39,7 @@ def make() -> str:
         parts.append(f"## {ast.get_docstring(ast.parse(text)).splitlines()[0]}\n")
         for exercise in exercises_of(chapter):
             answer = answer_of(exercise.id, text)
+            # Names of mutants begin with the exercise, so the file system is the list of them.
             mutants = sorted((SOLUTIONS.parent / "mutants").glob(f"{exercise.id}_*.py"))
             parts.append(
                 f"<details>\n<summary>{exercise.id} <code>{exercise.name}</code></summary>\n\n"
@@ -36,7 +49,15 @@ def make() -> str:
 
 
 def answer_of(exercise_id: str, solution: str) -> str:
-    """The lines between the marks of one exercise, moved to the left."""
+    """The lines between the marks of one exercise, moved to the left.
+
+    The indentation of the first mark is cut from every line: 4 spaces in a function, 8 in a method. What is
+    nested inside the answer stays nested.
+
+    Args:
+        exercise_id: for example "ex04b".
+        solution: text of the chapter's file in `tests/exercises/solutions`.
+    """
     lines = solution.splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip() == f"{BEGIN}{exercise_id}")
     end = next(i for i in range(start, len(lines)) if lines[i].strip() == END)
@@ -45,7 +66,8 @@ def answer_of(exercise_id: str, solution: str) -> str:
 
 
 def mistakes(mutants: list[Path]) -> str:
-    """What goes wrong most: the first lines of the mutants."""
+    """What goes wrong most: the first docstring line of each mutant, as a list in Markdown."""
+    # Not the first line of the file: that is a comment, and names the test that catches the mutant.
     rows = [
         f"- {ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))).splitlines()[0]}"
         for path in mutants
@@ -54,7 +76,10 @@ def mistakes(mutants: list[Path]) -> str:
 
 
 def write() -> list[Path]:
-    """Write the page; a list with its path if it has changed."""
+    """Write the page if it would change; a list with its path then, else an empty one.
+
+    A list, like that of `stubs.write_stubs`, so that the command line can print both as one.
+    """
     changed = stale()
     if changed:
         PAGE.parent.mkdir(parents=True, exist_ok=True)

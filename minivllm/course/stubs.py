@@ -32,6 +32,7 @@ def make_stub(solution: str) -> str:
     lines, inside = [], False
     for number, line in enumerate(solution.splitlines(), start=1):
         text = line.strip()
+        # A BEGIN inside an answer, or an END outside of one.
         if text.startswith(BEGIN) == inside and (text.startswith(BEGIN) or text == END):
             raise ValueError(f"line {number}: {text!r} without its partner.")
         if text.startswith(BEGIN):
@@ -68,6 +69,7 @@ def write_stubs() -> list[Path]:
     """
     changed = []
     for name, text in all_stubs().items():
+        # Asked before the old stub is overwritten: "untouched" means equal to it.
         begun = (STUDENT / name).exists() and not untouched(Path(name).stem, STUDENT)
         for path in (STUDENT / name, STUBS / name):
             is_stale = not path.exists() or path.read_text(encoding="utf-8") != text
@@ -122,6 +124,7 @@ def _with_stub_of(target: Target, path: Path, pristine: Path) -> str:
     except KeyError:
         raise CourseError(f"{path.name} no longer defines {definition}. {whole}") from None
     original = pristine.read_text(encoding="utf-8")
+    # Line numbers differ between the two files; only the name of the definition connects them.
     first, last = _lines_of(definition, original)
     lines, stub_lines = text.splitlines(), original.splitlines()
     return "\n".join([*lines[:start], *stub_lines[first:last], *lines[end:]]) + "\n"
@@ -131,6 +134,7 @@ def _lines_of(definition: str, text: str) -> tuple[int, int]:
     """Half-open line range of a top-level function or class, decorators included; KeyError if none."""
     for node in ast.parse(text).body:
         if getattr(node, "name", None) == definition:
+            # `lineno` is that of `def` or `class`; decorators stand above it.
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             return first - 1, node.end_lineno
     raise KeyError(definition)
