@@ -33,6 +33,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+# The tiny model, and at the same time the list of keys that may be overridden. Two of everything that could
+# be confused if there were one: 2 layers (layer 1 must not read layer 0's K and V), and 2 query heads a KV
+# head (the index of one is not the index of the other).
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -56,6 +59,7 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
+# What the models below have in common: vocabulary, positions, and 4 query heads a KV head.
 _LLAMA_3: dict[str, Any] = {
     "vocab_size": 128_256,
     "max_position_embeddings": 131_072,
@@ -79,6 +83,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """What these models set in `config.json`, apart from the scaling of their positions."""
 
+# The least that a chat template can be, in the Jinja that Hugging Face's tokenizers run. One question becomes
+#     <s>user: Hello</s><s>assistant:
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -102,7 +108,14 @@ def random_llama(
         byte_tokenizer: also write a tokenizer: token id = byte value, then `<s>` and `</s>`.
         config_overrides: keys of `config.json`, see `CONFIG`; unknown ones are a TypeError. `torch_dtype` is
             what the weights are rounded to.
+
+    Returns:
+        The folder, ready for `load_model` and for `transformers.AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        TypeError: an unknown key. ValueError: no shards, or a vocabulary that does not hold all bytes.
     """
+    # A key with a typo would end up in config.json, where nobody reads it, and the test would test nothing.
     unknown = sorted(set(config_overrides) - set(CONFIG))
     if unknown:
         raise TypeError(f"unknown config key {', '.join(unknown)}. Known: {', '.join(CONFIG)}.")
@@ -112,6 +125,7 @@ def random_llama(
     vocab_size = config["vocab_size"]
     if byte_tokenizer and vocab_size < 258:
         raise ValueError(f"byte_tokenizer needs vocab_size of at least 258, got {vocab_size}.")
+    # The tokenizer fixes its two special ids; without it they are the vocabulary's last two.
     bos, eos = (256, 257) if byte_tokenizer else (vocab_size - 2, vocab_size - 1)
     config |= {
         "bos_token_id": config_overrides.get("bos_token_id", bos),
@@ -131,6 +145,13 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
 
     The numbers are tuned by one measure: how many different tokens 48 greedy ones hold. Over 12 prompts
     and 4 seeds, tied, it is 11 at least and 32 in the median; with Hugging Face's initial scale at most 3.
+
+    All are drawn in float32 on the CPU and then rounded: a seed gives the same model in every dtype, but for
+    the rounding. They come from one stream, so a weight added in the middle would change all after it.
+
+    Args:
+        config: complete, as `random_llama` writes it.
+        seed: of a generator of its own; torch's global one is left alone.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, config["torch_dtype"])
@@ -140,13 +161,19 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator).mul_(std).add_(mean).to(dtype)
 
     def add_linear(name: str, out_features: int, in_features: int, gain: float, bias: bool) -> None:
-        """Inputs of size 1 give outputs of size `gain`, whatever the width."""
+        """Inputs of size 1 give outputs of size `gain`, whatever the width.
+
+        An output is a sum of `in_features` products with variance (gain**2 / in_features) each: gain**2 in
+        all. With 64 inputs and a gain of 1.5 a weight has a standard deviation of 1.5 / 8 = 0.19.
+        """
         weights[f"{name}.weight"] = normal(out_features, in_features, std=gain * in_features**-0.5)
         if bias:
             weights[f"{name}.bias"] = normal(out_features, std=0.5)
 
     hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query_size, kv_size = (config[f"num_{kind}_heads"] * head_dim for kind in ("attention", "key_value"))
+    # Queries and keys of size 1.5 give scores of size 1.5 * 1.5 = 2.25: the product of two heads of D numbers
+    # is sqrt(D) times as large, and attention divides by sqrt(D).
     # 0.4 gives logits of +-3 when the embedding is tied, that is, also the output matrix. The gain of 16 at
     # the end of each block keeps the residual stream from being mostly the last token's embedding: tied to
     # the output, it would vote for repeating that token.
@@ -175,8 +202,17 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
 
 
 def write_shards(folder: Path, weights: dict[str, Tensor], num_shards: int) -> None:
-    """Write `model.safetensors`, or `num_shards` files and the index that says which tensor lies where."""
+    """Write `model.safetensors`, or `num_shards` files and the index that says which tensor lies where.
+
+    Tensors are dealt out in turn, so that neighbours of a layer land in different files: a loader that reads
+    one file only, or assumes a layer lies in one, fails at once. Five tensors in two shards::
+
+        model-00001-of-00002.safetensors    a, c, e
+        model-00002-of-00002.safetensors    b, d
+        model.safetensors.index.json        {"weight_map": {"a": "model-00001-of-00002.safetensors", ...}}
+    """
     if num_shards == 1:
+        # The metadata is what transformers writes too: "pt" for PyTorch.
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
     weight_map = {}
@@ -203,7 +239,18 @@ def byte_symbols() -> list[str]:
 
 
 def write_byte_tokenizer(folder: Path, model_max_length: int) -> None:
-    """Write the tokenizer whose ids are the UTF-8 bytes, with `<s>` = 256, `</s>` = 257, a chat template."""
+    """Write the tokenizer whose ids are the UTF-8 bytes, with `<s>` = 256, `</s>` = 257, a chat template.
+
+    Example: "Hé" -> [72, 195, 169]. Every text has tokens, the model may sample any bytes, and a character
+    may be cut across tokens: the case that `detokenizer.py` exists for.
+
+    It is a BPE without merges, so that transformers loads it as it loads a real one. No token is added in
+    front of a prompt: the ids of a text are its bytes and nothing else.
+
+    Args:
+        folder: gets `tokenizer.json` and `tokenizer_config.json`.
+        model_max_length: written down for transformers; minivllm asks the model.
+    """
     vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
