@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from tokenizers import Tokenizer
 
-# GGUF name -> Hugging Face name; `blk.N.` is handled apart.
+# GGUF name -> Hugging Face name; `blk.N.` is handled apart. No biases: a Llama that has some is refused by
+# `hf_name`, and not converted without them.
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -53,7 +54,11 @@ CONTROL_TOKEN = 3  # GGUF's token type of `<|im_start|>` and its like: never pro
 
 
 def hf_name(gguf_name: str) -> str:
-    """Translate one tensor name, for example `blk.3.ffn_up.weight` -> `model.layers.3.mlp.up_proj.weight`."""
+    """Translate one tensor name, for example `blk.3.ffn_up.weight` -> `model.layers.3.mlp.up_proj.weight`.
+
+    Raises:
+        ValueError: a tensor that a plain Llama does not have. To leave it out would give fluent nonsense.
+    """
     if gguf_name in TOP_NAMES:
         return TOP_NAMES[gguf_name]
     prefix, layer, rest = gguf_name.split(".", 2)
@@ -66,6 +71,10 @@ def unpermute_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """Move the rows of every head from neighbour pairs to half-apart pairs (picture at the top).
 
     weight: (num_heads * D, hidden_size), both in and out.
+
+    The picture's head of 6 rows: (3 pairs, 2) swapped to (2, 3). Read row by row, the pairs
+    [0 3 | 1 4 | 2 5] become [0 1 2 | 3 4 5]. With several heads each is swapped on its own: one swap over all
+    rows would mix them, and still give a matrix of the right shape.
     """
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)  # (heads, D/2, 2, hidden)
@@ -73,7 +82,11 @@ def unpermute_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def hf_config(meta: dict[str, Any], tie_word_embeddings: bool) -> dict[str, Any]:
-    """Metadata of a GGUF Llama -> the content of `config.json`."""
+    """Metadata of a GGUF Llama -> the content of `config.json`.
+
+    `head_dim` is what GGUF calls the rope dimension: for a Llama every number of a head is rotated. A missing
+    key is a KeyError, since each of them changes the model and none can be guessed.
+    """
     heads, hidden = meta["llama.attention.head_count"], meta["llama.embedding_length"]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -160,7 +173,7 @@ def read_weights(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, np.ndarr
     import gguf
     from tqdm.auto import tqdm
 
-    weights = {}
+    weights = {}  # 135 M values of 4 bytes: 538 MB, all in memory until the file is written
     # gguf's arrays have torch's axis order, (out_features, in_features); the file's header has it reversed.
     for tensor in tqdm(reader.tensors, desc="Converting the weights, once", unit=" tensors"):
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -184,10 +197,12 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     reader = GGUFReader(gguf_file)
+    # Numbers, strings, lists of 49,152 strings: `contents` gives each field as Python has it.
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if meta["general.architecture"] != "llama":
         raise ValueError(f"{gguf_file} holds a {meta['general.architecture']!r} model, expected 'llama'.")
     weights = read_weights(reader, meta)
+    # GGUF has no flag for tied embeddings: a file without an output matrix means that they are.
     files = {
         "config.json": hf_config(meta, tie_word_embeddings="lm_head.weight" not in weights),
         "generation_config.json": special_token_ids(meta),
@@ -196,5 +211,6 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     build_tokenizer(meta).save(str(folder / "tokenizer.json"))
+    # safetensors asks for it; of what is contiguous already, no copy is made.
     contiguous = {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
