@@ -9,6 +9,9 @@ and some need packages that a study installation may lack.
 Every command prints a table, and with `--output-json` writes the same numbers with their provenance: the
 machine, the versions, the commit, the date. A number without these is an anecdote.
 
+What each is for: `throughput` a full engine, `latency` one batch, `serve` users who come and go, `sharing`
+and `memory` what the paper's ideas save, `vllm` the comparison with the real thing, `kernels` the GPU alone.
+
 vLLM V1: `vllm/benchmarks/` and `vllm bench --help`; the option names are vLLM's where it has them.
 """
 
@@ -31,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def load_command(name: str) -> ModuleType:
-    """Import the module of one command; an unknown name is a ValueError that lists the known ones."""
+    """Import the module of one command; an unknown name is a ValueError that lists the known ones.
+
+    Example: `load_command("latency").run` is `minivllm.bench.latency.run`.
+    """
     if name not in COMMANDS:
         raise ValueError(f"unknown benchmark {name!r}. Known: {', '.join(COMMANDS)}.")
     return importlib.import_module(COMMANDS[name][0])
@@ -44,7 +50,11 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; `argv` is what follows `python -m minivllm bench`."""
+    """Run one command; `argv` is what follows `python -m minivllm bench`.
+
+    Returns:
+        The exit status: the command's own, 0 for help, 2 for a command that does not exist.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
@@ -55,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     parser = argparse.ArgumentParser(
         prog=f"python -m minivllm bench {argv[0]}",
+        # The first line of a command's docstring is its help text; so it has to make sense alone.
         description=(module.__doc__ or "").strip().split("\n", maxsplit=1)[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -14,6 +14,11 @@ All backends live in one process and take turns, `--repeats` times. What is prin
 - the share of the matrix-product bound (`matmul_bound.py`), and with `--profile` where the rest went;
 - the memory: weights, KV blocks, workspace, and what else the process took at its peak.
 
+How the runs alternate, so that a machine that slows down slows them all (three backends, three repeats)::
+
+    minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
+    '---- a turn: each runs all requests once ----'
+
 `--num-running N` holds exactly N sequences running: N requests of one size. vLLM V1:
 `vllm/benchmarks/throughput.py`.
 """
@@ -58,7 +63,10 @@ OURS = "minivllm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The command's options.
+
+    The shared ones are in `options.py`; here stand who runs, how often, and what the peers are allowed.
+    """
     add_workload_arguments(parser)
     add_engine_arguments(parser)
     add_output_arguments(parser)
@@ -90,15 +98,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure and report.
+
+    Args:
+        args: the parsed options of `add_arguments`; `--num-running` overwrites three of them.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: options that contradict each other; `bench.main` shows the text as a usage error.
+    """
+    # Peers and baselines are checked token by token against ours, and two random samplers never agree.
     if args.sampling != "greedy" and args.backend != [OURS]:
         raise ValueError(f"--sampling {args.sampling} needs --backend {OURS}: the others run greedy only.")
+    # As many requests as seats, all of one size: nobody waits, nobody leaves early, the batch is constant.
     if args.num_running is not None:
         args.workload, args.num_prompts, args.max_num_seqs = "fixed", args.num_running, args.num_running
     folder = resolve_model(args.model)
     requests = requests_from(
         args,
         vocab_size_of(folder),
+        # A function, not a tokenizer: only ShareGPT files hold text, and loading one takes time.
         lambda text: load_tokenizer(folder).encode(text, add_special_tokens=False),
     )
     result: dict[str, Any] = {
@@ -120,10 +141,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str, Any]:
-    """Set up, warm up, take turns; everything the report needs."""
+    """Set up, warm up, take turns; everything the report needs.
+
+    Args:
+        args: the command's options.
+        requests: the workload, the same for every backend.
+
+    Returns:
+        The measured part of the result: `backends` (rates of each), `reference` (whose tokens the others are
+        compared with), `same_tokens`, and for minivllm `memory`, `bound` and, if asked for, `profile`.
+    """
+    # Without duplicates, in the order given.
     names = list(dict.fromkeys(args.backend))
     # What each backend runs once before its clock counts: every prompt, and a few decoding steps.
     warm_up = [replace(request, output_len=min(16, request.output_len)) for request in requests]
+    # vLLM's process must end whatever happens; the stack holds it only if that backend was asked for.
     with ExitStack() as stack:
         backends: dict[str, Backend] = {}
         ours, result = None, {}
@@ -133,18 +165,22 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str,
             backends[OURS] = ours.backend
             result["memory"] = ours.memory
         for name, backend in make_others(args, requests, stack).items():
+            # Not ours: `OurRuns` has warmed it up with the whole workload.
             backend.run(warm_up)
             backends[name] = backend
 
         seconds: dict[str, list[float]] = {name: [] for name in names}
+        # Of the last turn only: greedy text is the same each time.
         tokens: dict[str, list[list[int]]] = {}
         for _ in range(args.repeats):
             for name in names:
                 timed = ours.run(requests) if name == OURS else backends[name].run(requests)
+                # Inside the turn, so that wrong lengths end the benchmark before they become a rate.
                 check_run(name, requests, timed)
                 seconds[name].append(timed.seconds)
                 tokens[name] = timed.token_ids
 
+    # Whoever was named first stands in where minivllm does not run: ratios and equal texts need somebody.
     reference = OURS if ours is not None else names[0]
     result["reference"] = reference
     result["backends"] = {name: rates(seconds[name], requests) for name in names}
@@ -157,9 +193,19 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str,
 
 
 class OurRuns:
-    """minivllm's own runs, of which more is recorded: memory, steps, the matrix-product bound."""
+    """minivllm's own runs, of which more is recorded: memory, steps, the matrix-product bound.
+
+    Attributes:
+        backend: who generates; timed like any other.
+        memory: of one run of the workload before any timing, see `memory_of`.
+        bound: knows the row counts of that run, and measures their matrix products again after each.
+        steps: one list of records for each timed run.
+
+    Only this engine can be looked into; peers are timed from outside and nothing else.
+    """
 
     def __init__(self, args: argparse.Namespace, requests: list[BenchRequest]) -> None:
+        # Three moments of the memory: before the model, the peak of loading it, the peak of running.
         before = resident_bytes()
         reset_peak_rss()
         self.backend = make_baseline(OURS, args.model, engine_options(args))
@@ -171,11 +217,16 @@ class OurRuns:
             self.backend.run(requests)
         self.memory = memory_of(self.engine, len(recorded.blocks))
         self.memory |= {"resident_before_loading": before, "peak_rss_loading": peak_loading}
+        # Which row counts occur is known only now. They repeat in every run, as all lengths are fixed.
         self.bound = MatmulBound(self.engine.runner.model, recorded.records)
         self.steps: list[list[StepRecord]] = []
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
-        """A run, and after it the matrix products alone, on a machine in the same mood."""
+        """A run, and after it the matrix products alone, on a machine in the same mood.
+
+        The bound is measured right after, and not once at the start: on a shared machine both then slow down
+        together, and their ratio, the share, stays.
+        """
         with record_steps(self.engine) as recorded:
             timed = self.backend.run(requests)
         self.steps.append(recorded.records)
@@ -183,7 +234,10 @@ class OurRuns:
         return timed
 
     def profile(self, requests: list[BenchRequest]) -> dict[str, Any]:
-        """Where a step's time goes, from one more run."""
+        """Where a step's time goes, from one more run.
+
+        A run of its own, as the timers cost a percent or so; it does not count among the timed ones.
+        """
         with profile_steps(self.engine) as profile:
             self.backend.run(requests)
         return {
@@ -196,8 +250,18 @@ class OurRuns:
 def make_others(
     args: argparse.Namespace, requests: list[BenchRequest], stack: ExitStack
 ) -> dict[str, Backend]:
-    """Baselines and peers. One Hugging Face model serves both of its backends; `stack` ends vLLM."""
+    """Baselines and peers. One Hugging Face model serves both of its backends; `stack` ends vLLM.
+
+    Args:
+        args: the command's options; `--backend` names who.
+        requests: the workload; vLLM has to know its longest sequence when it starts.
+        stack: entered here by backends that must be ended.
+
+    Returns:
+        Backends by name, in the order given, ready to run. minivllm is not among them.
+    """
     names = [name for name in dict.fromkeys(args.backend) if name != OURS]
+    # Loaded only if somebody needs it: the weights a second time are half a gigabyte.
     hf = load_hf_model(args.model, args.dtype, args.device) if {"hf", "hf-continuous"} & set(names) else None
     backends: dict[str, Backend] = {}
     for name in names:

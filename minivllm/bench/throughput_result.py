@@ -6,6 +6,9 @@ Everything is a dictionary that goes into the JSON file as it is and is printed 
     rates([10.0, 8.0], requests)["output_tokens_per_second"]
         {"median": 90.0, "min": 80.0, "max": 100.0, "values": [80.0, 100.0]}       for 800 output tokens
 
+Every run has its own rate, and the median is taken of these: for an odd number of runs the rate of the median
+time. A mean of rates would favour the fast runs.
+
 vLLM V1: the second half of `main` in `vllm/benchmarks/throughput.py`.
 """
 
@@ -23,7 +26,15 @@ from minivllm.engine import LLMEngine
 
 
 def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
-    """Seconds and rates of one backend, each with its spread."""
+    """Seconds and rates of one backend, each with its spread.
+
+    Args:
+        seconds: wall time of each run.
+        requests: the workload, which says how many tokens a run is worth. `check_run` has seen to it that
+            every backend generated exactly these.
+
+    Example, 800 output tokens, runs of 10 and 8 seconds: 80 and 100 output tokens/s, median 90.
+    """
     num_output = sum(request.output_len for request in requests)
     num_total = sum(request.num_tokens for request in requests)
     return {
@@ -35,7 +46,11 @@ def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
 
 
 def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
-    """Requests whose output tokens are all the same in both."""
+    """Requests whose output tokens are all the same in both.
+
+    All or nothing: after the first different token the texts go their own ways, and to count equal tokens
+    behind it would count accidents.
+    """
     return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
 
 
@@ -44,6 +59,17 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
 
     Twice: beyond the whole KV cache, which is what counts where its zeros are real memory, and beyond the
     blocks that were written, where the system hands out zeros lazily.
+
+    Args:
+        engine: after the run; its `memory()` says what it has set aside.
+        num_blocks_written: different KV blocks that the run wrote to.
+
+    Returns:
+        Bytes, but for `report` (text), `num_blocks` and `num_tokens`. The peaks are None where the system
+        does not tell them.
+
+    Example: 100 blocks written, 16 tokens each, SmolLM2 in float32 at 46,080 bytes a token (30 layers x 2 x 3
+    heads x 64 x 4 bytes) are 73,728,000 bytes, whatever `--num-blocks` reserved.
     """
     report = engine.memory()
     written = num_blocks_written * engine.config.block_size * report.bytes_per_token
@@ -68,7 +94,17 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
 
 
 def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
-    """Share of the bound over the whole run, and in the steps of the most frequent decode batch."""
+    """Share of the bound over the whole run, and in the steps of the most frequent decode batch.
+
+    Args:
+        bound: has measured the products of all row counts, once after each run.
+        runs: the steps of each timed run.
+        seconds: wall time of each timed run.
+
+    Returns:
+        The whole run's share, the measured tables in milliseconds by number of rows, and under `decode` the
+        most frequent batch of steps that only decode (None if there was none).
+    """
     layers, head = bound.tables()
     total = median(bound.seconds(steps) for steps in runs)
     result: dict[str, Any] = {
@@ -81,6 +117,8 @@ def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[flo
     }
     decode = [step for steps in runs for step in steps if step.is_decode]
     if decode:
+        # The commonest number of sequences: with `--num-running 32` that is 32, in a mixed workload whatever
+        # ran longest. One batch size and not a mean over all, because a share depends on it.
         (rows, _), *_ = Counter(step.num_tokens for step in decode).most_common(1)
         same = [step for step in decode if step.num_tokens == rows]
         step_ms, matmul_ms = 1e3 * median(s.seconds for s in same), 1e3 * bound.seconds(same[:1])
