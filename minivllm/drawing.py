@@ -14,14 +14,27 @@ from minivllm.trace import StepRecord, Trace
 
 
 def fullest_step(trace: Trace) -> StepRecord:
-    """The step after which the most slots were filled. ValueError if the trace has none."""
+    """The step after which the most slots were filled, the first of equals. ValueError if the trace has none.
+
+    The one worth drawing: after the last step nobody holds a block any more. Slots that sequences share count
+    once for each of them.
+    """
     if not trace.steps:
         raise ValueError("the trace has no steps: nothing has run yet.")
     return max(trace.steps, key=lambda record: sum(record.filled.values()))
 
 
 def draw_block_tables(record: StepRecord, block_size: int, max_columns: int = 8) -> str:
-    """One line a sequence; block tables longer than `max_columns` blocks are cut in the middle."""
+    """One line a sequence; block tables longer than `max_columns` blocks are cut in the middle.
+
+    In the middle, because the ends tell the most: shared blocks stand at the beginning, the partly filled one
+    is the last. Columns are as wide as their widest entry, so the drawings of all sequences line up.
+
+    Args:
+        record: one step of a trace.
+        block_size: `Trace.block_size`, tokens a block.
+        max_columns: blocks drawn a line; of more, the first and the last `max_columns // 2` stay.
+    """
     lines = []
     for seq_id, block_ids in record.block_tables.items():
         filled = record.filled[seq_id]

@@ -26,6 +26,7 @@ from minivllm.config import EngineConfig
 from minivllm.kv_cache import KVCache
 from minivllm.llama import LlamaForCausalLM
 
+# Small enough for a laptop beside a browser, large enough for 23,296 tokens of SmolLM2-135M in float32.
 CPU_KV_CACHE_BYTES = 1 << 30
 
 
