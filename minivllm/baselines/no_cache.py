@@ -45,7 +45,10 @@ def greedy_without_cache(
 
 
 def hugging_face_logits(model: PreTrainedModel) -> NextLogits:
-    """`next_logits` of a Hugging Face model."""
+    """`next_logits` of a Hugging Face model.
+
+    Without its cache too: it is the oracle, and a cache is one more thing that could be wrong.
+    """
 
     @torch.inference_mode()
     def next_logits(token_ids: list[int]) -> torch.Tensor:
@@ -63,6 +66,8 @@ def llama_logits(model: LlamaForCausalLM, block_size: int = 16) -> NextLogits:
     def next_logits(token_ids: list[int]) -> torch.Tensor:
         num_tokens, num_blocks = len(token_ids), cdiv(len(token_ids), block_size)
         positions = torch.arange(num_tokens, device=weight.device)  # (T,)
+        # Blocks 0, 1, 2, ... in order, so the slot of a position is its own number: the one case in which the
+        # positions can be passed as the slot_mapping.
         metadata = AttentionMetadata(
             slot_mapping=positions,
             block_tables=torch.arange(num_blocks, dtype=torch.int32, device=weight.device)[None],  # (1, B)

@@ -68,8 +68,8 @@ def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Pat
         command.append("--real")
     if len(targets) == 1 and targets[0].exercise is not None:
         command.append(f"--exercise={targets[0].exercise}")
-    # Tiny tensors: more threads would only wait for each other. And no options from the user's environment: -x
-    # would end the run at the first failure.
+    # Tiny tensors: more threads would only wait for each other. And no pytest options from the user's
+    # environment: -x would end the run at the first failure.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     environment.pop("PYTEST_ADDOPTS", None)
     # No standard input: code that asks for some gets an EOFError, in place of waiting for nobody.

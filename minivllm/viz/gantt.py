@@ -31,7 +31,11 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
 
     Args:
         traces: title -> trace, top to bottom.
-        num_seats: rows to draw; None: as many as the fullest step of any trace needs.
+        num_seats: rows to draw; None: as many as the fullest step of any trace needs. Fewer than that are
+            never drawn: a request must not vanish. More show seats that nobody ever took.
+
+    Raises:
+        ValueError: no trace, or one without steps.
     """
     if not traces or not all(trace.steps for trace in traces.values()):
         raise ValueError("gantt needs at least one trace, and every trace at least one step.")
@@ -39,6 +43,8 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
     num_steps = max(len(trace.steps) for trace in traces.values())
     most = 1 + max(work.seat for plan in plans.values() for work in plan)
     num_seats = most if num_seats is None else max(num_seats, most)
+    # Inches: a seat is 0.2 high, a step 0.21 wide, between a readable width and that of a page. 30 steps give
+    # 7.7 inches; from 44 on it is 10.5 and the cells get narrower.
     heights = [0.42 + 0.2 * num_seats, 1.0] * len(traces)
     fig = new_figure(min(10.5, max(6.0, 1.4 + 0.21 * num_steps)), sum(heights) + 0.5)
     axes = fig.subplots(2 * len(traces), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -51,7 +57,12 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
 
 
 def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats: int) -> None:
-    """The plan: a cell for each request and step."""
+    """The plan: a cell for each request and step.
+
+    A cell is centred on its step, so the number on the axis stands under it. Seat 0 is on top, as a list is
+    read.
+    """
+    # Colours go by request, not by seat: a request that is preempted may come back to another seat.
     order = request_order(trace)
     before: dict[int, str] = {}  # seat -> who sat there in the last cell drawn
     # An id needs a cell of about 0.2 inches; in a narrower one it stands to the right of the frame.
@@ -59,6 +70,8 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     roomy = ax.get_figure().get_figwidth() / (right - left) > 0.2
     for work in plan:
         style = request_style(order[work.request_id])
+        # The scheduler knows no phases. More than one token for a request in a step is (a part of) a prompt,
+        # tokens computed again after a preemption, or several sequences of one request.
         prefill = work.num_tokens > 1
         cell = Rectangle(
             (work.step - 0.5, work.seat + 0.08), 1, 0.84, facecolor=style.fill, edgecolor=style.edge,
@@ -77,6 +90,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
             )  # fmt: skip
         before[work.seat] = work.request_id
     busy = {(work.step, work.seat) for work in plan}
+    # Only while somebody waits: a seat that nobody wants is no fault of the scheduler.
     idle = [
         (step, seat)
         for step, record in enumerate(trace.steps)
@@ -98,7 +112,10 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
 
 
 def _draw_memory(ax: Axes, trace: Trace) -> None:
-    """Blocks in use, step by step; the peak and the preemptions marked."""
+    """Blocks in use, step by step; the peak and the preemptions marked.
+
+    The dashed line is the size of the pool. Half a pool of air above it holds the text and the marks.
+    """
     used = blocks_in_use(trace)
     peak = max(used)
     colour, _ = MEMORY_STYLE["used"]
@@ -121,7 +138,11 @@ def _draw_memory(ax: Axes, trace: Trace) -> None:
 
 
 def blocks_in_use(trace: Trace) -> list[int]:
-    """Distinct blocks that somebody holds while each step runs."""
+    """Distinct blocks that somebody holds while each step runs.
+
+    Distinct: two sequences with the tables (7, 2) and (7, 5) hold 3 blocks. Cached blocks that nobody holds
+    are free and do not count.
+    """
     return [
         len({block_id for block_ids in tables_during(record).values() for block_id in block_ids})
         for record in trace.steps

@@ -35,6 +35,9 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
 
     Args:
         traces: title -> trace, left to right. Their pools should be of one size.
+
+    Raises:
+        ValueError: no trace, or one without steps.
     """
     if not traces or not all(trace.steps for trace in traces.values()):
         raise ValueError("memory_area needs at least one trace, and every trace at least one step.")
@@ -69,7 +72,11 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
 
 
 def _stairs(layers: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Edges and layers drawn as stairs: a step lasts from its number to the next, there are no slopes."""
+    """Edges and layers drawn as stairs: a step lasts from its number to the next, there are no slopes.
+
+    Each value appears at both ends of its step. Example: the layer [1, 3] of two steps becomes the edges
+    [0, 1, 1, 2] and the values [1, 1, 3, 3].
+    """
     num_steps = len(layers[0])
     edges = [*[number for number in range(num_steps) for _ in (0, 1)][1:], num_steps]
     return edges, [[value for value in layer for _ in (0, 1)] for layer in layers]
@@ -79,6 +86,13 @@ def request_area(trace: Trace, bytes_per_token: int) -> Figure:
     """Bytes of K and V that each request holds, step by step, stacked: the price of the KV cache as it grows.
 
     Tokens only, without the empty ends of blocks; a shared token counts for each request that sees it.
+
+    Args:
+        bytes_per_token: K and V of one token in all layers (`ModelConfig.kv_bytes_per_token`). The toy model:
+            2 * 2 layers * 2 KV heads * 16 * 4 bytes = 512, so a prompt of 6 tokens is 3,072 bytes.
+
+    Raises:
+        ValueError: the trace has no steps.
     """
     if not trace.steps:
         raise ValueError("request_area needs a trace with at least one step.")

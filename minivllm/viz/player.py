@@ -43,15 +43,21 @@ class TracePlayer:
 def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
     """The player of a trace that keeps words.
 
+    Args:
+        trace: made with `Trace(word_of=...)`.
+        max_steps: the page holds every step as data, whether anybody looks at it or not.
+
     Raises:
         ValueError: the trace has no steps, more than `max_steps` (a page should stay small), or no words.
     """
     if not 0 < len(trace.steps) <= max_steps:
         raise ValueError(f"the player shows 1 to {max_steps} steps, this trace has {len(trace.steps)}.")
     frames = json.dumps([frame(trace, number) for number in range(len(trace.steps))], separators=(",", ":"))
+    # Two players of one trace have one key; the script starts each element with that key once.
     key = hashlib.sha256(frames.encode()).hexdigest()[:12]
     # "</" would end the script element; in JSON the slash may be escaped.
     data = frames.replace("</", "<\\/")
+    # Into the page itself, and not linked: a notebook that is mailed to somebody has no files beside it.
     source = files("minivllm.viz")
     style = (source / "player.css").read_text(encoding="utf-8")
     script = (source / "player.js").read_text(encoding="utf-8").replace("PLAYER_KEY", key)
@@ -73,7 +79,16 @@ def summarize(trace: Trace) -> str:
 
 
 def frame(trace: Trace, number: int) -> dict[str, Any]:
-    """All that the player shows of one step, as plain data."""
+    """All that the player shows of one step, as plain data. The first step of the worked example::
+
+        {"step": 0, "caption": "Request 0 computes positions 0 to 5; new blocks: 7, 2.",
+         "sequences": [{"request": "0", "sequence": 0, "fill": ..., "edge": ...,
+                        "blocks": [{"block": 7, "cells": [{"word": "Four", "new": True}, ...]}, ...]}],
+         "waiting": [], "free": [4, 1, 0, 3, 6, 5], "ref_counts": [(2, 1), (7, 1)]}
+
+    Cells are those of the step while it runs, free queue and reference counts those after it. Counts are
+    pairs and no dict, because keys of JSON objects are strings.
+    """
     record, size, order = trace.steps[number], trace.block_size, request_order(trace)
     tables, filled, words = tables_during(record), filled_during(record), slot_words(trace, number)
     new = {
@@ -86,6 +101,7 @@ def frame(trace: Trace, number: int) -> dict[str, Any]:
         for index, block_id in enumerate(tables[seq_id]):
             cells = []
             for offset in range(size):
+                # A slot beyond the filled ones may hold the word of an earlier owner: it is not this one's.
                 slot, stored = block_id * size + offset, index * size + offset < filled[seq_id]
                 cells.append({"word": words[slot] if stored else "", "new": stored and slot in new})
             blocks.append({"block": block_id, "cells": cells})
@@ -103,7 +119,7 @@ def frame(trace: Trace, number: int) -> dict[str, Any]:
 
 
 def caption(record: StepRecord, trace: Trace) -> str:
-    """What happens in one step, in a few short sentences."""
+    """What happens in one step, in a few short sentences, in the order in which it happens."""
     before = _tables_before(record, trace)
     parts = [f"Request {name} is preempted: its blocks are free again." for name in record.preempted]
     parts += [f"Block {source} is copied to block {target}." for source, target in record.blocks_to_copy]
@@ -126,7 +142,11 @@ def _tables_before(record: StepRecord, trace: Trace) -> dict[int, tuple[int, ...
 
 
 def _work(row: ScheduledRecord, before: tuple[int, ...]) -> str:
-    """One row of the batch in words: which positions, which new blocks."""
+    """One row of the batch in words: which positions, which new blocks.
+
+    A block that came by copy-on-write is new as well, and so is one found in the prefix cache: it was not in
+    the table before (`before`: the table after the previous step).
+    """
     last = row.start + row.num_tokens - 1
     what = f"position {row.start}" if row.num_tokens == 1 else f"positions {row.start} to {last}"
     new = [block_id for block_id in row.block_ids if block_id not in before]

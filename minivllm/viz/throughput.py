@@ -21,7 +21,10 @@ from minivllm.viz.usage import num_output_tokens
 
 
 def tokens_per_step(trace: Trace) -> float:
-    """Output tokens divided by steps."""
+    """Output tokens divided by steps: the mean number of sequences that gained a token.
+
+    One request alone (n=1, its prompt in one step) gives 1.0: every step samples one token, the first too.
+    """
     return num_output_tokens(trace) / len(trace.steps)
 
 
@@ -35,6 +38,9 @@ def throughput_waterfall(traces: dict[str, Trace]) -> Figure:
 
     Args:
         traces: label -> trace of the same requests.
+
+    Raises:
+        ValueError: no trace, one without steps, or traces of different numbers of output tokens.
     """
     if not traces or not all(trace.steps for trace in traces.values()):
         raise ValueError("throughput_waterfall needs at least one trace, and every trace at least one step.")

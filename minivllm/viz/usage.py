@@ -99,7 +99,13 @@ def _asked_slots(trace: Trace) -> dict[int, int]:
 
 
 def _memory_of(record: StepRecord, trace: Trace, needed: dict[int, int], asked: dict[int, int]) -> MemoryUse:
-    """The kinds of one step. A block that several sequences share counts once, with its fullest holder."""
+    """The kinds of one step. A block that several sequences share counts once, with its fullest holder.
+
+    The picture at the top of this file, block by block, as (used, used at the longest, asked for)::
+
+        paged        (4, 4, 4) (1, 2, 4)    used 5   reserved 6 - 5   internal 8 - 6   rounding 8 - 8
+        contiguous   (3, 4, 4) (0, 0, 2)    used 3   reserved 4 - 3   internal 6 - 4   rounding 8 - 6
+    """
     size, tables, filled = trace.block_size, tables_during(record), filled_during(record)
     # block id -> slots of it that are used / will be / were asked for, the most over its holders
     blocks: dict[int, tuple[int, int, int]] = {}
@@ -125,7 +131,10 @@ def _memory_of(record: StepRecord, trace: Trace, needed: dict[int, int], asked: 
 
 
 def wasted_share(trace: Trace) -> float:
-    """Share of the held slots that hold no token, over the whole run (each step weighs what it held)."""
+    """Share of the held slots that hold no token, over the whole run (each step weighs what it held).
+
+    Example: 5 of 10 held slots used in one step, 25 of 30 in the next: 1 - 30 / 40 = 25 %.
+    """
     uses = memory_use(trace)
     return 1 - sum(use.used for use in uses) / sum(use.held for use in uses)
 
@@ -186,7 +195,11 @@ class Work:
 
 
 def seating(trace: Trace) -> list[Work]:
-    """Give each request the lowest seat that is empty when it starts, until it finishes or is preempted."""
+    """Give each request the lowest seat that is empty when it starts, until it finishes or is preempted.
+
+    The scheduler counts seats and does not number them; the numbers are a way to draw a batch. All sequences
+    of a request sit in one seat.
+    """
     seats: dict[str, int] = {}
     work: list[Work] = []
     for number, record in enumerate(trace.steps):
