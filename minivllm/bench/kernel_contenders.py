@@ -4,6 +4,13 @@ Every contender on a shape is first compared with torch's attention in float32; 
 measured. A peer that this installation cannot run (flex attention wants a compiler, flash-attn a wheel) is
 named and left out; our own kernels may not fail.
 
+How one time is taken, `--repeats` times over::
+
+    flush (512 MB of zeros push K and V out of the L2 cache) | start event | graph replay | end event
+
+Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
+host waits once, after all repeats.
+
 Timing works on a GPU only, but everything else here runs on the CPU too, with a timer that measures nothing;
 so `tests/kernels/test_bench_kernels.py` can check that every contender computes the same thing.
 """
@@ -19,13 +26,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from minivllm.bench.kernel_shapes import DecodeShape, Measurement, PrefillShape
 from minivllm.bench.report import Spread
 
+# Tokens in a KV block, as in the engine and in vLLM.
 BLOCK_SIZE = 16
 FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
 Call = Callable[[], torch.Tensor]
 
 
 class Timer:
-    """Times calls on the GPU with a cold L2 cache."""
+    """Times calls on the GPU with a cold L2 cache.
+
+    Args:
+        repeats: timed replays of each call, at least 1.
+    """
 
     device = torch.device("cuda")
 
@@ -36,7 +48,20 @@ class Timer:
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
 
     def __call__(self, call: Call) -> Spread:
-        """Microseconds of `call`, captured once in a CUDA graph and replayed."""
+        """Microseconds of `call`, captured once in a CUDA graph and replayed.
+
+        Args:
+            call: launches work on the current stream, with the same arguments each time; its result is
+                dropped.
+
+        Returns:
+            Microseconds of every replay. CUDA events count milliseconds, hence the factor.
+
+        Why a graph: launching our kernel from Python takes longer than some of the shapes compute, and an
+        engine that decodes replays a graph as well. What would be timed otherwise is Python.
+        """
+        # Compiling and loading a kernel are no operations that a graph can hold, so they have to happen
+        # before. PyTorch asks for the warm-up to be on a side stream.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles and warms up; a capture must not
@@ -46,6 +71,7 @@ class Timer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
+        # Once untimed: the first replay uploads the graph.
         graph.replay()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
         for start, end in events:
@@ -58,7 +84,11 @@ class Timer:
 
 
 def measure_copy(timer: Timer, num_bytes: int = 1 << 30) -> float:
-    """Bytes per second of a device-to-device copy, read and written bytes together."""
+    """Bytes per second of a device-to-device copy, read and written bytes together.
+
+    1 GiB by default, far beyond any cache. This is what "100%" means in the results: no data sheet says what
+    a kernel can really get.
+    """
     source = torch.empty(num_bytes, dtype=torch.int8, device=timer.device)
     destination = torch.empty_like(source)
     return 2 * num_bytes / (timer(lambda: destination.copy_(source)).median * 1e-6)
@@ -66,7 +96,14 @@ def measure_copy(timer: Timer, num_bytes: int = 1 << 30) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The same keys and values twice: contiguous for the peers, paged in random blocks for our kernels."""
+    """The same keys and values twice: contiguous for the peers, paged in random blocks for our kernels.
+
+    Example with R = 2, n = 32 and S = 16, block_tables [[2, 0], [3, 1]]::
+
+        key[0] = [ tokens 0..15 | tokens 16..31 ]        key_cache[2] = key[0, :16]     key_cache[0] = key[0,
+        16:] key[1] = [ tokens 0..15 | tokens 16..31 ]        key_cache[3] = key[1, :16]     key_cache[1] =
+        key[1, 16:]
+    """
 
     query: torch.Tensor  # (R, t, Hq, D)
     key: torch.Tensor  # (R, n, Hkv, D)
@@ -83,7 +120,14 @@ class Batch:
 
 
 def make_batch(shape: DecodeShape | PrefillShape, dtype: torch.dtype, device: torch.device) -> Batch:
-    """Random numbers, N(0, 1); in all shapes the tokens fill whole blocks."""
+    """Random numbers, N(0, 1); in all shapes the tokens fill whole blocks.
+
+    Args:
+        shape: how many sequences, how long, which heads.
+        dtype: of queries, keys and values.
+        device: where the tensors live.
+    """
+    # The same numbers for every shape and every run, so that a failure can be repeated.
     torch.manual_seed(0)
     heads, num_seqs = shape.heads, shape.num_seqs
     is_decode = isinstance(shape, DecodeShape)
@@ -94,6 +138,8 @@ def make_batch(shape: DecodeShape | PrefillShape, dtype: torch.dtype, device: to
     for _ in range(2):
         size = (num_seqs, seq_len, heads.num_kv_heads, heads.head_dim)
         packed.append(torch.randn(size, dtype=dtype, device=device))
+        # (R, n, ...) cut into (R * n / S, S, ...): row i is the i-th block of all sequences in order, and
+        # goes to the physical block tables[i].
         blocks = packed[-1].view(-1, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
         paged.append(torch.empty_like(blocks))
         paged[-1][tables] = blocks
@@ -103,7 +149,11 @@ def make_batch(shape: DecodeShape | PrefillShape, dtype: torch.dtype, device: to
 
 
 def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether the relative error (2-norm) is below 1%; absolutely, zeros are close for long sequences."""
+    """Whether the relative error (2-norm) is below 1%; absolutely, zeros are close for long sequences.
+
+    16-bit rounding is a few tenths of a percent at most. Leave out one block of 64, and with near-equal
+    weights the output is off by about sqrt(1/64) = 12%.
+    """
     return bool((actual.float() - expected).norm() < 0.01 * expected.norm())
 
 
@@ -114,6 +164,12 @@ def measure_all(
 
     Raises:
         RuntimeError: one of our own kernels gives another answer than `expected`.
+
+    Args:
+        ours: calls by name; must work.
+        peers: calls by name; may fail.
+        expected: the right answer, float32, in the shape that our calls return.
+        timer: a `Timer`, or what the tests put in its place.
     """
     for name, call in ours.items():
         if not is_right(call(), expected):
@@ -132,7 +188,12 @@ def measure_all(
 
 
 def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
-    """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
+    """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D).
+
+    Args:
+        batch: K and V in both forms; the peers use the contiguous one.
+        causal: whether a query sees only keys up to its own position (prefill), or all (decode).
+    """
     return sdpa_peer(batch, causal) | flex_peer(batch, causal) | flash_peer(batch, causal)
 
 
@@ -148,9 +209,11 @@ def sdpa_peer(batch: Batch, causal: bool) -> dict[str, Call]:
 
 def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     """torch's flex attention, compiled for exactly this shape."""
+    # Imported when needed: it brings in torch's compiler.
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = batch.by_head
+    # Decode needs no mask: the one query is the last token and sees all keys.
     mask, length = None, q.shape[2]
     if causal:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
@@ -176,7 +239,16 @@ def flash_peer(batch: Batch, causal: bool) -> dict[str, Call]:
 
 
 def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """All contenders on one decode shape."""
+    """All contenders on one decode shape.
+
+    Args:
+        shape: one of `DECODE_SHAPES`, as a rule.
+        dtype: float16 or bfloat16 on a GPU.
+        timer: also says on which device.
+
+    Yields:
+        Our kernel as the heuristics split it, with 1 and with 16 splits, the naive lesson, then the peers.
+    """
     from kernels.heuristics import chip_of, choose_num_splits
     from kernels.paged_attention import paged_attention, paged_attention_naive
 
@@ -191,6 +263,7 @@ def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iter
         "minivllm, 16 splits": 16,
     }
     ours: dict[str, Call] = {
+        # `n=number` binds now; a plain `number` would be 16 in all three when they are called.
         name: lambda n=number: paged_attention(query, *caches, scale, num_splits=n)
         for name, number in splits.items()
     }
@@ -208,11 +281,16 @@ def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iter
 
 
 def measure_prefill(shape: PrefillShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """Our kernel and, for fresh prompts, the peers."""
+    """Our kernel and, for fresh prompts, the peers.
+
+    Prompts with context have no peers: torch's `is_causal` lines the mask up with the first key, and here the
+    queries are the last tokens.
+    """
     from kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
     query = batch.query.flatten(0, 1)  # (T, Hq, D)
+    # query_start_loc, (R + 1,): all queries have one length, so 0, 512, 1024, ...
     starts = torch.arange(shape.num_seqs + 1, dtype=torch.int32, device=query.device) * shape.query_len
     args = (query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens, starts)
     scale = shape.heads.head_dim**-0.5
@@ -224,7 +302,13 @@ def measure_prefill(shape: PrefillShape, dtype: torch.dtype, timer: Timer) -> It
 
 
 def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """The small kernels beside their torch twins, in the sizes of Llama-3.1-8B."""
+    """The small kernels beside their torch twins, in the sizes of Llama-3.1-8B.
+
+    Args:
+        num_tokens: rows, T.
+        dtype: of everything.
+        timer: also says on which device.
+    """
     from kernels.rms_norm import rms_norm, rms_norm_reference
     from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 
@@ -238,6 +322,7 @@ def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[
             lambda: rms_norm_reference(x, weight, 1e-5, x)[0],
         ),
         f"silu_and_mul, {num_tokens} x 28672": (
+            # Two halves read, one of their size written.
             gate_up.nbytes * 3 // 2,
             lambda: silu_and_mul(gate_up),
             lambda: silu_and_mul_reference(gate_up),

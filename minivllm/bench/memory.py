@@ -7,6 +7,11 @@ What it answers: how much of the KV memory holds tokens if sequences are contigu
 paged (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what the block size
 costs (the memory side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`.
 
+How to read a line of Figure 2: of 15,728 slots Orca (Max) holds tokens in 20.4%, keeps 13.3% for tokens still
+to come, will never use 57.3% of what it reserved, and 8.9% are left over between reservations::
+
+    |#### used ####|== reserved ==|........... internal ...........|  external  |      adds up to 100%
+
 A share counts as reproduced within 5 points of the paper's, a number of requests within 10%. `CAVEATS` says
 what makes this a simulation and not the paper's experiment; it is printed below every result.
 
@@ -30,17 +35,26 @@ from minivllm.sampling_params import BeamSearchParams, SamplingParams
 
 @dataclass(frozen=True)
 class Dataset:
-    """Lengths, and how many times the requests: short ones are cheap, and more of them run at once."""
+    """Lengths, and how many times the requests: short ones are cheap, and more of them run at once.
+
+    Attributes:
+        lengths: what prompt and output lengths are drawn from.
+        factor: 4 stands for four times `--num-prompts` requests.
+    """
 
     lengths: LengthModel
     factor: int
 
 
+# "-like": the means are the data sets', the requests are drawn. See CAVEATS.
 DATASETS = {"ShareGPT": Dataset(SHAREGPT_LIKE, 1), "Alpaca": Dataset(ALPACA_LIKE, 4)}
 SYSTEMS = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "paged"}
+# In the order of the paper's bars, from the bottom up.
 KINDS = ("used", "reserved", "internal", "external")
+# Completions of a prompt, or beams: the paper's three.
 WIDTHS = (2, 4, 6)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
+# From a busy GPU to far beyond one: does the time for each sequence stay what it is?
 RUNNING = (64, 1_000, 10_000)
 Row = dict[str, Any]
 FIGURES = ("2", "15", "18b", "scheduler")
@@ -86,7 +100,16 @@ CAVEATS = (
 
 
 def measure_systems(num_requests: int, block_size: int, seed: int) -> list[Row]:
-    """Figures 2 and 13: each system on each data set."""
+    """Figures 2 and 13: each system on each data set.
+
+    Args:
+        num_requests: ShareGPT-like ones; 400 mean 1,600 Alpaca-like.
+        block_size: of the paged system, and the smallest chunk of the buddy allocator.
+        seed: of the lengths. All systems get the same requests.
+
+    Returns:
+        Eight rows, four systems on two data sets: the fields of `simulation.Usage` and what they belong to.
+    """
     rows = []
     for name, dataset in DATASETS.items():
         for system in SYSTEMS:
@@ -97,10 +120,20 @@ def measure_systems(num_requests: int, block_size: int, seed: int) -> list[Row]:
 
 
 def measure_savings(num_requests: int, block_size: int, seed: int) -> list[Row]:
-    """Figure 15: parallel sampling, and beam search, which takes far longer to simulate."""
+    """Figure 15: parallel sampling, and beam search, which takes far longer to simulate.
+
+    Args:
+        num_requests: for parallel sampling. Beam search gets an eighth, since every step sorts candidates and
+            forks: 400 mean 50 ShareGPT-like and 200 Alpaca-like ones.
+
+    Returns:
+        Twelve rows; `saving` is a share, 0.0979 for 9.79%.
+    """
     rows = []
     for name, dataset in DATASETS.items():
         for method, width in itertools.product(("parallel", "beam"), WIDTHS):
+            # Ends exactly where the drawn length says: `ignore_eos`, and dummy tokens that are no end of
+            # sequence.
             count, params = num_requests, SamplingParams(n=width, ignore_eos=True)
             if method == "beam":
                 count = max(1, num_requests * dataset.factor // 8)
@@ -111,7 +144,11 @@ def measure_savings(num_requests: int, block_size: int, seed: int) -> list[Row]:
 
 
 def measure_block_sizes(num_requests: int, seed: int) -> list[Row]:
-    """The memory side of Figure 18b: the paged system at every block size, with half the requests."""
+    """The memory side of Figure 18b: the paged system at every block size, with half the requests.
+
+    Only the memory side: that small blocks make the paper's kernel slower is not in it. By memory alone a
+    block size of 1 would be best.
+    """
     rows = []
     for name, dataset in DATASETS.items():
         for block_size in BLOCK_SIZES:
@@ -122,7 +159,11 @@ def measure_block_sizes(num_requests: int, seed: int) -> list[Row]:
 
 
 def measure_scheduler() -> list[Row]:
-    """Time of scheduler and manager, a step in which everybody generates one token."""
+    """Time of scheduler and manager, a step in which everybody generates one token.
+
+    Returns:
+        One row for each number in RUNNING: the median over steps, in seconds, and every step under `all`.
+    """
     rows = []
     for num_running in RUNNING:
         seconds = simulation.scheduling_seconds(num_running)
@@ -136,9 +177,17 @@ def measure_scheduler() -> list[Row]:
 
 
 def beside(simulated: float, paper: float | None, is_share: bool) -> str:
-    """A simulated number, the paper's, the difference, and "!" if that is more than the mark allows."""
+    """A simulated number, the paper's, the difference, and "!" if that is more than the mark allows.
+
+    Always 25 characters, so that columns line up. Examples, with the marks of 5 points and 10%::
+
+        beside(19.5, 20.4, is_share=True)      "  19.50   20.40    -0.9  "
+        beside(37.0, 45.0, is_share=True)      "  37.00   45.00    -8.0! "
+        beside(32.8, 30.42, is_share=False)    "  32.80   30.42   +7.8%  "
+    """
     if paper is None:
         return f"{simulated:7.2f}" + " " * 18
+    # Points for shares, as 2% against 1% is close; percent for requests, as 7 against 6 is not.
     difference = simulated - paper if is_share else simulated / paper - 1
     too_far = abs(difference) > (MAX_SHARE_DIFFERENCE if is_share else MAX_BATCH_DIFFERENCE)
     text = f"{difference:+.1f}" if is_share else f"{difference:+.1%}"
@@ -146,7 +195,10 @@ def beside(simulated: float, paper: float | None, is_share: bool) -> str:
 
 
 def print_systems(rows: list[Row]) -> None:
-    """Figure 2 in percent of all slots, Figure 13 in requests."""
+    """Figure 2 in percent of all slots, Figure 13 in requests.
+
+    The paper shows Figure 2 for ShareGPT only, so the Alpaca-like rows appear under 13 alone.
+    """
     print("\nFigure 2: where the slots are, in % of all (simulated, paper, difference in points)")
     print(f"{'ShareGPT-like':<15}" + "".join(f"{kind:^25}" for kind in KINDS))
     for row in rows:
@@ -176,11 +228,14 @@ def print_block_sizes(rows: list[Row]) -> None:
     """Waste against block size, beside the rule of thumb: half a block a sequence.
 
     The rule fails where most sequences are shorter than one block.
+
+    Example, ShareGPT-like at block size 16 with a mean of 465 tokens: 7.5 / (465 + 7.5) = 1.6%.
     """
     print("\nFigure 18b, memory side: the block size (paper: 16 to 128 serve ShareGPT best, 16 to 32 Alpaca)")
     print(f"{'':<15}{'block':>6}{'used %':>9}{'waste % of held':>17}{'rule of thumb':>15}{'running':>9}")
     for row in rows:
         size = row["block_size"]
+        # Mean tokens of a running sequence: slots in use, divided by the sequences that use them.
         context = row["used"] * simulation.NUM_SLOTS / row["batch"]
         expected = (size - 1) / 2 / (context + (size - 1) / 2)
         print(
@@ -203,7 +258,10 @@ def print_scheduler(rows: list[Row]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench memory`."""
+    """Options of `bench memory`.
+
+    `--seed` changes the lengths and nothing else; two runs with one seed print the same shares.
+    """
     parser.add_argument(
         "--figures",
         nargs="+",
@@ -223,10 +281,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate what was asked for; print, and if asked write JSON and a figure."""
+    """Simulate what was asked for; print, and if asked write JSON and a figure.
+
+    Returns:
+        The exit status: 0, or 2 if there would be nothing to draw, found out before minutes are spent.
+    """
     if args.plot and args.figures == ["scheduler"]:
         print("--plot has nothing to draw: ask for at least one of the figures 2, 15, 18b.")
         return 2
+    # Functions, so that only what was asked for is simulated.
     measures = {
         "2": lambda: measure_systems(args.num_prompts, args.block_size, args.seed),
         "15": lambda: measure_savings(args.num_prompts, args.block_size, args.seed),
@@ -245,6 +308,7 @@ def run(args: argparse.Namespace) -> int:
         f'"!" is more than {MAX_SHARE_DIFFERENCE:.0f} points or {MAX_BATCH_DIFFERENCE:.0%} off.'
     )
     results: dict[str, list[Row]] = {}
+    # Each is printed as soon as it is there: the whole takes minutes.
     for figure in FIGURES:
         if figure in args.figures:
             results[figure] = measures[figure]()
@@ -258,6 +322,7 @@ def run(args: argparse.Namespace) -> int:
         document = {"provenance": provenance(), "setting": setting, "caveats": CAVEATS, "figures": results}
         write_json(args.output_json, document)
     if args.plot:
+        # Here, because it needs matplotlib, and because it imports this module.
         from minivllm.bench.memory_plot import draw
 
         draw(results, args.plot)
