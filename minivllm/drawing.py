@@ -28,7 +28,7 @@ def draw_block_tables(record: StepRecord, block_size: int, max_columns: int = 8)
     """One line a sequence; block tables longer than `max_columns` blocks are cut in the middle.
 
     In the middle, because the ends tell the most: shared blocks stand at the beginning, the partly filled one
-    is the last. Columns are as wide as their widest entry, so the drawings of all sequences line up.
+    is the last.
 
     Args:
         record: one step of a trace.
