@@ -98,7 +98,7 @@ def exercises_of(chapter: str) -> tuple[Exercise, ...]:
 
 def _raised_id(function: ast.FunctionDef) -> str | None:
     """ "ex04b" if the last statement of `function` is `raise NotImplementedError("ex04b")`."""
-    # Unparsed, so that quotes and spacing are always the same, whatever an editor made of the file.
+    # Written out again by `ast`: whatever quotes and spacing the file has, here they are always the same.
     match = re.fullmatch(r"raise NotImplementedError\('(ex\d\d[a-z])'\)", ast.unparse(function.body[-1]))
     return match.group(1) if match else None
 

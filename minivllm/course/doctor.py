@@ -9,7 +9,7 @@ One line a question, and for each "no" what to do about it. Nothing is installed
       ok  the engine writes: [ ... four token ids ... ]
     Not all is fine; see the arrows.
 
-Teachers ask for this output first: most "it does not work" is an environment, not an exercise.
+Made to be pasted into a question: it tells an installation that is broken from an exercise that is wrong.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _examine_files() -> Iterator[Answer]:
 def _generate() -> Answer:
     """The engine runs: a tiny random model writes a few tokens.
 
-    8 blocks of 16 slots, a prompt of 3 tokens, 4 new ones: the least that passes through every layer, from
-    `LLM.generate` down to the attention backend. No tokenizer and no download.
+    8 blocks of 16 slots, a prompt of 3 tokens, 4 new ones: little work, but all the way from `LLM.generate`
+    down to the attention backend. No tokenizer and no download.
     """
     try:
         from minivllm import LLM, SamplingParams

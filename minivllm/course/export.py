@@ -73,7 +73,7 @@ def try_out(out: Path) -> int:
     if done.returncode != 0:
         raise CourseError(f"the tests of the copy do not run:\n{done.stdout}{done.stderr}")
     root, statuses, num_tests = json.loads(done.stdout.splitlines()[-1])
-    # An installed minivllm found before the copy would be tested in its place, and look fine.
+    # A minivllm that Python finds before the copy would have been tested in its place.
     if Path(root) != out.resolve():
         raise CourseError(f"the copy at {out} was not tested, but {root}.")
     if statuses != ["not written yet"]:

@@ -150,8 +150,8 @@ def to_junit(submissions: list[Submission]) -> str:
 def xml_text(text: str) -> str:
     r"""Without the control characters that XML cannot hold, however escaped: "\x00 <&>" becomes " <&>".
 
-    ElementTree escapes the rest. One such character from a student's `print` would make the file of the whole
-    class unreadable.
+    ElementTree escapes the rest. One such character in the text of a student's error would make the file of
+    the whole class unreadable.
     """
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 

@@ -85,8 +85,8 @@ def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
     table of grades with 0 points, not be missing there.
 
     Raises:
-        CourseError: no such folder, no chapter file in it or below, or it belongs to the course itself, whose
-            solutions would get full points.
+        CourseError: no such folder, no chapter file in it or in the folders in it, or it lies among the
+            course's own tests and solutions.
     """
     if not folder.is_dir():
         raise CourseError(f"there is no folder {folder}.")
@@ -156,7 +156,7 @@ def run_again_alone(
             record.status == PROCESS_ENDED or (record.status == TIME_LIMIT and not record.exception)
             for record in own
         )
-        # An exercise that was alone in its run would end the same way again.
+        # With one exercise graded, it was alone already, and would end the same way again.
         if broken_off and len({record.exercise for record in records}) > 1:
             own = run_tests(str(folder), [Target(chapter_of(own[0]), exercise_id)], options)
         result += own

@@ -42,11 +42,11 @@ def draw_cell(
     Cells are 0.8 rows high in rows of height 1, so that blocks above each other do not touch.
 
     Args:
-        corner: its lower left corner, (x, y) in rows; y grows upwards.
+        corner: its lower left corner, (x, y) in data coordinates; y grows upwards.
         style: fill, outline and hatch.
         text: a word or a request id; "" for none.
         kind: "table", too, for an entry of a block table.
-        width: in rows.
+        width: likewise; a slot of `block_grid` is 1 wide, a word `WORD_WIDTH`.
     """
     cell = Rectangle(
         corner, width, 0.8, facecolor=style.fill, edgecolor=style.edge, hatch=style.hatch, lw=0.8
