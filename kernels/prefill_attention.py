@@ -177,7 +177,7 @@ def _prefill_kernel(
     seq, query_start, query_len, first_token = find_tile(
         query_start_loc_ptr, num_seqs, tile, LANES_R, BLOCK_Q
     )
-    # The grid is an upper bound, so some programs have no query. They leave before touching the cache.
+    # The grid is an upper bound, so some programs have no query. They leave before they read any key.
     if first_token >= query_len:
         return
     seq_len = tl.load(seq_lens_ptr + seq)

@@ -26,7 +26,7 @@ above it travels, counted in elements and with everything contiguous::
 
 Cost: 2 * Hkv * D numbers read and written for a token, and nothing else; beside the matrix products of a
 layer it is small, but it is a launch in every layer. It has to come before attention in the same
-layer: the attention kernels read the keys of this step's tokens out of the cache, too.
+layer: the attention kernels read the keys of this step's tokens out of the KV cache, too.
 
 Paper: section 5.1, "fused reshape and block write". vLLM V1: `csrc/cache_kernels.cu`,
 `vllm/v1/attention/ops/triton_reshape_and_cache_flash.py`.

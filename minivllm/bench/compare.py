@@ -9,6 +9,13 @@ the two best tokens are closer together than that difference; from there on it g
     float32   batch 1  torch   8 of 8 texts equal
     bfloat16  batch 8  torch   5 of 8 texts equal    first difference at token 7, where the logits gap is 0.03
 
+How a text splits, and why it never comes back (made-up logits)::
+
+    past "The capital of France is"       Hugging Face         minivllm
+    logit of " Paris"                     11.20                11.20
+    logit of " the"                       11.19                11.21         gap 0.01: rounding decides
+    next token                            " Paris"             " the"        and both go on from their own
+
 What to read off it: the difference grows with the depth of the network and with the coarseness of the type,
 not with paging. The same engine at batch size 1 and 8 differs from itself in the same way, because a matrix
 product with another number of rows is computed by another kernel in another order.
@@ -28,6 +35,7 @@ from minivllm.bench.report import provenance, write_json
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
 
+# The first four are vLLM's own example prompts; code, prose and numbers differ in how sure a model is.
 PROMPTS = (
     "Hello, my name is",
     "The president of the United States is",
@@ -46,6 +54,12 @@ class Divergence:
 
     `gap` is the difference between Hugging Face's logits of the two tokens there, for the same past: how
     sure the model was. A gap within the rounding error is a tie, and a large one would be a bug.
+
+    Attributes:
+        prompt: the text that was continued.
+        position: index of the token in the output, from 0.
+        ours, theirs: the two token ids.
+        gap: in logits; at least 0.
     """
 
     prompt: str
@@ -57,7 +71,13 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One setting: all prompts, and the differences found."""
+    """One setting: all prompts, and the differences found.
+
+    Attributes:
+        dtype, batch_size, backend: the setting; batch_size is our `max_num_seqs`.
+        num_prompts: texts compared.
+        divergences: those that differ, each at its first token.
+    """
 
     dtype: str
     batch_size: int
@@ -71,7 +91,10 @@ class Comparison:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The command's options.
+
+    Everything is compared with everything: two types, two batch sizes and one backend are four settings.
+    """
     parser.add_argument("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
     parser.add_argument("--max-tokens", type=int, default=48, help="tokens to generate for each prompt")
@@ -84,14 +107,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare every setting and print the table."""
+    """Compare every setting and print the table.
+
+    Returns:
+        The exit status, 0 also where texts differ: a difference is a finding here, no failure.
+    """
     results = []
     for dtype in args.dtypes:
+        # Once for each type, and used by all settings of that type.
         hf = load_hf_model(args.model, dtype, args.device)
         for backend in args.backends:
             for batch_size in args.batch_sizes:
                 llm = LLM(
                     args.model, dtype=dtype, device=args.device, attention_backend=backend,
+                    # The prefix cache would compute a repeated prompt in another way than the first time, and
+                    # blur the picture.
                     max_num_seqs=batch_size, enable_prefix_caching=False,
                 )  # fmt: skip
                 results.append(compare(llm, hf, args.prompt, args.max_tokens))
@@ -103,9 +133,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) -> Comparison:
-    """Generate greedily with both, and look at the layers of both for the same prompts."""
+    """Generate greedily with both, and look at the layers of both for the same prompts.
+
+    Args:
+        llm: ours, in some setting.
+        hf: the same weights in Hugging Face's model, of the same type and on the same device.
+        prompts: texts.
+        max_tokens: tokens generated for each; end-of-sequence tokens are ignored, so that all have this many.
+    """
     config = llm.llm_engine.config
     tokenizer = llm.get_tokenizer()
+    # Tokenized once for both: a difference of tokenizers would be another subject.
     token_ids = [tokenizer.encode(prompt) for prompt in prompts]
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in token_ids], params, use_tqdm=False)
@@ -114,6 +152,7 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
         for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
         if (difference := first_difference(hf, prompt, ids, output.outputs[0].token_ids)) is not None
     ]
+    # One prompt after the other, whatever the batch size: this is about depth and type alone.
     pairs = [(hidden_states(llm, ids), hf_hidden_states(hf, ids)) for ids in token_ids]
     layers = range(len(pairs[0][0]))
     return Comparison(
@@ -122,6 +161,8 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
         backend=llm.llm_engine.attention.name,
         num_prompts=len(prompts),
         divergences=tuple(divergences),
+        # Tokens and channels are reduced to the one that differs most. Relative differences would say little:
+        # most hidden values are near 0, where any difference is relatively large.
         layer_differences=tuple(
             max((a[i].float() - b[i].float()).abs().max().item() for a, b in pairs) for i in layers
         ),
@@ -133,13 +174,24 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
 def first_difference(
     hf: torch.nn.Module, prompt: str, prompt_ids: list[int], ours: list[int]
 ) -> Divergence | None:
-    """Where Hugging Face's greedy text leaves ours; None if it does not."""
+    """Where Hugging Face's greedy text leaves ours; None if it does not.
+
+    Theirs is generated alone, batch size 1, without padding: the plainest thing that they can compute.
+
+    Args:
+        hf: Hugging Face's model.
+        prompt: its text, for the report.
+        prompt_ids: its token ids.
+        ours: our output tokens.
+    """
     ids = torch.tensor([prompt_ids], device=hf.device)
     theirs = hf.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=len(ours), eos_token_id=None
     )[0, len(prompt_ids) :].tolist()
     for position, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
+            # Up to here both texts are equal, so this past is ours as well. One more forward pass gives the
+            # logits.
             past = torch.tensor([prompt_ids + theirs[:position]], device=hf.device)
             logits = hf(past).logits[0, -1].float()
             return Divergence(prompt, position, a, b, (logits[b] - logits[a]).abs().item())
@@ -147,15 +199,21 @@ def first_difference(
 
 
 def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
-    """The hidden states (T, hidden) after each layer of ours, the last one after the final norm."""
+    """The hidden states (T, hidden) after each layer of ours, the last one after the final norm.
+
+    All layers but the last are looked at after the layer, the last one after the norm that follows it: that
+    is what Hugging Face's `output_hidden_states` holds, so that entry i means the same in both lists.
+    """
     model = llm.llm_engine.runner.model.model
     states: list[torch.Tensor] = []
     # A copy: the residual stream is one tensor that every layer adds to.
+    # PyTorch's own way of looking into a model: the model has no code for it.
     hooks = [
         layer.register_forward_hook(lambda _module, _inputs, output: states.append(output.clone()))
         for layer in [*model.layers[:-1], model.norm]
     ]
     try:
+        # One token of output is one step, the prefill of the whole prompt: each hook is called once.
         llm.generate(
             {"prompt_token_ids": token_ids}, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False
         )
@@ -167,7 +225,10 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def hf_hidden_states(hf: torch.nn.Module, token_ids: list[int]) -> list[torch.Tensor]:
-    """The same of Hugging Face's model, whose last entry is after the final norm as well."""
+    """The same of Hugging Face's model, whose last entry is after the final norm as well.
+
+    Its first entry is the embedding, before any layer, and is left out.
+    """
     output = hf(torch.tensor([token_ids], device=hf.device), output_hidden_states=True)
     return [state[0] for state in output.hidden_states[1:]]
 
@@ -188,7 +249,14 @@ def describe(result: Comparison) -> str:
 
 
 def layer_table(results: list[Comparison]) -> str:
-    """Largest difference after each layer, one column a setting (batch sizes share: prompts run alone)."""
+    """Largest difference after each layer, one column a setting (batch sizes share: prompts run alone).
+
+    Example of a column::
+
+        layer          float32 torch
+            0        1.2e-06 (3.41)         after layer 0 the largest difference is 1.2e-06, the largest value
+            3.41
+    """
     columns = {(each.dtype, each.backend): each for each in results}
     lines = ["Largest difference of the hidden states (in brackets: largest value)"]
     lines.append("layer  " + "".join(f"{dtype + ' ' + backend:>26}" for dtype, backend in columns))

@@ -86,8 +86,8 @@ class Timer:
 def measure_copy(timer: Timer, num_bytes: int = 1 << 30) -> float:
     """Bytes per second of a device-to-device copy, read and written bytes together.
 
-    1 GiB by default, far beyond any cache. This is what "100%" means in the results: no data sheet says what
-    a kernel can really get.
+    1 GiB by default, far beyond any L2 cache. This is what "100%" means in the results: no data sheet says
+    what a kernel can really get.
     """
     source = torch.empty(num_bytes, dtype=torch.int8, device=timer.device)
     destination = torch.empty_like(source)

@@ -8,6 +8,9 @@ Where `throughput` asks how much a busy engine gets done, this asks how long one
     10% percentile latency: ... seconds
     and so on for 25, 50, 75, 90 and 99%
 
+Latency and throughput pull in opposite directions: a larger batch uses each read of the weights for more
+tokens, so it does more work per second, and each of its users waits longer.
+
 Options, defaults and print format are vLLM's: `vllm/benchmarks/latency.py`.
 """
 
@@ -26,11 +29,15 @@ from minivllm.llm import LLM
 from minivllm.model_loader import resolve_model
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 
+# vLLM's.
 PERCENTAGES = (10, 25, 50, 75, 90, 99)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The command's options.
+
+    Shapes, not data sets: all prompts have one length, as the time of one batch is the question.
+    """
     add_engine_arguments(parser)
     parser.add_argument("--input-len", type=positive_int, default=32, help="prompt tokens")
     parser.add_argument("--output-len", type=positive_int, default=128, help="output tokens")
@@ -44,20 +51,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure and report.
+
+    Returns:
+        The exit status, 0.
+    """
     rng = random.Random(args.seed)
     vocab_size = vocab_size_of(resolve_model(args.model))
+    # Random and different: with the prefix cache on, equal ones would be computed once.
     prompts = [
         {"prompt_token_ids": list(random_tokens(args.input_len, vocab_size, rng))}
         for _ in range(args.batch_size)
     ]
     generate = make_generate(args, LLM(args.model, **engine_options(args)), prompts)
+    # The first iterations compile kernels and touch memory for the first time.
     for _ in range(args.num_iters_warmup):
         generate()
     latencies = []
     for _ in range(args.num_iters):
         start = time.perf_counter()
         generate()
+        # The whole call: scheduling, every step, putting the outputs together (no text: no tokenizer).
         latencies.append(time.perf_counter() - start)
 
     average = statistics.fmean(latencies)
@@ -75,10 +89,20 @@ def run(args: argparse.Namespace) -> int:
 def make_generate(
     args: argparse.Namespace, llm: LLM, prompts: list[dict[str, object]]
 ) -> Callable[[], list[object]]:
-    """One iteration. All output lengths are exact: end-of-sequence tokens are ignored."""
+    """One iteration. All output lengths are exact: end-of-sequence tokens are ignored.
+
+    Args:
+        args: `n`, `output_len` and whether beams are wanted.
+        llm: the engine, built already.
+        prompts: the batch, as token ids.
+
+    Returns:
+        A function that generates everything once; what it returns is not looked at.
+    """
     if args.use_beam_search:
         beam = BeamSearchParams(beam_width=args.n, max_tokens=args.output_len, ignore_eos=True)
         return lambda: llm.beam_search(prompts, beam)
+    # Temperature 1, as in vLLM: with greedy sampling n > 1 is refused, for all n would be the same.
     params = SamplingParams(
         n=args.n, temperature=1.0, ignore_eos=True, max_tokens=args.output_len, detokenize=False
     )

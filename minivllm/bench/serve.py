@@ -13,6 +13,9 @@ lasts, and the curve goes straight up. A better engine moves the knee to the rig
 
     $ python -m minivllm bench serve --request-rate 0.25 0.5 1 2 --num-prompts 64 --plot serve.png
 
+Why an open loop: a benchmark that sends the next request when the last is answered slows down with the engine
+and never shows the knee. Here arrivals are drawn beforehand and kept to, whatever the engine does.
+
 There is no HTTP server here: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
 tpot:200` counts the requests that meet all limits (milliseconds): goodput is a rate of *satisfied* users.
 
@@ -44,7 +47,10 @@ from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The command's options.
+
+    The traced backend is left out: what a trace costs is a question about throughput.
+    """
     add_workload_arguments(parser)
     add_engine_arguments(parser)
     add_output_arguments(parser)
@@ -71,7 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every policy at every rate, in turns, and report."""
+    """Measure every policy at every rate, in turns, and report.
+
+    Every rate is a run of its own, from an empty engine to an empty engine. All policies see the same
+    requests at the same moments.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: an unknown measure in `--goodput`, or a rate that is not positive.
+    """
     limits = parse_goodput(args.goodput)
     folder = resolve_model(args.model)
     requests = requests_from(
@@ -79,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         vocab_size_of(folder),
         lambda text: load_tokenizer(folder).encode(text, add_special_tokens=False),
     )
+    # All at once, each with its weights and KV memory: they take turns at each rate, so that a machine that
+    # slows down slows all of them.
     engines = {
         name: make_baseline(name, args.model, engine_options(args)).llm.llm_engine
         for name in dict.fromkeys(args.backend)
@@ -87,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     print(describe(where))
     points: list[dict[str, Any]] = []
     for engine in engines.values():
+        # Memory that is touched for the first time and kernels that are compiled are no part of anyone's
+        # latency.
         serve(engine, requests[:2])  # to warm up
     for rate in args.request_rate:
         arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
@@ -111,6 +131,15 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Request
 
     Returns:
         The times of each request, in order, and the seconds from the start to the last token.
+
+    Args:
+        engine: idle; its prefix cache is emptied first.
+        requests: with the arrival times that count, in any order.
+
+    Example of the timeline, a step of 0.3 s running from 1.0 to 1.3::
+
+        request A arrives at 1.1    added at 1.3, when the step is over     first token at 1.6
+                                    its TTFT is 1.6 - 1.1 = 0.5: the 0.2 of waiting is in it
     """
     engine.reset_prefix_cache()
     params = [
@@ -123,10 +152,13 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Request
         )
         for request in requests
     ]
+    # Request ids are the places in `requests`, so results come out in the caller's order.
     order = sorted(range(len(requests)), key=lambda i: requests[i].arrival_time)
     token_times: list[list[float]] = [[] for _ in requests]
     start = time.perf_counter()
     num_added = 0
+    # One turn: whoever has arrived is added, then one step. Between steps nothing can be added, as the engine
+    # computes in this thread; a server's queue would wait for the same step.
     while num_added < len(requests) or engine.has_unfinished_requests():
         now = time.perf_counter() - start
         while num_added < len(requests) and requests[order[num_added]].arrival_time <= now:
@@ -136,11 +168,15 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Request
             engine.add_request(str(i), prompt, params[i], arrival_time=start + requests[i].arrival_time)
             num_added += 1
         if not engine.has_unfinished_requests():
+            # Nobody is there: until the next one arrives. Stepping an idle engine would burn a core for
+            # nothing.
             time.sleep(requests[order[num_added]].arrival_time - now)
             continue
         outputs = engine.step()
         now = time.perf_counter() - start
         for output in outputs:
+            # DELTA outputs hold only what is new, one token a step as a rule; all tokens of a step come at
+            # one moment.
             token_times[int(output.request_id)] += [now] * len(output.outputs[0].token_ids)
     seconds = time.perf_counter() - start
     times = [
@@ -151,7 +187,13 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Request
 
 
 def plot(points: list[dict[str, Any]], path: str) -> None:
-    """Normalized latency against request rate, a line for each policy: the paper's figure 12."""
+    """Normalized latency against request rate, a line for each policy: the paper's figure 12.
+
+    Args:
+        points: what `run` collected, one for each policy and rate; the infinite rate has no place on the
+            axis.
+        path: image file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,6 +206,7 @@ def plot(points: list[dict[str, Any]], path: str) -> None:
         axes.plot(rates, [point["normalized_latency"]["mean"] for point in mine], marker="o", label=name)
     axes.set_xlabel("request rate (requests/s)")
     axes.set_ylabel("normalized latency (s/token)")
+    # From zero, so that twice the height is twice the wait.
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, dpi=150)

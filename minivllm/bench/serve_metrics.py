@@ -8,6 +8,10 @@ One request that arrives at second 2 and gets its tokens at 3.0, 3.5 and 4.5::
     E2EL   4.5 - 2 = 2.5              end-to-end latency
     normalized latency  2.5 / 3       E2EL per output token, the paper's measure
 
+Which one to look at: TTFT is what a user of a chat notices first, and grows with the queue; TPOT is the
+reading speed (200 ms are 5 tokens a second); ITL shows what TPOT averages away, a single long pause while
+somebody else's prompt is computed; E2EL matters to a program that waits for the whole answer.
+
 All in seconds, except where a name ends in `_ms`. Pure Python.
 
 vLLM V1: `calculate_metrics` in `vllm/benchmarks/serve.py`.
@@ -24,13 +28,21 @@ from typing import Any
 
 from minivllm.bench.report import percentile
 
+# Those that a request has one value of. ITL has many, and vLLM has no limit on it either.
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+# Columns of vLLM's table.
 _WIDTH = 50
 
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """When one request arrived and when each of its tokens came, in seconds from the start of the run."""
+    """When one request arrived and when each of its tokens came, in seconds from the start of the run.
+
+    Attributes:
+        arrival: when it arrived, whether the engine was ready or not.
+        num_prompt_tokens: for the totals.
+        tokens: one time for each output token, ascending, never empty once the request is finished.
+    """
 
     arrival: float
     num_prompt_tokens: int
@@ -43,7 +55,10 @@ class RequestTimes:
 
     @property
     def tpot(self) -> float | None:
-        """Seconds per token after the first; None if there is only one."""
+        """Seconds per token after the first; None if there is only one.
+
+        All but the first, whose time is the TTFT: with a long queue it would drown the others.
+        """
         if len(self.tokens) < 2:
             return None
         return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1)
@@ -69,6 +84,8 @@ def parse_goodput(texts: Sequence[str]) -> dict[str, float]:
 
     Raises:
         ValueError: not of that form, or a measure that has no limit here.
+
+    A name that comes twice: the last one counts.
     """
     limits = {}
     for text in texts:
@@ -85,13 +102,25 @@ def parse_goodput(texts: Sequence[str]) -> dict[str, float]:
 
 
 def meets(times: RequestTimes, limits: dict[str, float]) -> bool:
-    """Whether a request stayed within every limit. One token has no TPOT, so it cannot miss it."""
+    """Whether a request stayed within every limit. One token has no TPOT, so it cannot miss it.
+
+    Example with the request above and ttft:2000 tpot:200: its TTFT of 1,000 ms is within the limit, its TPOT
+    of 750 ms is not, so it does not count.
+
+    Args:
+        times: of one request.
+        limits: milliseconds by measure; no limits, no miss.
+    """
     measured = {"ttft": times.ttft, "tpot": times.tpot or 0.0, "e2el": times.e2el}
     return all(1e3 * measured[name] <= limit for name, limit in limits.items())
 
 
 def distribution(values: Sequence[float]) -> dict[str, float]:
-    """Mean, median, 90th and 99th percentile; nothing measured gives zeros, as in vLLM."""
+    """Mean, median, 90th and 99th percentile; nothing measured gives zeros, as in vLLM.
+
+    The 99th percentile is the wait of the unluckiest user in a hundred, which a mean hides; with fewer than a
+    hundred values it is close to the largest.
+    """
     values = list(values) or [0.0]
     return {
         "mean": statistics.fmean(values),
@@ -102,9 +131,21 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(times: Sequence[RequestTimes], seconds: float, limits: dict[str, float]) -> dict[str, Any]:
-    """All measures of one run that took `seconds`."""
+    """All measures of one run that took `seconds`.
+
+    Args:
+        times: of every request, all finished.
+        seconds: from the start of the run to the last token; rates are per this time.
+        limits: milliseconds; with none, `goodput` is None and not 0, which would mean that nobody was
+            satisfied.
+
+    Returns:
+        Numbers and distributions by name, ready for JSON. `output_tokens_per_second` cannot exceed what
+        arrives: below capacity it measures the load, not the engine.
+    """
     num_output = sum(len(each.tokens) for each in times)
     num_input = sum(each.num_prompt_tokens for each in times)
+    # One-token outputs have none. As zeros they would make everybody look faster.
     tpots = [each.tpot for each in times if each.tpot is not None]
     return {
         "completed": len(times),
@@ -117,6 +158,7 @@ def summarize(times: Sequence[RequestTimes], seconds: float, limits: dict[str, f
         "total_tokens_per_second": (num_input + num_output) / seconds,
         "ttft": distribution([each.ttft for each in times]),
         "tpot": distribution(tpots),
+        # All gaps of all requests in one pot: long outputs count for more, as there are more of their tokens.
         "itl": distribution([gap for each in times for gap in each.itls]),
         "e2el": distribution([each.e2el for each in times]),
         "normalized_latency": distribution([each.normalized_latency for each in times]),
@@ -124,7 +166,11 @@ def summarize(times: Sequence[RequestTimes], seconds: float, limits: dict[str, f
 
 
 def table(summary: dict[str, Any]) -> str:
-    """vLLM's "Serving Benchmark Result", with the paper's normalized latency at its end."""
+    """vLLM's "Serving Benchmark Result", with the paper's normalized latency at its end.
+
+    Args:
+        summary: of `summarize`, with `request_rate` added by the caller (None for an infinite one).
+    """
     lines = [f"{' Serving Benchmark Result ':=^{_WIDTH}}"]
 
     def add(label: str, value: float, decimals: int = 2) -> None:
@@ -161,7 +207,10 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def overview(points: Sequence[dict[str, Any]]) -> str:
-    """One line for each policy and rate: the curve of figure 12 in numbers."""
+    """One line for each policy and rate: the curve of figure 12 in numbers.
+
+    All times in milliseconds. Where TTFT p99 leaves TTFT p50 behind, the queue has begun to grow.
+    """
     lines = ["policy                 req/s  ms/token  TTFT p50  TTFT p99  TPOT p50   tok/s"]
     for point in points:
         rate = math.inf if point["request_rate"] is None else point["request_rate"]

@@ -10,6 +10,17 @@ Two experiments, each with and without sharing, in turns::
         512 tokens                        request of the step, and found by the 15 others in that same step
                                    versus prefix cache off
 
+The blocks and tokens follow from the lengths, and are worth doing by hand (block size 16; the token sampled
+last is never computed)::
+
+    (a) 256 prompt + 32 output     shared: 16 blocks + 8 x 2 of their own = 32      256 + 8 x 31 =   504
+    tokens
+                                   not:    8 x 18                         = 144     8 x 287      = 2,296
+                                       tokens
+    (b) 512 + 32 prompt            cached: 32 blocks + 16 x 2             =  64     512 + 16 x 32 = 1,024
+    tokens
+                                   not:    fewer run at once: the token budget     16 x 544     = 8,704 tokens
+
 (a) prints blocks held at the fullest step, and the time; (b) the time of the prefill: one output token each.
 
     $ python -m minivllm bench sharing --repeats 5
@@ -36,7 +47,13 @@ from minivllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class SharingRun:
-    """One run: seconds, blocks held at the fullest step, tokens computed in all steps."""
+    """One run: seconds, blocks held at the fullest step, tokens computed in all steps.
+
+    Attributes:
+        seconds: of `LLM.generate`.
+        most_blocks: KV blocks in use after the plan of the fullest step; a shared block counts once.
+        num_computed_tokens: tokens that went through the model, not those found in the prefix cache.
+    """
 
     seconds: float
     most_blocks: int
@@ -44,7 +61,10 @@ class SharingRun:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The command's options.
+
+    (a) and (b) mark which of the two experiments an option belongs to.
+    """
     add_engine_arguments(parser)
     parser.add_argument("--n", type=positive_int, default=8, help="(a) completions of one prompt")
     parser.add_argument("--input-len", type=positive_int, default=256, help="(a) prompt tokens")
@@ -53,20 +73,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix-len", type=positive_int, default=512, help="(b) tokens in common")
     parser.add_argument("--suffix-len", type=positive_int, default=32, help="(b) tokens of each one's own")
     parser.add_argument("--repeats", type=positive_int, default=5, help="turns of each variant")
+    # No workload options: the two experiments need prompts that are equal, or equal at the beginning.
     parser.add_argument("--seed", type=int, default=0, help="seed of the prompts")
     parser.add_argument("--output-json", help="write all measurements and their provenance to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure and report.
+
+    Returns:
+        The exit status, 0.
+    """
     vocab_size = vocab_size_of(resolve_model(args.model))
     options = engine_options(args)
+    # Two engines, because the prefix cache is a setting of the engine. (a) runs on the one without in both
+    # variants: with it, 8 equal prompts would be found there, and forking would have nothing to show.
     plain = LLM(args.model, **options | {"enable_prefix_caching": False})
     cached = LLM(args.model, **options | {"enable_prefix_caching": True})
     (prompt,) = fixed_requests(1, args.input_len, args.output_len, vocab_size, args.seed)
     requests = shared_prefix_requests(
         args.num_prompts, args.prefix_len, args.suffix_len, 1, vocab_size, args.seed
     )
+    # All functions of no arguments, so that they can take turns.
     variants = {
         f"one request, n={args.n}": lambda: run_once(plain, [prompt], args.n),
         f"{args.n} requests": lambda: run_once(plain, [prompt] * args.n, 1),
@@ -75,11 +103,13 @@ def run(args: argparse.Namespace) -> int:
     }
     runs: dict[str, list[SharingRun]] = {name: [] for name in variants}
     for variant in variants.values():
+        # The first run of an engine pays for memory that is touched for the first time.
         variant()  # to warm up
     for _ in range(args.repeats):
         for name, variant in variants.items():
             runs[name].append(variant())
 
+    # In the order above: each pair is (shared, not shared).
     names = list(variants)
     result: dict[str, Any] = {
         "benchmark": "sharing",
@@ -101,7 +131,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
-    """Generate, with an empty prefix cache to begin with, watching the blocks after every plan."""
+    """Generate, with an empty prefix cache to begin with, watching the blocks after every plan.
+
+    Args:
+        llm: the engine to use; its prefix cache is emptied before the clock starts.
+        requests: prompts and output lengths.
+        n: completions of each request.
+
+    The engine is watched from outside (`steps.replaced`), as it has no counters for this.
+    """
     engine = llm.llm_engine
     llm.reset_prefix_cache()
     most_blocks = num_computed_tokens = 0
@@ -116,6 +154,7 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
 
         return watch
 
+    # Built before the clock starts, as is everything that is no work of the engine.
     prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
     # Random, with a seed: greedy completions would be n times the same, and never be told apart.
     params = [
@@ -132,7 +171,13 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
 
 
 def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> dict[str, Any]:
-    """Both variants and their ratios."""
+    """Both variants and their ratios.
+
+    Blocks and tokens are taken from the first run: they follow from the lengths and are the same in all.
+
+    Returns:
+        `variants` by name and three ratios, each unshared / shared: 2.0 says that sharing halves it.
+    """
     variants = {}
     for name in (shared, unshared):
         first = runs[name][0]
@@ -151,7 +196,11 @@ def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> di
 
 
 def print_report(result: dict[str, Any]) -> None:
-    """Print what `--output-json` writes."""
+    """Print what `--output-json` writes.
+
+    Args:
+        result: fresh from `run`, or read from its JSON file: docs/make_performance.py prints the stored one.
+    """
     print(describe(result["provenance"]))
     for letter, key in (("a", "parallel_sampling"), ("b", "shared_prefix")):
         experiment = result[key]
