@@ -11,8 +11,7 @@ vocabulary. What happens to a row, in vLLM V1's order::
       top_k, then top_p         keep the k likeliest; of those, the fewest that have mass top_p together
       draw
 
-Drawing needs one uniform number u a token: the chosen token is the first whose cumulative probability
-reaches u::
+Drawing needs a uniform number u: the chosen token is the first whose cumulative probability reaches u::
 
     token          a     b     c     d
     probability   0.5   0.25  0.15  0.1
@@ -22,19 +21,24 @@ u comes from the sequence's seed and the position alone (`uniform`). No generato
 carried along, so the same seed gives the same tokens whatever runs beside it, and after a preemption too.
 (vLLM draws one exponential number for each token of the vocabulary from a generator a request.)
 
-top_k and top_p need the probabilities in order: sorted rising, what they drop is a beginning of the row
-(`first_kept`), and u picks from the rest. But sorting 49,152 numbers a row costs as much as a layer of the
-model. Most rows have all they need among their 64 likeliest tokens, which are cheap to find (`top`); the
-others, those whose model is undecided, are sorted whole.
+top_p looks as if it needed all probabilities in order, and sorting 49,152 numbers a row costs more than a
+layer of the model. But whether *one* token is kept needs no order: it is, if those likelier than it have less
+than top_p together. So draw first and look then; a token that is not kept is refused, and so is whatever is
+no likelier. What is drawn at last is distributed as if the row had been sorted and cut (`draw_top_p`)::
 
-Paper: section 5.1. vLLM V1: `vllm/v1/sample/sampler.py`, `vllm/v1/sample/ops/topk_topp_sampler.py`.
+    top_p = 0.7    u = 0.8  -> c     likelier than c: a, b with 0.75 >= 0.7: refused. a and b are left,
+                   u'= 0.9  -> b     likelier than b: a    with 0.5  <  0.7: kept
+
+Paper: section 5.1.
+vLLM V1: `vllm/v1/sample/sampler.py`, `vllm/v1/sample/ops/topk_topp_sampler.py`.
+Refusing instead of sorting is what FlashInfer's sampling kernels do, which vLLM can use.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 
-import numpy as np
 import torch
 
 from minivllm.beam_search import num_candidates
@@ -43,13 +47,12 @@ from minivllm.outputs import SequenceOutput, TokenLogprobs
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.scheduler_output import ScheduledSequence
 
-_HEAD = 64  # tokens of a row looked at first for top_k and top_p
 _TOP_BLOCK = 32  # see `top`
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in (0, 1], always the same for the same seed and position."""
-    return 1.0 - random.Random(f"{seed}/{position}").random()
+def uniform(seed: int, position: int, attempt: int) -> float:
+    """A number in (0, 1], always the same for the same seed, position and attempt (see `draw_top_p`)."""
+    return 1.0 - random.Random(f"{seed}/{position}/{attempt}").random()
 
 
 class Sampler:
@@ -128,21 +131,14 @@ def draw(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[list[int]]
     if any(p.min_p > 0 for p in params):
         probs = apply_min_p(probs, torch.tensor([[p.min_p] for p in params], device=device))
 
-    # (N, most samples); a row that needs fewer draws the rest in vain.
-    most = max(row.num_samples for row in rows)
-    u = [[uniform(row.seq.seed + k, len(row.seq)) for k in range(most)] for row in rows]
-    u = torch.tensor(u, device=device)
-    chosen = torch.empty(u.shape, dtype=torch.int64, device=device)
-    top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
-    cut = [i for i, p in enumerate(params) if top_k[i] < vocab_size or p.top_p < 1.0]
-    whole = [i for i, p in enumerate(params) if top_k[i] == vocab_size and p.top_p == 1.0]
-    if whole:
-        chosen[whole] = invert_cdf(_take(probs, whole), u[whole])
-    if cut:
-        k = torch.tensor([[top_k[i]] for i in cut], device=device)
-        p = torch.tensor([[params[i].top_p] for i in cut], device=device, dtype=torch.float64)
-        chosen[cut] = draw_cut(_take(probs, cut), u[cut], k, p)
-    return [tokens[: row.num_samples] for tokens, row in zip(chosen.tolist(), rows, strict=True)]
+    if any(0 < p.top_k < vocab_size for p in params):
+        probs = apply_top_k(probs, [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params])
+
+    # From here on a row for each sample: the k-th of a sequence draws as a request of its own with seed + k.
+    which = [i for i, row in enumerate(rows) for _ in range(row.num_samples)]
+    places = [(row.seq.seed + k, len(row.seq)) for row in rows for k in range(row.num_samples)]
+    drawn = iter(draw_top_p(_take(probs, which), places, [params[i].top_p for i in which]))
+    return [[next(drawn) for _ in range(row.num_samples)] for row in rows]
 
 
 def _take(values: torch.Tensor, which: list[int]) -> torch.Tensor:
@@ -155,6 +151,51 @@ def apply_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     return torch.where(probs < min_p * probs.amax(dim=-1, keepdim=True), 0.0, probs)
 
 
+def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
+    """Set to 0 what is less likely than the k-th likeliest token of its row, (N, V); V: nothing.
+
+    Those that tie with the k-th stay, as in Hugging Face's and vLLM's.
+    """
+    vocab_size = probs.shape[-1]
+    limited = [k for k in top_k if k < vocab_size]
+    rank = torch.tensor([[min(k, max(limited)) - 1] for k in top_k], device=probs.device)
+    kth = top(probs, max(limited))[0].gather(1, rank)  # (N, 1)
+    kth[[i for i, k in enumerate(top_k) if k == vocab_size]] = 0.0
+    return torch.where(probs < kth, 0.0, probs)
+
+
+def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[float]) -> list[int]:
+    """Draw one token a row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
+
+    Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, so this ends. A
+    draw is accepted with probability top_p at least: nine rows of ten are done at once with top_p = 0.9.
+
+    Args:
+        probs: (M, V); a row need not add up to 1, top_p is a share of its sum.
+        places: seed and position of each row, for `uniform`.
+        top_p: of each row. Tokens that tie with the last one kept are kept, too.
+    """
+    tokens = [0] * len(places)
+    left = list(range(len(places)))  # rows without a token yet, those of `probs`
+    # Nothing is ever refused with top_p = 1: the rounding of a sum must not do it either.
+    limit = torch.tensor([[p if p < 1.0 else float("inf")] for p in top_p], device=probs.device)
+    limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
+    for attempt in itertools.count():
+        u = torch.tensor([[uniform(*places[i], attempt)] for i in left], device=probs.device)
+        drawn = invert_cdf(probs, u)  # (M, 1)
+        for i, token in zip(left, drawn[:, 0].tolist(), strict=True):
+            tokens[i] = token
+        if all(top_p[i] == 1.0 for i in left):
+            break
+        likelier = probs > probs.gather(1, drawn)  # (M, V)
+        refused = torch.where(likelier, probs, 0.0).sum(dim=-1) >= limit[:, 0]
+        left = [i for i, again in zip(left, refused.tolist(), strict=True) if again]
+        if not left:
+            break
+        probs, limit = torch.where(likelier[refused], probs[refused], 0.0), limit[refused]
+    return tokens
+
+
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The index where the cumulative sum of `probs` (N, V) first reaches u (N, K) of its total.
 
@@ -165,105 +206,15 @@ def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=probs.shape[-1] - 1)
 
 
-def draw_cut(probs: torch.Tensor, u: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Tokens (N, K) drawn with u (N, K) from what top_k (N, 1), then top_p (N, 1) leave of probs (N, V).
-
-    top_k keeps those that tie with the k-th. top_p keeps the token that crosses p, and always the likeliest:
-    with probabilities 0.5, 0.3, 0.2 and p = 0.7 the first two stay. The slow twin: `kept_tokens_reference`.
-    """
-    vocab_size = probs.shape[-1]
-    head, token_ids = top(probs, min(_HEAD, vocab_size))  # (N, H)
-    # Rising; equal ones in the order of the vocabulary, as `_tokens_at` counts them.
-    token_ids, order = token_ids.sort(dim=-1)
-    ascending, order = head.gather(1, order).double().sort(dim=-1, stable=True)
-    token_ids = token_ids.gather(1, order)
-    rest = (probs.sum(dim=-1, keepdim=True) - ascending.sum(dim=-1, keepdim=True)).clamp_(min=0.0)
-    cumulative = rest + ascending.cumsum(dim=-1)
-    first_of_k, first = _first_kept(ascending, cumulative, top_k, top_p)
-    chosen = token_ids.gather(1, _pick(ascending, cumulative, first, u))
-
-    # The head tells everything if what it drops is smaller than what it keeps.
-    enough = (ascending.gather(1, first) > ascending[:, :1]) & ((first_of_k > 0) | (top_k == vocab_size))
-    if not enough.all():
-        flat = ~enough[:, 0]
-        probs, top_k, top_p = probs[flat], top_k[flat], top_p[flat]
-        ascending = sort_rows(probs)
-        cumulative = ascending.cumsum(dim=-1)
-        _, first = _first_kept(ascending, cumulative, top_k, top_p)
-        chosen[flat] = _tokens_at(probs, ascending, _pick(ascending, cumulative, first, u[flat]))
-    return chosen
-
-
-def _first_kept(
-    ascending: torch.Tensor, cumulative: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first position (N, 1) that top_k keeps, and the first that both keep, of the H largest (N, H).
-
-    Example, top_p = 0.7 and no top_k: positions 0 and 1 have mass 0.3 together and are not needed::
-
-        position        0     1     2     3
-        ascending      0.1   0.2   0.3   0.4
-        cumulative     0.1   0.3   0.6   1.0       -> first kept: 2
-
-    Args:
-        cumulative: (N, H), what is not among the H included.
-    """
-    size = ascending.shape[-1]
-    kth = ascending.gather(1, (size - top_k).clamp_(min=0))
-    first_of_k = torch.searchsorted(ascending, kth)  # the first of those that tie with it
-    dropped = torch.where(top_k < size, _mass_before(first_of_k, ascending, cumulative), 0.0)
-    limit = dropped + (1.0 - top_p).to(ascending.dtype) * (cumulative[:, -1:] - dropped)
-    first_of_p = torch.searchsorted(cumulative, limit, right=True).clamp_(max=size - 1)
-    return first_of_k, first_of_p.maximum(first_of_k)
-
-
-def _pick(
-    ascending: torch.Tensor, cumulative: torch.Tensor, first: torch.Tensor, u: torch.Tensor
-) -> torch.Tensor:
-    """Positions (N, K) drawn with u (N, K) from those at `first` (N, 1) and after it."""
-    dropped = _mass_before(first, ascending, cumulative)
-    target = dropped + u.to(ascending.dtype) * (cumulative[:, -1:] - dropped)
-    return torch.searchsorted(cumulative, target).clamp_(max=ascending.shape[-1] - 1).maximum(first)
-
-
-def _mass_before(position: torch.Tensor, ascending: torch.Tensor, cumulative: torch.Tensor) -> torch.Tensor:
-    """What the probabilities before `position` (N, 1) have together."""
-    return cumulative.gather(1, position) - ascending.gather(1, position)
-
-
-def sort_rows(values: torch.Tensor) -> torch.Tensor:
-    """Each row in rising order. On a CPU by numpy, which is 15 times as fast at it as torch."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
-    return values.sort(dim=-1).values
-
-
-def _tokens_at(probs: torch.Tensor, ascending: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Which tokens of probs (N, V) stand at `position` (N, K) of its sorted rows.
-
-    The sort moved values without their token ids. So look for the value; of several that are equal, the
-    first in the vocabulary is the first in the sorted row.
-    """
-    values = ascending.gather(1, position)
-    nth = position - torch.searchsorted(ascending, values)
-    every_row = torch.arange(len(probs), device=probs.device)
-    tokens = torch.empty_like(position)
-    for k in range(position.shape[1]):
-        row, token = (probs == values[:, k : k + 1]).nonzero(as_tuple=True)  # row by row
-        tokens[:, k] = token[torch.searchsorted(row, every_row) + nth[:, k]]
-    return tokens
-
-
 def kept_tokens_reference(probs: list[float], top_k: int, top_p: float) -> list[int]:
-    """The token ids that top_k, then top_p keep, least likely first: one token after the other."""
-    order = sorted(range(len(probs)), key=lambda token: probs[token])
-    if top_k < len(probs):
-        order = [token for token in order if probs[token] >= probs[order[-top_k]]]
-    limit = (1.0 - top_p) * sum(probs[token] for token in order)
-    kept, cumulative = [], 0.0
-    for token in order:
-        cumulative += probs[token]
-        if cumulative > limit or token == order[-1]:
+    """The token ids that top_k, then top_p keep: each token is compared with all others."""
+    kth = sorted(probs, reverse=True)[min(top_k, len(probs)) - 1]
+    left = [token for token in range(len(probs)) if probs[token] >= kth]
+    total = sum(probs[token] for token in left)
+    kept = []
+    for token in left:
+        likelier = sum(probs[other] for other in left if probs[other] > probs[token])
+        if top_p == 1.0 or likelier < top_p * total:
             kept.append(token)
     return kept
 

@@ -3,9 +3,14 @@
 How a distribution is read out of a sampler that draws: `uniform` is replaced, so that one row samples with
 every u that matters. A token that owns the interval (a, b] of u must be drawn just above a, in the middle and
 just below b. That shows which tokens are kept, and with which probability, to 1e-6.
+
+top_p draws, looks, and perhaps draws again. The first draw must be that of the uncut distribution, and exactly
+the tokens that top_p drops must be refused. After the likeliest of those has been refused just the kept ones
+are left, so then the second draw shows their distribution, edges and all.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,9 +36,13 @@ def random_logits(rows, vocab_size, scale=1.0, seed=0):
     return torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def draws(monkeypatch, logits, params, u, device="cpu"):
-    """The tokens that `draw` picks for one row of logits (V,) with each u."""
-    monkeypatch.setattr(sampler, "uniform", lambda seed, position: float(u[seed]))
+def draws(monkeypatch, logits, params, u, device="cpu", first=None):
+    """The tokens that `draw` picks for one row of logits (V,) with each u; `first`: of the first attempt."""
+
+    def pretend_uniform(seed, position, attempt):
+        return float(u[seed] if first is None or attempt > 0 else first)
+
+    monkeypatch.setattr(sampler, "uniform", pretend_uniform)
     row = make_row(params, num_samples=len(u))
     (tokens,) = draw(logits[None].to(device), [row])
     return tokens
@@ -53,23 +62,39 @@ def hugging_face(logits, params):
 
 def assert_distributed(monkeypatch, logits, params, expected, device="cpu"):
     """What `draw` keeps is exactly what has probability in `expected` (V,), with these probabilities."""
-    vocab_size = len(expected)
-    sorts = 0 < params.top_k < vocab_size or params.top_p < 1
-    # The order tokens are drawn in: rising probability if the row is cut, else the vocabulary's.
-    order = expected.argsort(stable=True) if sorts else torch.arange(vocab_size)
-    order = order[expected[order] > 0]
+    uncut = hugging_face(logits, replace(params, top_p=1.0))
+    kept = expected > 0
+    order = uncut.nonzero()[:, 0]  # tokens are drawn in the vocabulary's order
+    upper = uncut[order].cumsum(0)
+    middle = upper - uncut[order] / 2
+    visible = uncut[order] > 3 * EDGE
+    drawn = torch.tensor(draws(monkeypatch, logits, params, middle[visible], device, first=None))
+    first = order[visible]
+    # Each u is used for all attempts of its sample here, so a refused token gives some kept one.
+    assert ((drawn == first) == kept[first]).all(), "other tokens are kept"
+    assert kept[drawn].all(), "a token came back that had to be refused"
+
+    refused = first[~kept[first]]
+    if len(refused) == 0:
+        assert_edges(monkeypatch, logits, params, expected, device, first=None)
+    else:
+        likeliest = refused[uncut[refused].argmax()]
+        first_u = middle[order == likeliest]
+        assert_edges(monkeypatch, logits, params, expected, device, first=first_u)
+
+
+def assert_edges(monkeypatch, logits, params, expected, device, first):
+    """The inverse cumulative distribution of `expected` (V,), in the order of the vocabulary."""
+    order = expected.nonzero()[:, 0]
     upper = expected[order].cumsum(0)
     lower = upper - expected[order]
-
-    middle = draws(monkeypatch, logits, params, (lower + upper) / 2, device)
-    assert sorted(middle) == sorted(order.tolist()), "other tokens are kept"
-    assert middle == order.tolist(), "the tokens are not in order"
     wide = upper - lower > 3 * EDGE
     assert wide.any()
-    for u in (lower[wide] + EDGE, upper[wide] - EDGE):
-        assert draws(monkeypatch, logits, params, u, device) == order[wide].tolist(), "an edge is elsewhere"
-    first, last = draws(monkeypatch, logits, params, [2.0**-53, 1.0], device)
-    assert (first, last) == (order[0], order[-1])
+    for u in (lower[wide] + EDGE, (lower + upper)[wide] / 2, upper[wide] - EDGE):
+        drawn = draws(monkeypatch, logits, params, u, device, first)
+        assert drawn == order[wide].tolist(), "an edge is elsewhere"
+    ends = draws(monkeypatch, logits, params, [2.0**-53, 1.0], device, first)
+    assert ends == [order[0], order[-1]]
 
 
 CASES = {
@@ -78,9 +103,7 @@ CASES = {
     "hot": ({"temperature": 2.0}, 200, 3.0),
     "k = 1": ({"top_k": 1}, 200, 1.0),
     "k = 5": ({"top_k": 5}, 200, 3.0),
-    "k one short of the head": ({"top_k": 63}, 500, 1.0),
-    "k = head": ({"top_k": 64}, 500, 1.0),
-    "k beyond the head": ({"top_k": 100}, 500, 1.0),
+    "k = 100": ({"top_k": 100}, 500, 1.0),
     "k = V - 1": ({"top_k": 199}, 200, 1.0),
     "k = V": ({"top_k": 200}, 200, 1.0),
     "k > V": ({"top_k": 10**6}, 200, 1.0),
@@ -90,14 +113,14 @@ CASES = {
     "p tiny": ({"top_p": 1e-6}, 200, 1.0),
     "p = 1": ({"top_p": 1.0}, 200, 1.0),
     "p just below 1": ({"top_p": 0.999}, 200, 1.0),
-    "p, flat": ({"top_p": 0.9}, 1000, 0.3),  # the nucleus is far larger than the head
+    "p, flat": ({"top_p": 0.9}, 1000, 0.3),
     "p = 0.01, flat": ({"top_p": 0.01}, 5000, 0.3),
     "p, peaked": ({"top_p": 0.95}, 5000, 5.0),
     "min_p": ({"min_p": 0.1}, 200, 1.0),
     "min_p = 1": ({"min_p": 1.0}, 200, 1.0),
     "k, then p": ({"top_k": 20, "top_p": 0.8}, 200, 1.0),
     "k, then p, flat": ({"top_k": 300, "top_p": 0.6}, 1000, 0.3),
-    "k beyond the head, then p inside it": ({"top_k": 100, "top_p": 0.3}, 500, 1.5),
+    "k = 100, then p": ({"top_k": 100, "top_p": 0.3}, 500, 1.5),
     "min_p, then p": ({"min_p": 0.2, "top_p": 0.7}, 200, 1.0),
     "min_p keeps fewer than k": ({"min_p": 0.3, "top_k": 50}, 200, 1.0),
     "everything": ({"temperature": 0.6, "min_p": 0.05, "top_k": 30, "top_p": 0.9}, 300, 1.0),
@@ -147,31 +170,30 @@ def test_the_comparison_with_hugging_face_rejects_known_bugs(monkeypatch, asked,
         assert_distributed(monkeypatch, logits, both, backwards)
 
 
-HALVES = [0.5, 0.25, 0.125, 0.125]
+SIXTEENTHS = [8 / 16, 4 / 16, 3 / 16, 1 / 16]
 
 
-@pytest.mark.parametrize("probs", [HALVES, HALVES[::-1], [0.125, 0.5, 0.125, 0.25]], ids=str)
+@pytest.mark.parametrize("probs", [SIXTEENTHS, SIXTEENTHS[::-1], [3 / 16, 8 / 16, 1 / 16, 4 / 16]], ids=str)
 @pytest.mark.parametrize(
     ("top_p", "kept"),
-    [
-        (0.4999, [0.5]),
-        (0.5, [0.5]),  # exactly reached: the next one is not needed
-        (0.5001, [0.5, 0.25]),
-        (0.75, [0.5, 0.25]),
-        (0.7501, [0.5, 0.25, 0.125]),
-        (0.875, [0.5, 0.25, 0.125]),
-        (0.8751, HALVES),
-        (1.0, HALVES),
-    ],
+    [(0.4999, 1), (0.5, 1), (0.5001, 2), (0.75, 2), (0.7501, 3), (0.9375, 3), (0.9376, 4), (1.0, 4)],
 )
 def test_top_p_keeps_the_token_that_crosses_p_and_no_more(monkeypatch, probs, top_p, kept):
-    """Would catch `<` for `<=` where the mass reaches p exactly (nano-vllm #260), and ties kept twice."""
+    """Would catch `<` for `<=` where the mass reaches p exactly (nano-vllm #260)."""
     logits = torch.tensor(probs).log()
     params = SamplingParams(top_p=top_p)
     tokens = set(draws(monkeypatch, logits, params, np.linspace(0.001, 1, 1000)))
-    assert sorted((probs[token] for token in tokens), reverse=True) == kept
+    assert sorted((probs[token] for token in tokens), reverse=True) == SIXTEENTHS[:kept]
     left = hugging_face(logits, params)
-    assert sorted((probs[token] for token in left.nonzero()[:, 0]), reverse=True) == kept
+    assert set(left.nonzero()[:, 0].tolist()) == tokens
+
+
+def test_top_p_keeps_all_that_tie_with_the_last_one_kept(monkeypatch):
+    """Would catch equal tokens of which the vocabulary's order decides who may be drawn (in transformers)."""
+    logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).log()
+    for top_p, kept in [(0.75, {1, 3}), (0.76, {0, 1, 2, 3})]:
+        tokens = draws(monkeypatch, logits, SamplingParams(top_p=top_p), np.linspace(0.001, 1, 1000))
+        assert set(tokens) == kept
 
 
 @pytest.mark.parametrize("vocab_size", [6, 300, 5000])
@@ -188,8 +210,8 @@ def test_top_k_keeps_ties_with_the_kth(monkeypatch, vocab_size, top_k, kept):
 
 
 @pytest.mark.parametrize("top_k", [1, 64, 299])
-def test_top_k_keeps_ties_far_beyond_the_head(monkeypatch, top_k):
-    """Would catch ties being counted in the short head only: here all 300 tokens are equally likely."""
+def test_top_k_keeps_all_ties(monkeypatch, top_k):
+    """Would catch k tokens being picked where more are as likely: here all 300 tokens are."""
     params = SamplingParams(top_k=top_k)
     tokens = draws(monkeypatch, torch.zeros(300), params, (np.arange(300) + 0.5) / 300)
     assert tokens == list(range(300))
@@ -283,14 +305,21 @@ def test_real_draws_follow_the_distribution(options):
 
 def test_the_same_seed_and_position_give_the_same_number_forever():
     """Would catch a generator that changes between versions: texts made with a seed would change, too."""
-    places = [(0, 0), (1, 0), (0, 1), (-3, 7)]
-    expected = [0.6573157423627027, 0.09352827309995226, 0.2442098440324082, 0.3883427448459673]
-    assert [uniform(seed, position) for seed, position in places] == expected
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (-3, 7, 2)]
+    expected = [
+        0.4986002851832385,
+        0.09605084192238711,
+        0.7078716247163783,
+        0.9648994740885142,
+        0.7200401705379073,
+    ]
+    assert [uniform(*place) for place in places] == expected
 
 
 def test_u_is_uniform_and_independent_across_seeds_and_positions():
     """Would catch neighbouring seeds (n completions have them) or positions that draw alike."""
-    u = np.array([[uniform(seed, position) for position in range(100)] for seed in range(100)])
+    u = np.array([[uniform(seed, position, 0) for position in range(100)] for seed in range(100)])
+    again = np.array([[uniform(seed, position, 1) for position in range(100)] for seed in range(100)])
     assert (u > 0).all()
     assert (u <= 1).all()
     assert len(np.unique(u)) == u.size
@@ -303,6 +332,8 @@ def test_u_is_uniform_and_independent_across_seeds_and_positions():
         (u[1:, 1:], u[:-1, :-1]),
         (u[1:, :-1], u[:-1, 1:]),
         (u, u.T),
+        (u, again),
+        (u[1:], again[:-1]),
     ):
         off_diagonal = a.ravel() != b.ravel()
         assert abs(np.corrcoef(a.ravel()[off_diagonal], b.ravel()[off_diagonal])[0, 1]) < limit
@@ -383,22 +414,19 @@ def test_greedy_takes_the_largest_and_the_first_of_equals():
     [
         {"temperature": 0.0},
         {},
-        {"top_p": 0.9},
-        {"top_p": 0.9, "flat": True},
         {"top_k": 40},
         {"min_p": 0.1},
         {"logprobs": 5},
-        {"top_k": 40, "top_p": 0.9, "logprobs": 5, "repetition_penalty": 1.2},
+        {"top_k": 40, "min_p": 0.1, "logprobs": 5, "repetition_penalty": 1.2},
     ],
     ids=str,
 )
 def test_the_number_of_torch_calls_does_not_depend_on_the_batch(options):
     """Would catch a softmax or a sort for each request, and a loop over the vocabulary."""
-    scale = 0.1 if options.pop("flat", False) else 8.0
 
     def calls(num_rows, vocab_size):
         rows = [make_row(seed=i, output=[5], **options) for i in range(num_rows)]
-        logits = random_logits(num_rows, vocab_size, scale)
+        logits = random_logits(num_rows, vocab_size, 8.0)
         with CountCalls() as counter:
             Sampler()(logits, rows)
         return counter.names
@@ -411,6 +439,16 @@ def test_the_number_of_torch_calls_does_not_depend_on_the_batch(options):
     if options == {}:
         assert few.count("softmax") == 1
         assert not {"sort", "topk", "argmax"} & set(few)
+
+
+def test_top_p_takes_rounds_of_the_batch_and_sorts_nothing():
+    """Would catch a loop over the requests, and a round for each token that is not kept."""
+    rows = [make_row(seed=i, top_p=0.8) for i in range(64)]
+    with CountCalls() as counter:
+        Sampler()(random_logits(64, 3000, 0.3), rows)
+    assert not {"sort", "topk"} & set(counter.names)
+    # Each round refuses a fifth at most of its draws: 64, 13, 3, 1 rows.
+    assert 2 <= counter.names.count("searchsorted") <= 8
 
 
 # -- log-probabilities ------------------------------------------------------------------------------
