@@ -4,7 +4,13 @@
     $ python -m minivllm chat
     $ python -m minivllm bench throughput --help
 
-Option names are vLLM's where it has them.
+Option names are vLLM's where it has them. Most fields of `EngineConfig` are options: `--max-num-seqs 8` here
+is `LLM(model, max_num_seqs=8)` in Python, with the same default and the same checks.
+
+torch is imported by a command when it runs, not here: `--help` and a mistyped option are answered at once.
+(`tests/test_cli.py` holds it to that.)
+
+vLLM V1: `vllm/entrypoints/cli/`.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from minivllm.config import ATTENTION_BACKENDS, DEVICES, DTYPES, PREEMPTION_MODE
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+# Defaults are read from the config, so that they stand in one place. The table adds what argparse needs.
 _DEFAULTS = {name: field.default for name, field in EngineConfig.__dataclass_fields__.items()}
 _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "tokenizer": {"help": "folder or name of another tokenizer"},
@@ -26,12 +33,14 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "help": "seed for requests without one of their own"},
     "max_model_len": {"type": int, "help": "longest sequence, prompt and output (default: the model's)"},
     "block_size": {"type": int, "help": "tokens in a KV block"},
+    # The two ways to size the KV cache by hand; giving both is refused by `EngineConfig`.
     "num_blocks": {"type": int, "help": "KV blocks (vLLM: --num-gpu-blocks-override)"},
     "kv_cache_memory_bytes": {"type": int, "help": "KV cache size in bytes, instead of a number of blocks"},
     "gpu_memory_utilization": {"type": float, "help": "share of the GPU's memory to use"},
     "swap_space_bytes": {"type": int, "help": "CPU memory for swapped-out KV blocks"},
     "max_num_seqs": {"type": int, "help": "sequences running at once"},
     "max_num_batched_tokens": {"type": int, "help": "tokens computed in one step"},
+    # This action makes two flags, --enable-prefix-caching and --no-enable-prefix-caching, as vLLM has them.
     "enable_prefix_caching": {
         "action": argparse.BooleanOptionalAction,
         "help": "share equal prompt beginnings",
@@ -44,7 +53,10 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model and the options of `EngineConfig`."""
+    """Add --model and the options of `EngineConfig`, in the order of the table above.
+
+    `block_size` becomes `--block-size` and comes back as `args.block_size`: `engine_options` collects them.
+    """
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--model", default=DEFAULT_MODEL, help=f"built-in name, folder, or hub id ({DEFAULT_MODEL})"
@@ -57,7 +69,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, max_tokens: int, temperature: float) -> None:
-    """Add the most used fields of `SamplingParams`."""
+    """Add the most used fields of `SamplingParams`.
+
+    Args:
+        parser: of one command.
+        max_tokens, temperature: defaults that suit the command. vLLM's own 16 tokens end most answers in
+            mid-sentence.
+    """
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=int, default=max_tokens, help="output tokens at most")
     group.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest token")
@@ -66,7 +84,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, max_tokens: int, tem
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The engine's keyword arguments from parsed options (without the model)."""
+    """The engine's keyword arguments from parsed options (without the model).
+
+    Ranges are not looked at here: `EngineConfig` checks them, with the same texts as in Python.
+    """
     return {name: getattr(args, name) for name in _ENGINE_OPTIONS}
 
 
@@ -76,9 +97,13 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Complete prompts, as vLLM's first example prints them."""
+    """Complete prompts, as vLLM's first example prints them.
+
+    All are handed over in one call: that is what makes them one batch. With `--n 2` a prompt has two lines.
+    """
     from minivllm import LLM, SamplingParams
 
+    # Before the model is loaded, so that the news of a wrong --top-p need not wait for it.
     params = SamplingParams(n=args.n, **sampling_options(args))
     llm = LLM(model=args.model, **engine_options(args))
     for output in llm.generate(args.prompt, params):
@@ -87,7 +112,17 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Talk: one question with --quick, else a conversation until end of input."""
+    """Talk: one question with --quick, else a conversation until end of input.
+
+    The model remembers nothing: each turn sends the whole conversation again. The prefix cache makes that
+    cheap, since most of it has just been computed (if the answer's text is cut into the tokens that were
+    sampled, as it mostly is). With block_size 16::
+
+        turn 1     prompt of 40 tokens, answer of 60           99 computed, 6 blocks full
+        turn 2     prompt of 120, the same 100 at its start    6 x 16 = 96 found, 24 left to compute
+
+    It grows until the prompt has no room for an answer; then `max_model_len` ends it with an error.
+    """
     from minivllm import LLM, SamplingParams
 
     params = SamplingParams(**sampling_options(args))
@@ -106,7 +141,9 @@ def chat(args: argparse.Namespace) -> None:
             return
         messages.append({"role": "user", "content": question})
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # The template has put the special tokens in already.
         prompt = {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        # Each output holds what is new (`LLM.stream`); the pieces together are the answer for the next turn.
         answer = ""
         for output in llm.stream(prompt, params):
             print(output.outputs[0].text, end="", flush=True)
@@ -118,14 +155,17 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Run the demonstration."""
+    """Run the demonstration: see `demo.py`."""
     from minivllm.demo import run_demo
 
     run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands but `bench`, which has its own."""
+    """The parser of all commands but `bench` and `compare`, which have their own.
+
+    Each command leaves the function that runs it in `args.run`.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m minivllm", description=__doc__.split("\n", maxsplit=1)[0]
     )
@@ -149,9 +189,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_sampling_arguments(command, max_tokens=48, temperature=0.0)
     command.set_defaults(run=demo)
 
+    # After each command's own options, so that its help shows those first.
     for command in commands.choices.values():
         add_engine_arguments(command)
-    # These two have parsers of their own, made when they are asked for: they import more.
+    # These two have parsers of their own, made when they are asked for: they import more. Here they are only
+    # lines of the list that `--help` prints; `main` never lets this parser see their arguments.
     commands.add_parser(
         "compare", help="where the output differs from Hugging Face's, and why", add_help=False
     )
@@ -162,7 +204,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; returns the exit status.
+
+    Args:
+        argv: arguments without the program's name; None: those of this process.
+
+    Returns:
+        0, or 1 after an error in what the user gave; `bench` and `compare` decide for themselves. argparse
+        exits with 2 for a wrong option.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["bench"]:
         from minivllm.bench import main as bench
@@ -175,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         compare.add_arguments(parser)
         return compare.run(parser.parse_args(argv[1:]))
     args = make_parser().parse_args(argv)
+    # Errors of input are one line: their texts say what to do, and a traceback would bury that. Any other
+    # exception is a mistake of ours and keeps its traceback.
     try:
         args.run(args)
     except (ValueError, TypeError, OSError) as error:
