@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 class LLMEngine:
     """A model, its KV cache, a scheduler, and the loop body that ties them together.
 
+    Who owns what: the scheduler the queues and, through its manager, the blocks; the runner the tensors; the
+    output processor the text. The engine holds no state of a request itself, so `reset` is two calls.
+
     Args:
         config: see `EngineConfig`.
         scheduler_cls: a `Scheduler` or another class with its methods. The four parts can be swapped: the
@@ -66,9 +69,6 @@ class LLMEngine:
     Raises:
         ValueError: the model, the device or the memory is not what the config asks for.
         ConnectionError: the model is not here yet and cannot be fetched.
-
-    Who owns what: the scheduler the queues and, through its manager, the blocks; the runner the tensors; the
-    output processor the text. The engine holds no state of a request itself, so `reset` is two calls.
     """
 
     def __init__(
