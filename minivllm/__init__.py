@@ -1,13 +1,23 @@
 """minivllm: the system of the vLLM paper, small enough to read in an afternoon.
 
 The public names are imported on first use: `import minivllm.block_pool` and the rest of the pure Python
-wing then load in milliseconds, without torch.
+wing then load in milliseconds, without torch::
+
+    import minivllm.scheduler            this file and pure Python: no torch
+    from minivllm import SamplingParams  `__getattr__` below imports sampling_params.py: no torch
+    from minivllm import LLM             imports llm.py, and with it torch: seconds
+
+The names are vLLM's: with `vllm` replaced by `minivllm` in its import, and another model's name, vLLM's first
+example runs as it is.
+
+vLLM V1: `vllm/__init__.py`, which imports its names on first use as well.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# Never run: it is how editors and type checkers learn what `__getattr__` will return.
 if TYPE_CHECKING:
     from minivllm.config import EngineConfig
     from minivllm.engine import LLMEngine
@@ -29,6 +39,7 @@ __all__ = [
     "SamplingParams",
 ]
 
+# Public name -> the module that defines it.
 _HOME = {
     "LLM": "llm",
     "LLMEngine": "engine",
@@ -43,9 +54,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name when it is first asked for (PEP 562).
+
+    Python calls this whenever the module lacks the name it is asked for. Only the first time costs anything:
+    after that `importlib` finds the module in `sys.modules`.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'minivllm' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    # Imported here like everything else: a study of one module should load that module.
     import importlib
 
     return getattr(importlib.import_module(f"minivllm.{_HOME[name]}"), name)
