@@ -173,7 +173,7 @@ def read_weights(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, np.ndarr
     import gguf
     from tqdm.auto import tqdm
 
-    weights = {}  # 135 M values of 4 bytes: 538 MB, all in memory until the file is written
+    weights = {}  # SmolLM2: 135 M values of 4 bytes, 538 MB, all in memory until the file is written
     # gguf's arrays have torch's axis order, (out_features, in_features); the file's header has it reversed.
     for tensor in tqdm(reader.tensors, desc="Converting the weights, once", unit=" tensors"):
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)

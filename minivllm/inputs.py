@@ -155,7 +155,7 @@ class InputProcessor:
         """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token.
 
         A tokenizer may know more tokens than the model, after somebody added some to it: looking up such an
-        id is an index error on a CPU and stops every later use of the device on a GPU.
+        id is an index error on a CPU; on a GPU it leaves the device unusable for the rest of the process.
         """
         if not token_ids:
             raise ValueError("The decoder prompt cannot be empty")

@@ -57,8 +57,8 @@ class _Completion:
 class _Request:
     """What is remembered about an unfinished request. Times are seconds of the engine's clock.
 
-    `completions` fills as sequences are first seen: one at the prompt's end, n after the fork. Beams are not
-    in it, since most of them never become an output.
+    `completions` fills as sequences are first seen: all n of them in the step that ends the prompt. Beams are
+    not in it, since most of them never become an output.
     """
 
     group: SequenceGroup

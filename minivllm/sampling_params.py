@@ -54,8 +54,8 @@ class RequestOutputKind(Enum):
 def _finite(name: str, value: object) -> float:
     """Return `value` if it is a number other than NaN and infinity.
 
-    For the fields that are checked with one comparison. `nan < 0.0` is False, as every comparison with NaN
-    is, so NaN would pass as a temperature and turn a whole row of logits into NaN.
+    For the fields that are checked with one comparison. `nan < 0.0` is False, as is `nan >= 0.0`, so NaN
+    would pass as a temperature and turn a whole row of logits into NaN.
 
     Raises:
         TypeError: not a number. ValueError: NaN, infinity, or an int such as 10**400.
