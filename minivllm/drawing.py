@@ -37,7 +37,9 @@ def draw_block_tables(record: StepRecord, block_size: int, max_columns: int = 8)
     """
     lines = []
     for seq_id, block_ids in record.block_tables.items():
-        filled = record.filled[seq_id]
+        # A sequence that was never freed belongs to no request any more. It is drawn all the same: whoever
+        # looks for a leak wants to see just this line.
+        name, filled = record.requests.get(seq_id, "(leaked)"), record.filled.get(seq_id, 0)
         numbers, cells = [], []
         for index, block_id in enumerate(block_ids):
             shared = "*" if record.ref_counts[block_id] > 1 else ""
@@ -49,7 +51,7 @@ def draw_block_tables(record: StepRecord, block_size: int, max_columns: int = 8)
             numbers = [*numbers[:keep], "..", *numbers[-keep:]]
             cells = [*cells[:keep], "..", *cells[-keep:]]
         table = f"[{' '.join(numbers)}]"
-        lines.append((record.requests[seq_id], str(filled), table, f"|{'|'.join(cells)}|"))
+        lines.append((name, str(filled), table, f"|{'|'.join(cells)}|"))
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(3)]
     header = f"{'request':<{max(7, widths[0])}}  {'tokens':>{max(6, widths[1])}}  block table"
     rows = [

@@ -61,7 +61,8 @@ def hf_name(gguf_name: str) -> str:
     """
     if gguf_name in TOP_NAMES:
         return TOP_NAMES[gguf_name]
-    prefix, layer, rest = gguf_name.split(".", 2)
+    prefix, _, name = gguf_name.partition(".")
+    layer, _, rest = name.partition(".")
     if prefix != "blk" or rest not in LAYER_NAMES:
         raise ValueError(f"GGUF tensor {gguf_name!r} is not part of a Llama that this converter knows.")
     return f"model.layers.{layer}.{LAYER_NAMES[rest]}"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,19 @@ def test_drawing_of_the_worked_example():
     trace.record(plan, updated, scheduler, now=0.1)
     drawn = draw_block_tables(fullest_step(trace), trace.block_size)
     assert drawn == "request  tokens  block table\n0             6  [7 2]  |####|##..|"
+
+
+def test_drawing_shows_a_sequence_that_was_never_freed():
+    """Would catch a KeyError just when a student looks for the leak."""
+    scheduler = make_scheduler(num_blocks=8, block_size=4)
+    add(scheduler, "a", 6, max_tokens=3)
+    trace = Trace(start_time=0.0)
+    plan = scheduler.schedule()
+    updated = scheduler.update_from_output(plan, run_model(plan))
+    trace.record(plan, updated, scheduler, now=0.1)
+    leaked = replace(trace.steps[0], requests={}, filled={})
+    assert draw_block_tables(leaked, 4).split("\n")[1] == "(leaked)       0  [0 1]  |....|....|"
+    scheduler.abort("a")
 
 
 def test_drawing_marks_shared_blocks_and_cuts_long_tables():

@@ -22,7 +22,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from minivllm import model_download
-from minivllm.gguf_convert import convert_gguf, unpermute_rows
+from minivllm.gguf_convert import convert_gguf, hf_name, unpermute_rows
 from minivllm.model_download import BuiltinModel, default_cache_dir, resolve_model
 from minivllm.model_loader import iterate_weights, load_model_config, load_tokenizer
 from minivllm.random_model import byte_symbols, random_llama
@@ -135,6 +135,13 @@ def test_unpermuting_draws_the_picture_in_the_docstring():
     gguf_rows = np.array([[0], [3], [1], [4], [2], [5]])
     assert unpermute_rows(gguf_rows, num_heads=1).ravel().tolist() == [0, 1, 2, 3, 4, 5]
     assert permute_rows(gguf_rows, num_heads=1).ravel().tolist() != [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.attn_sinks.weight", "weight"])
+def test_a_tensor_that_a_llama_does_not_have_is_named(name):
+    """Would catch a tensor left out, which gives fluent nonsense, and Python's own message about unpacking."""
+    with pytest.raises(ValueError, match=f"GGUF tensor '{name}' is not part of a Llama"):
+        hf_name(name)
 
 
 def test_a_llama_survives_the_way_through_gguf(source, tmp_path):
