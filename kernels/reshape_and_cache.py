@@ -91,7 +91,8 @@ def _reshape_and_cache_kernel(
 
     Every tensor comes with its strides, because none has to be contiguous: key and value are usually slices
     of a fused qkv tensor, the caches one layer of a larger one. Only the last axis must have stride 1.
-    S, HKV, D and LANES are constexpr: `tl.arange` insists on it, and divisions by a known number are cheap.
+    S, HKV, D and LANES are constexpr: `tl.arange` insists on it for LANES, and dividing by a known number
+    is cheap.
     """
     # Which of the T programs am I? 64 bits, as all that follows is multiplied by strides.
     token = tl.program_id(0).to(tl.int64)

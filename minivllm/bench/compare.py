@@ -9,7 +9,7 @@ the two best tokens are closer together than that difference; from there on it g
     float32   batch 1  torch   8 of 8 texts equal
     bfloat16  batch 8  torch   5 of 8 texts equal    first difference at token 7, where the logits gap is 0.03
 
-How a text splits, and why it never comes back (made-up logits)::
+How a text splits (made-up logits)::
 
     past "The capital of France is"       Hugging Face         minivllm
     logit of " Paris"                     11.20                11.20
@@ -254,8 +254,7 @@ def layer_table(results: list[Comparison]) -> str:
     Example of a column::
 
         layer          float32 torch
-            0        1.2e-06 (3.41)         after layer 0 the largest difference is 1.2e-06, the largest value
-            3.41
+            0        1.2e-06 (3.41)         largest difference 1.2e-06, largest value 3.41
     """
     columns = {(each.dtype, each.backend): each for each in results}
     lines = ["Largest difference of the hidden states (in brackets: largest value)"]

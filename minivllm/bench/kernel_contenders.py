@@ -100,9 +100,8 @@ class Batch:
 
     Example with R = 2, n = 32 and S = 16, block_tables [[2, 0], [3, 1]]::
 
-        key[0] = [ tokens 0..15 | tokens 16..31 ]        key_cache[2] = key[0, :16]     key_cache[0] = key[0,
-        16:] key[1] = [ tokens 0..15 | tokens 16..31 ]        key_cache[3] = key[1, :16]     key_cache[1] =
-        key[1, 16:]
+        key[0]    tokens 0..15 -> key_cache[2]     tokens 16..31 -> key_cache[0]
+        key[1]    tokens 0..15 -> key_cache[3]     tokens 16..31 -> key_cache[1]
     """
 
     query: torch.Tensor  # (R, t, Hq, D)

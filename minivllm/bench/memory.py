@@ -8,7 +8,7 @@ paged (Figure 2); how many requests therefore run at once (13); what sharing sav
 costs (the memory side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`.
 
 How to read a line of Figure 2: of 15,728 slots Orca (Max) holds tokens in 20.4%, keeps 13.3% for tokens still
-to come, will never use 57.3% of what it reserved, and 8.9% are left over between reservations::
+to come, has reserved 57.3% that nobody will ever use, and 8.9% are left over between reservations::
 
     |#### used ####|== reserved ==|........... internal ...........|  external  |      adds up to 100%
 

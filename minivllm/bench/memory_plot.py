@@ -11,9 +11,9 @@ vision, and hatches tell them apart in print::
 Every panel is a function (axes, rows) that draws and returns nothing. The rows are those that `memory.py`
 measured and writes as JSON, so a figure can be drawn again without simulating::
 
-    rows["2"]     {"dataset": "ShareGPT", "system": "max", "used": 0.195, "reserved": 0.133, ..., "batch":
-    7.0} rows["15"]    {"dataset": "Alpaca", "method": "parallel", "width": 2, "saving": 0.069}
-    rows["18b"]   {"dataset": "ShareGPT", "block_size": 16, "used": 0.969, "waste": 0.016, "batch": 32.8, ...}
+    results["2"]     {"dataset": "ShareGPT", "system": "max", "used": 0.195, "batch": 7.0, ...}
+    results["15"]    {"dataset": "Alpaca", "method": "parallel", "width": 2, "saving": 0.069}
+    results["18b"]   {"dataset": "ShareGPT", "block_size": 16, "used": 0.969, "waste": 0.016, ...}
 
 Shares are between 0 and 1 in the rows and in percent on the axes, as in the paper.
 

@@ -11,15 +11,13 @@ Two experiments, each with and without sharing, in turns::
                                    versus prefix cache off
 
 The blocks and tokens follow from the lengths, and are worth doing by hand (block size 16; the token sampled
-last is never computed)::
+last is never computed; (a) 256 prompt and 32 output tokens, (b) 512 + 32 prompt tokens)::
 
-    (a) 256 prompt + 32 output     shared: 16 blocks + 8 x 2 of their own = 32      256 + 8 x 31 =   504
-    tokens
-                                   not:    8 x 18                         = 144     8 x 287      = 2,296
-                                       tokens
-    (b) 512 + 32 prompt            cached: 32 blocks + 16 x 2             =  64     512 + 16 x 32 = 1,024
-    tokens
-                                   not:    fewer run at once: the token budget     16 x 544     = 8,704 tokens
+                          blocks held at most                  tokens computed
+    (a)  n=8              16 + 8 x 2 of their own =  32        256 + 8 x 31  =   504
+         8 requests       8 x 18                  = 144        8 x 287       = 2,296
+    (b)  cached           32 + 16 x 2             =  64        512 + 16 x 32 = 1,024
+         not cached       4 or 5 requests a step  = 154        16 x 544      = 8,704
 
 (a) prints blocks held at the fullest step, and the time; (b) the time of the prefill: one output token each.
 
