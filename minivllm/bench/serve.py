@@ -157,7 +157,7 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Request
     token_times: list[list[float]] = [[] for _ in requests]
     start = time.perf_counter()
     num_added = 0
-    # One turn: whoever has arrived is added, then one step. Between steps nothing can be added, as the engine
+    # One turn: whoever has arrived is added, then one step. During a step nothing can be added, as the engine
     # computes in this thread; a server's queue would wait for the same step.
     while num_added < len(requests) or engine.has_unfinished_requests():
         now = time.perf_counter() - start
