@@ -119,8 +119,8 @@ def draw_stack(ax: Axes, x: float, shares: dict[str, float], alpha: float, with_
 def draw_batch(ax: Axes, rows: Rows) -> None:
     """Figure 13: simulated bars, the paper's numbers as black marks.
 
-    The axis is logarithmic: 7 requests and 132 have to be readable side by side, and equal factors are equal
-    distances, which is what "x times as many" means.
+    The axis is logarithmic: 7 requests and more than 100 have to be readable side by side, and equal factors
+    are equal distances, which is what "x times as many" means.
     """
     names = list(memory.DATASETS)
     for index, (system, color, hatch) in enumerate(
@@ -201,7 +201,7 @@ def draw_block_sizes(ax: Axes, rows: Rows) -> None:
         ax.plot(sizes, thumb, color=color, linestyle=":", label="half a block a sequence")
     ax.axhline(4, color="black", linewidth=0.8, linestyle="--")
     ax.text(1, 5, '"under 4%"', fontsize=8)
-    # Block sizes double, so they get equal distances.
+    # Block sizes are powers of two: twice the size, always the same distance.
     ax.set_xscale("log", base=2)
     ax.set_xticks(memory.BLOCK_SIZES, [str(size) for size in memory.BLOCK_SIZES])
     ax.set_xlabel("block size (tokens)")

@@ -115,7 +115,7 @@ def print_memory(memory: dict[str, Any]) -> None:
     print(f"\nmemory: {memory['report']}")
     if memory["peak_rss"] is None:
         return
-    # All others are bytes (`num_blocks` and `num_tokens` become nonsense here, and are not printed from it).
+    # All others are bytes, except for the counts `num_...`, which are not printed from here.
     mib = {name: value / MIB for name, value in memory.items() if name != "report"}
     print(
         f"  peak RSS {mib['peak_rss']:.1f} MiB while running, {mib['peak_rss_loading']:.1f} while loading, "

@@ -65,7 +65,7 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
         num_blocks_written: different KV blocks that the run wrote to.
 
     Returns:
-        Bytes, but for `report` (text), `num_blocks` and `num_tokens`. The peaks are None where the system
+        Bytes, but for `report` (text) and the three counts `num_...`. The peaks are None where the system
         does not tell them.
 
     Example: 100 blocks written, 16 tokens each, SmolLM2 in float32 at 46,080 bytes a token (30 layers x 2 x 3
