@@ -1,7 +1,7 @@
 """Write `performance.md` from the measurements in `data/`: `python docs/make_performance.py`.
 
-Each section is the report of one JSON file, printed by the code that printed it when it was measured, below
-the command that measured it. So no number on that page was typed by hand.
+Each section is the report of one JSON file, printed by the `print_report` that printed it when it was
+measured, below the command that measured it. So no number on that page was typed by hand.
 """
 
 import contextlib
@@ -9,8 +9,7 @@ import io
 import json
 from pathlib import Path
 
-from minivllm.bench import sharing
-from minivllm.bench.throughput_report import print_report
+from minivllm.bench import compare, latency, memory, serve, sharing, throughput_report
 
 HERE = Path(__file__).parent
 
@@ -26,6 +25,15 @@ The *bound* is the time that the matrix products of the model alone would take a
 each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and
 everything that is neither.
 """
+
+PRINTERS = {
+    "throughput": throughput_report.print_report,
+    "sharing": sharing.print_report,
+    "serve": serve.print_report,
+    "latency": latency.print_report,
+    "memory": memory.print_report,
+    "compare": compare.print_report,
+}
 
 # file in data/, title, what to look at; the command that made it stands in the file itself
 SECTIONS = [
@@ -52,6 +60,11 @@ SECTIONS = [
         "rest of a step goes.",
     ),
     (
+        "cpu_fixed_64.json",
+        "Exactly 64 sequences running",
+        "Scheduling and bookkeeping at the default limit of the batch.",
+    ),
+    (
         "cpu_sampling_32.json",
         "The same with everything the sampler can do",
         "Three penalties, top_p, a seed and five log-probabilities a token: the sampler's share of a step.",
@@ -72,14 +85,36 @@ SECTIONS = [
         "Sharing",
         "Eight completions of one prompt, and a prefix of 512 tokens that 16 requests have in common.",
     ),
+    (
+        "cpu_serve.json",
+        "Requests that arrive over time",
+        "Poisson arrivals, open loop, as in the paper's figure 12: below the knee of a curve that policy "
+        "keeps up.",
+    ),
+    (
+        "cpu_latency.json",
+        "One batch alone",
+        "Eight prompts of 32 tokens, 128 tokens each.",
+    ),
+    (
+        "cpu_compare.json",
+        "Where the texts differ from Hugging Face's",
+        "Greedy texts, the first token that differs, and how the hidden states drift apart layer by layer. A "
+        "gap of the size of the rounding error is a tie that rounding decides; a large one would be a bug.",
+    ),
+    (
+        "memory.json",
+        "The paper's memory figures, simulated",
+        "The real block pool, manager and scheduler without a model, beside the paper's numbers.",
+    ),
 ]
 
 
-def report_of(name: str, result: dict) -> str:
+def report_of(result: dict) -> str:
     """What the benchmark printed about `result`."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        (sharing.print_report if "sharing" in name else print_report)(result)
+        PRINTERS[result["benchmark"]](result)
     return printed.getvalue().strip("\n")
 
 
@@ -92,10 +127,10 @@ def page() -> str:
             continue
         result = json.loads(path.read_text())
         command = " ".join(["python -m minivllm", *result["provenance"]["command_line"]])
-        report = report_of(name, result)
+        report = report_of(result)
         parts.append(f"## {title}\n\n{text}\n\n```bash\n{command}\n```\n\n```text\n{report}\n```\n")
         if path.with_suffix(".png").exists():
-            parts.append(f"![The rates above as bars](data/{path.stem}.png)\n")
+            parts.append(f"![The numbers above, drawn](data/{path.stem}.png)\n")
     return "\n".join(parts)
 
 

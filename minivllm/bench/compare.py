@@ -27,9 +27,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from minivllm.bench import report
 from minivllm.bench.hf_backends import load_hf_model
 from minivllm.bench.report import provenance, write_json
 from minivllm.llm import LLM
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit status, 0 also where texts differ: a difference is a finding here, no failure.
     """
-    results = []
+    results: dict[tuple[str, str, int], Comparison] = {}
     for dtype in args.dtypes:
         # Once for each type, and used by all settings of that type.
         hf = load_hf_model(args.model, dtype, args.device)
@@ -124,12 +126,33 @@ def run(args: argparse.Namespace) -> int:
                     # blur the picture.
                     max_num_seqs=batch_size, enable_prefix_caching=False,
                 )  # fmt: skip
-                results.append(compare(llm, hf, args.prompt, args.max_tokens))
-                print(describe(results[-1]))
-    print("\n" + layer_table(results))
+                setting = (dtype, llm.llm_engine.attention.name, batch_size)
+                if setting not in results:  # "auto" may turn out to be one of the others
+                    results[setting] = compare(llm, hf, args.prompt, args.max_tokens)
+    result = {
+        "benchmark": "compare",
+        "provenance": provenance(),
+        "model": args.model,
+        "max_tokens": args.max_tokens,
+        "comparisons": [asdict(each) for each in results.values()],
+    }
+    print_report(result)
     if args.output_json:
-        write_json(args.output_json, {"comparisons": [asdict(each) for each in results]} | provenance())
+        write_json(args.output_json, result)
     return 0
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """Print texts and layers, from what `--output-json` writes."""
+    comparisons = [
+        Comparison(**each | {"divergences": tuple(Divergence(**text) for text in each["divergences"])})
+        for each in result["comparisons"]
+    ]
+    print(report.describe(result["provenance"]))
+    print(f"{result['model']}, {result['max_tokens']} greedy tokens a prompt")
+    for comparison in comparisons:
+        print(describe(comparison))
+    print("\n" + layer_table(comparisons))
 
 
 def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) -> Comparison:

@@ -21,9 +21,10 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from minivllm.bench.options import add_engine_arguments, engine_options, positive_int, vocab_size_of
-from minivllm.bench.report import percentile, provenance, write_json
+from minivllm.bench.report import describe, percentile, provenance, write_json
 from minivllm.bench.workloads import random_tokens
 from minivllm.llm import LLM
 from minivllm.model_loader import resolve_model
@@ -74,16 +75,26 @@ def run(args: argparse.Namespace) -> int:
         # The whole call: scheduling, every step, putting the outputs together (no text: no tokenizer).
         latencies.append(time.perf_counter() - start)
 
-    average = statistics.fmean(latencies)
-    percentiles = {str(percent): percentile(latencies, percent) for percent in PERCENTAGES}
-    print(f"Avg latency: {average} seconds")
-    for percent, value in percentiles.items():
-        print(f"{percent}% percentile latency: {value} seconds")
+    result = {
+        "benchmark": "latency",
+        "provenance": provenance(),
+        "model": args.model,
+        "avg_latency": statistics.fmean(latencies),
+        "latencies": latencies,
+        "percentiles": {str(percent): percentile(latencies, percent) for percent in PERCENTAGES},
+    }
+    print_report(result)
     if args.output_json:
-        result = {"benchmark": "latency", "provenance": provenance(), "model": args.model}
-        result |= {"avg_latency": average, "latencies": latencies, "percentiles": percentiles}
         write_json(args.output_json, result)
     return 0
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """Print vLLM's lines and then where it ran, from what `--output-json` writes."""
+    print(f"Avg latency: {result['avg_latency']} seconds")
+    for percent, value in result["percentiles"].items():
+        print(f"{percent}% percentile latency: {value} seconds")
+    print(describe(result["provenance"]))
 
 
 def make_generate(

@@ -254,6 +254,28 @@ def print_scheduler(rows: list[Row]) -> None:
         )
 
 
+def print_report(result: dict[str, Any]) -> None:
+    """Print every figure that was simulated, from what `--output-json` writes."""
+    setting, figures = result["setting"], result["figures"]
+    printers = {
+        "2": print_systems,
+        "15": print_savings,
+        "18b": print_block_sizes,
+        "scheduler": print_scheduler,
+    }
+    print(
+        f"{setting['num_slots']:,} slots (12 GiB at 800 KiB a token, OPT-13B), at most "
+        f"{setting['max_model_len']} tokens a request, {setting['num_prompts']} requests, seed "
+        f'{setting["seed"]}. "!" is more than {MAX_SHARE_DIFFERENCE:.0f} points or '
+        f"{MAX_BATCH_DIFFERENCE:.0%} off."
+    )
+    for figure, rows in figures.items():
+        printers[figure](rows)
+    print("\nCaveats")
+    for caveat in result["caveats"]:
+        print(f"  - {caveat}")
+
+
 # -- the command ------------------------------------------------------------------------------------
 
 
@@ -296,30 +318,22 @@ def run(args: argparse.Namespace) -> int:
         "18b": lambda: measure_block_sizes(args.num_prompts, args.seed),
         "scheduler": measure_scheduler,
     }
-    printers = {
-        "2": print_systems,
-        "15": print_savings,
-        "18b": print_block_sizes,
-        "scheduler": print_scheduler,
+    results = {figure: measures[figure]() for figure in FIGURES if figure in args.figures}
+    document = {
+        "benchmark": "memory",
+        "provenance": provenance(),
+        "setting": {
+            "num_slots": simulation.NUM_SLOTS,
+            "max_model_len": simulation.MAX_MODEL_LEN,
+            "num_prompts": args.num_prompts,
+            "block_size": args.block_size,
+            "seed": args.seed,
+        },
+        "caveats": CAVEATS,
+        "figures": results,
     }
-    print(
-        f"{simulation.NUM_SLOTS:,} slots (12 GiB at 800 KiB a token, OPT-13B), at most "
-        f"{simulation.MAX_MODEL_LEN} tokens a request, {args.num_prompts} requests, seed {args.seed}. "
-        f'"!" is more than {MAX_SHARE_DIFFERENCE:.0f} points or {MAX_BATCH_DIFFERENCE:.0%} off.'
-    )
-    results: dict[str, list[Row]] = {}
-    # Each is printed as soon as it is there: the whole takes minutes.
-    for figure in FIGURES:
-        if figure in args.figures:
-            results[figure] = measures[figure]()
-            printers[figure](results[figure])
-    print("\nCaveats")
-    for caveat in CAVEATS:
-        print(f"  - {caveat}")
+    print_report(document)
     if args.output_json:
-        setting = {"num_slots": simulation.NUM_SLOTS, "max_model_len": simulation.MAX_MODEL_LEN}
-        setting |= {"num_prompts": args.num_prompts, "block_size": args.block_size, "seed": args.seed}
-        document = {"provenance": provenance(), "setting": setting, "caveats": CAVEATS, "figures": results}
         write_json(args.output_json, document)
     if args.plot:
         # Here, because it needs matplotlib, and because it imports this module.

@@ -34,6 +34,7 @@ from minivllm.bench.options import (
     add_engine_arguments,
     add_output_arguments,
     add_workload_arguments,
+    describe_workload,
     engine_options,
     requests_from,
     vocab_size_of,
@@ -102,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
         for name in dict.fromkeys(args.backend)
     }
     where = provenance()
-    print(describe(where))
     points: list[dict[str, Any]] = []
     for engine in engines.values():
         # Memory that is touched for the first time and kernels that are compiled are no part of anyone's
@@ -117,13 +117,32 @@ def run(args: argparse.Namespace) -> int:
             points.append(point | summarize(times, seconds, limits))
             print(f"\n{name}")
             print(table(points[-1]))
-    print("\n" + overview(points))
+    result = {
+        "benchmark": "serve",
+        "provenance": where,
+        "model": args.model,
+        "workload": describe_workload(args, requests),
+        "goodput_limits_ms": limits,
+        "points": points,
+    }
+    print()
+    print_report(result)
     if args.output_json:
-        result = {"benchmark": "serve", "provenance": where, "model": args.model, "workload": args.workload}
-        write_json(args.output_json, result | {"goodput_limits_ms": limits, "points": points})
+        write_json(args.output_json, result)
     if args.plot:
         plot(points, args.plot)
     return 0
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """Print the curves in numbers, from what `--output-json` writes."""
+    workload = result["workload"]
+    print(describe(result["provenance"]))
+    print(
+        f"{result['model']}, workload {workload['name']}, seed {workload['seed']}, "
+        f"{workload['num_prompts']} requests at each rate"
+    )
+    print(overview(result["points"]))
 
 
 def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[RequestTimes], float]:
