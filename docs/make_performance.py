@@ -72,7 +72,7 @@ SECTIONS = [
     (
         "cpu_2x2.json",
         "What each idea is worth",
-        "The same engine with one part exchanged, on one KV budget of 4,096 tokens: contiguous memory "
+        "The same engine with one part exchanged, on one KV budget of 2,048 tokens: contiguous memory "
         "reserves 512 tokens a request (Orca Max), static batches wait for their longest member.",
     ),
     (
