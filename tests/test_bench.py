@@ -396,14 +396,20 @@ def test_the_profile_covers_every_matrix_product_once(ours):
     with profile_steps(engine) as profile:
         ours.run(REQUESTS)
     layers = engine.model_config.num_hidden_layers
-    assert profile.num_steps > 0
-    assert profile.calls["matrix products"] == profile.num_steps * (4 * layers + 1)  # and the logits
-    assert profile.calls["attention"] == profile.num_steps * (layers + 1)  # and the plan
-    assert profile.calls["sampling"] == profile.calls["input tensors"] == profile.num_steps
-    assert profile.calls["scheduling and bookkeeping"] == profile.num_steps * 4
-    assert sum(profile.seconds.values()) <= profile.total
-    assert set(profile.milliseconds_a_step()) == set(PARTS)
+    num_steps = len(profile.parts)
+    assert num_steps > 0
+    assert profile.calls["matrix products"] == num_steps * (4 * layers + 1)  # and the logits
+    assert profile.calls["attention"] == num_steps * (layers + 1)  # and the plan
+    assert profile.calls["sampling"] == profile.calls["input tensors"] == num_steps
+    assert profile.calls["scheduling and bookkeeping"] == num_steps * 4
+    for record, parts in zip(profile.recorded.records, profile.parts, strict=True):
+        assert set(parts) == set(PARTS) - {"rest"}
+        assert 0 < sum(parts.values()) <= record.seconds
     assert all(part in profile.table() for part in PARTS)
+    decode = [i for i, record in enumerate(profile.recorded.records) if record.is_decode]
+    assert 0 < len(decode) < num_steps
+    sampling = sum(profile.parts[i]["sampling"] for i in decode) / len(decode)
+    assert profile.milliseconds_a_step(decode_only=True)["sampling"] == pytest.approx(1e3 * sampling)
     assert "forward" not in vars(engine.runner.model.model.layers[0].mlp.down_proj)
 
 

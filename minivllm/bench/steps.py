@@ -140,18 +140,19 @@ def record_steps(engine: LLMEngine) -> Iterator[StepRecords]:
 
 @dataclass
 class StepProfile:
-    """Seconds and calls by part, over all steps of a run.
+    """Seconds by part, for each step of a run.
 
     Attributes:
-        num_steps: calls of `engine.step`.
-        total: seconds in them.
-        seconds, calls: by part; a part that never ran is not in them.
+        recorded: rows and wall time of each step.
+        parts: seconds by part, a dictionary a step; a part that did not run is not in it.
+        calls: by part, over all steps.
+        _running: the entry of `parts` for the step that is running.
     """
 
-    num_steps: int = 0
-    total: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    recorded: StepRecords
+    parts: list[dict[str, float]] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _running: dict[str, float] = field(default_factory=dict)
 
     def add(self, part: str) -> Wrapper:
         """A wrapper that adds the time of every call to `part`."""
@@ -163,42 +164,57 @@ class StepProfile:
                     return function(*args, **kwargs)
                 # Also a call that raises has taken its time.
                 finally:
-                    self.seconds[part] += time.perf_counter() - start
+                    seconds = time.perf_counter() - start
+                    self._running[part] = self._running.get(part, 0.0) + seconds
                     self.calls[part] += 1
 
             return timed
 
         return wrap
 
-    def add_total(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The wrapper of `engine.step`."""
+    def add_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The wrapper of `engine.step`: a new entry of `parts`."""
 
-        def timed_step() -> Any:
-            start = time.perf_counter()
+        def separate_step() -> Any:
+            self._running = {}
             outputs = step()
-            self.total += time.perf_counter() - start
-            self.num_steps += 1
+            self.parts.append(self._running)
             return outputs
 
-        return timed_step
+        return separate_step
 
-    def milliseconds_a_step(self) -> dict[str, float]:
-        """By part; "rest" is what no timer covers: norms, rotation, activation, residuals, embedding.
+    def milliseconds_a_step(self, decode_only: bool = False) -> dict[str, float]:
+        """The mean by part; "rest" is what no timer covers: norms, rotation, activation, residual path.
 
         Example, 10 steps of 50 ms, 300 ms in matrix products and 100 ms in attention: 30 and 10 ms a step,
         rest 10.
+
+        Args:
+            decode_only: leave out the steps in which a prompt was read. They are few and long, and the time
+                of a token that a user waits for is the time of the others.
         """
-        covered = {part: self.seconds[part] for part in PARTS if part != REST}
-        covered[REST] = self.total - sum(covered.values())
-        return {part: 1e3 * seconds / max(self.num_steps, 1) for part, seconds in covered.items()}
+        steps = [
+            (record, parts)
+            for record, parts in zip(self.recorded.records, self.parts, strict=True)
+            if record.is_decode or not decode_only
+        ]
+        covered = {part: sum(parts.get(part, 0.0) for _, parts in steps) for part in PARTS if part != REST}
+        covered[REST] = sum(record.seconds for record, _ in steps) - sum(covered.values())
+        return {part: 1e3 * seconds / max(len(steps), 1) for part, seconds in covered.items()}
 
     def table(self) -> str:
-        """A table for people."""
-        parts = self.milliseconds_a_step()
-        total = sum(parts.values())
-        lines = [f"where a step's time goes ({self.num_steps} steps)      ms   share"]
-        for part, value in (*parts.items(), ("total", total)):
-            lines.append(f"  {part:<36} {value:8.2f}  {value / total if total else 0:6.1%}")
+        """A table for people: all steps, and beside them those that decode only."""
+        num_decode = sum(record.is_decode for record in self.recorded.records)
+        heads = f"all {len(self.parts)} steps", f"{num_decode} decode steps"
+        lines = [f"{'mean time of a step':<28}{heads[0]:>20}{heads[1]:>24}"]
+        columns = [self.milliseconds_a_step(), self.milliseconds_a_step(decode_only=True)]
+        totals = [sum(column.values()) for column in columns]
+        for part in (*PARTS, "total"):
+            cells = ""
+            for column, total, width in zip(columns, totals, (10, 14), strict=True):
+                value = column.get(part, total)
+                cells += f"{value:{width}.2f} ms {value / total if total else 0:6.1%}"
+            lines.append(f"  {part:<26}{cells}")
         return "\n".join(lines)
 
 
@@ -231,7 +247,6 @@ def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
         raise ValueError(
             f"--profile times calls, which means nothing on {engine.device}: use torch.profiler."
         )
-    profile = StepProfile()
     runner, scheduler, model = engine.runner, engine.scheduler, engine.runner.model
     # (object, method, part). None of them calls another one in the list, or its time would count twice.
     targets: list[tuple[object, str, str]] = [
@@ -247,7 +262,8 @@ def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
     ]
     targets += [(linear, "forward", MATMUL) for linear in projections(model)]
     with ExitStack() as stack:
+        profile = StepProfile(stack.enter_context(record_steps(engine)))
         for owner, name, part in targets:
             stack.enter_context(replaced(owner, name, profile.add(part)))
-        stack.enter_context(replaced(engine, "step", profile.add_total))
+        stack.enter_context(replaced(engine, "step", profile.add_step))
         yield profile
