@@ -32,6 +32,8 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "show-inheritance": False, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+# Most literal blocks are pictures: coloured as Python, every number and every "in" would stand out.
+highlight_language = "none"
 # Modules say "``x``" in single backquotes, as in Markdown.
 default_role = "code"
 napoleon_google_docstring = True

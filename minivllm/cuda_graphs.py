@@ -130,7 +130,7 @@ class DecodeGraphs:
             metadata: of this step, with R rows.
 
         Returns:
-            (R, hidden), valid until the next call: the next replay writes to the same memory.
+            (R, hidden), valid until the next call, as the next replay writes to the same memory.
         """
         num_rows = len(input_ids)
         bucket = self._sizes[bisect_left(self._sizes, num_rows)]

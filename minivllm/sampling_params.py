@@ -58,7 +58,8 @@ def _finite(name: str, value: object) -> float:
     would pass as a temperature and turn a whole row of logits into NaN.
 
     Raises:
-        TypeError: not a number. ValueError: NaN, infinity, or an int such as 10**400.
+        TypeError: not a number.
+        ValueError: NaN, infinity, or an int such as 10**400.
     """
     try:
         finite = math.isfinite(require_number(name, value))
@@ -80,7 +81,8 @@ def _token_ids(name: str, value: object) -> None:
     """Raise unless `value` is None or a collection (it is read more than once) of non-negative ints.
 
     Raises:
-        TypeError: no collection. ValueError: something in it is no token id; vLLM's error for that.
+        TypeError: no collection.
+        ValueError: something in it is no token id; vLLM's error for that.
     """
     if value is None:
         return
@@ -130,7 +132,8 @@ class SamplingParams:
         presence_penalty = 0.5     -0.5 - 0.5     = -1.0     once
 
     Raises:
-        ValueError: a value outside its range. TypeError: a value of the wrong type.
+        ValueError: a value outside its range.
+        TypeError: a value of the wrong type.
     """
 
     # The order of the fields is vLLM's too, because dataclass fields may be given without their names.
@@ -306,7 +309,8 @@ class BeamSearchParams:
     can.
 
     Raises:
-        ValueError: a value outside its range. TypeError: a value of the wrong type.
+        ValueError: a value outside its range.
+        TypeError: a value of the wrong type.
     """
 
     beam_width: int

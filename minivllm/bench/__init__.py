@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; `argv` is what follows `python -m minivllm bench`.
 
     Returns:
-        The exit status: the command's own, 0 for help, 2 for a command that does not exist.
+        The exit status, which is the command's own, 0 for help, 2 for a command that does not exist.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare every setting and print the table.
 
     Returns:
-        The exit status, 0 also where texts differ: a difference is a finding here, no failure.
+        The exit status, 0 also where texts differ, as a difference is a finding here, no failure.
     """
     results: dict[tuple[str, str, int], Comparison] = {}
     for dtype in args.dtypes:

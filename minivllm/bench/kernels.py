@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         args: the parsed options; `--tune` replaces the usual list of shapes by one.
 
     Returns:
-        The exit status: 0, or 1 where there is no GPU. All else that goes wrong with our kernels raises.
+        The exit status, 0, or 1 where there is no GPU. All else that goes wrong with our kernels raises.
     """
     if not torch.cuda.is_available():
         print(

@@ -108,7 +108,7 @@ def measure_systems(num_requests: int, block_size: int, seed: int) -> list[Row]:
         seed: of the lengths. All systems get the same requests.
 
     Returns:
-        Eight rows, four systems on two data sets: the fields of `simulation.Usage` and what they belong to.
+        Eight rows, four systems on two data sets, the fields of `simulation.Usage` and what they belong to.
     """
     rows = []
     for name, dataset in DATASETS.items():
@@ -162,7 +162,7 @@ def measure_scheduler() -> list[Row]:
     """Time of scheduler and manager, a step in which everybody generates one token.
 
     Returns:
-        One row for each number in RUNNING: the median over steps, in seconds, and every step under `all`.
+        One row for each number in RUNNING, with the median over steps in seconds, and all under `all`.
     """
     rows = []
     for num_running in RUNNING:
@@ -306,7 +306,7 @@ def run(args: argparse.Namespace) -> int:
     """Simulate what was asked for; print, and if asked write JSON and a figure.
 
     Returns:
-        The exit status: 0, or 2 if there would be nothing to draw, found out before minutes are spent.
+        The exit status, 0, or 2 if there would be nothing to draw, found out before minutes are spent.
     """
     if args.plot and args.figures == ["scheduler"]:
         print("--plot has nothing to draw: ask for at least one of the figures 2, 15, 18b.")

@@ -174,7 +174,7 @@ def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> di
     Blocks and tokens are taken from the first run: they follow from the lengths and are the same in all.
 
     Returns:
-        `variants` by name and three ratios, each unshared / shared: 2.0 says that sharing halves it.
+        `variants` by name and three ratios, each unshared / shared; 2.0 says that sharing halves it.
     """
     variants = {}
     for name in (shared, unshared):

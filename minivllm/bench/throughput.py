@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> dict[str,
         requests: the workload, the same for every backend.
 
     Returns:
-        The measured part of the result: `backends` (rates of each), `reference` (whose tokens the others are
+        The measured part of the result, `backends` (rates of each), `reference` (whose tokens the others are
         compared with), `same_tokens`, and for minivllm `memory`, `bound` and, if asked for, `profile`.
     """
     # Without duplicates, in the order given.

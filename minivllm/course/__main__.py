@@ -78,7 +78,7 @@ def grade(arguments: argparse.Namespace) -> bool:
     """Grade a folder of submissions.
 
     Returns:
-        True whatever the grades are: an autograder would take another exit status for a failure of its own.
+        True whatever the grades are; an autograder would take another exit status for a failure of its own.
     """
     targets = [parse_target(text) for text in arguments.only.split(",")] if arguments.only else []
     options = RunOptions(seed=arguments.seed, time_limit=arguments.time_limit)
