@@ -64,7 +64,8 @@ class NumbaAttention(TorchAttention):
 
     def plan_decode(self, metadata: AttentionMetadata, rows: list[int]) -> tuple[list[int], PagedDecode]:
         """See `TorchAttention.plan_decode`."""
-        # As many threads as PyTorch uses for the operators before and after.
+        # As many threads as PyTorch uses for the operators before and after. Each should get about as many
+        # tokens, so the rows change their order here; `TorchAttention.forward` puts the results back.
         num_threads = self._use_threads(torch.get_num_threads())
         seq_lens = metadata.seq_lens.numpy()[rows]
         rows = np.array(rows, dtype=np.int64)[self._deal_out(seq_lens, num_threads)].tolist()
@@ -73,7 +74,7 @@ class NumbaAttention(TorchAttention):
     def decode(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedDecode, scale: float
     ) -> Tensor:
-        """See `TorchAttention.decode`."""
+        """See `TorchAttention.decode`. NumPy arrays of the same memory: nothing is copied."""
         output = torch.empty_like(query)
         arrays = query.numpy(), key_cache.numpy(), value_cache.numpy(), plan.block_tables, plan.seq_lens
         self._kernel(*arrays, np.float32(scale), output.numpy())
@@ -115,6 +116,8 @@ class TritonAttention:
         key_cache, value_cache = kv_cache.key[layer], kv_cache.value[layer]
         self._write(key, value, key_cache, value_cache, metadata.slot_mapping)
         tables, seq_lens = metadata.block_tables, metadata.seq_lens
+        # Only decoding: a kernel that splits long sequences among programs. As soon as one sequence has more
+        # than one query, all go through the other one, in a single launch.
         if metadata.max_query_len == 1:
             return self._decode(query, key_cache, value_cache, tables, seq_lens, scale)
         starts = metadata.query_start_loc

@@ -218,6 +218,7 @@ class TorchAttention:
         assert isinstance(plan, TorchPlan), "call prepare(metadata) once a step, then forward for each layer"
         kv_cache.write(layer, key, value, metadata.slot_mapping)
         key_cache, value_cache = kv_cache.key[layer], kv_cache.value[layer]
+        # Every row of it is written: a token belongs to a decode or to a prefill.
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if len(plan.decode_tokens):
             tokens = query.index_select(0, plan.decode_tokens)  # (N, Hq, D)

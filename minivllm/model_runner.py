@@ -80,7 +80,11 @@ class ModelRunner:
         self.device = next(model.parameters()).device
 
     def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
-        """Pack the plan into tensors, on the host, and send them to the device."""
+        """Pack the plan into tensors, on the host, and send them to the device.
+
+        By numpy: the arrays are small, and a tensor operation costs ten times as much as one of numpy's
+        before it does anything.
+        """
         rows, block_size = plan.scheduled, self.kv_cache.block_size
         num_tokens = np.array([row.num_tokens for row in rows])
         starts = np.array([row.start for row in rows])
@@ -91,7 +95,8 @@ class ModelRunner:
             block_tables[i, : len(row.block_ids)] = row.block_ids
             input_ids += row.seq.token_ids[row.start : row.start + row.num_tokens]
 
-        # For each of the T tokens: the row it belongs to, its position, and from the two its slot.
+        # For each of the T tokens: the row it belongs to, its position, and from the two its slot. In the example
+        # above B's token is number 6 of the batch, as is B's first; B starts at 2: position 6 - (6 - 2) = 2.
         row_of_token = np.repeat(np.arange(len(rows)), num_tokens)  # (T,)
         positions = np.arange(len(input_ids)) - (query_start_loc[:-1] - starts)[row_of_token]  # (T,)
         blocks = block_tables[row_of_token, positions // block_size]
@@ -124,9 +129,11 @@ class ModelRunner:
             return []
         inputs = self.prepare_inputs(plan)
         hidden = self._forward(inputs)
+        # A chunk in the middle of a prompt has nothing to sample yet: an empty output.
         outputs = [SequenceOutput()] * len(plan.scheduled)
         sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
         if sampled:
+            # The head is the largest matrix of a small model: for the last tokens only.
             logits = self.model.compute_logits(hidden[inputs.sampled_rows])  # (N, V)
             sampled_outputs = self.sampler(logits, [plan.scheduled[i] for i in sampled])
             for i, output in zip(sampled, sampled_outputs, strict=True):
