@@ -95,8 +95,8 @@ class ModelRunner:
             block_tables[i, : len(row.block_ids)] = row.block_ids
             input_ids += row.seq.token_ids[row.start : row.start + row.num_tokens]
 
-        # For each of the T tokens: the row it belongs to, its position, and from the two its slot. In the example
-        # above B's token is number 6 of the batch, as is B's first; B starts at 2: position 6 - (6 - 2) = 2.
+        # For each of the T tokens: the row it belongs to, its position, and from the two its slot. B's
+        # token in the example is number 6 of the batch, as is B's first; B starts at 2: 6 - (6 - 2) = 2.
         row_of_token = np.repeat(np.arange(len(rows)), num_tokens)  # (T,)
         positions = np.arange(len(input_ids)) - (query_start_loc[:-1] - starts)[row_of_token]  # (T,)
         blocks = block_tables[row_of_token, positions // block_size]
