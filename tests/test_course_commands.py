@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -112,6 +113,11 @@ def test_reset_restores_one_exercise_and_keeps_the_others(tmp_path):
     assert (tmp_path / FILE).read_text() == STUB
     assert not stubs.reset(Target("ch04_block_table", None), tmp_path).exists(), "nothing had to change"
     assert backup.read_text() == text and "# mine" in second.read_text()
+    backup.unlink()
+    kept = second.read_text()
+    (tmp_path / FILE).write_text("something new\n")
+    assert stubs.reset(Target("ch04_block_table", None), tmp_path) == backup, "the first number that is free"
+    assert second.read_text() == kept
 
 
 def test_reset_of_one_exercise_in_a_broken_file_says_what_to_do(tmp_path):
@@ -196,14 +202,20 @@ def test_an_implementation_that_does_not_exist_is_an_error():
 def test_a_graded_process_cannot_open_the_solutions():
     """Would catch a submission that reads its answer from the solutions folder; other files stay readable."""
     solution, stub = catalog.SOLUTIONS / FILE, catalog.STUBS / FILE
-    code = (
-        "from minivllm.course.implementations import block_solutions\n"
-        f"block_solutions(); open({str(stub)!r}).read()\n"
-        f"try: open({str(solution)!r})\n"
-        "except PermissionError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=catalog.ROOT, capture_output=True, text=True)
-    assert "holds a solution" in done.stdout, done.stdout + done.stderr
+    for way in (
+        f"open({str(solution)!r})",
+        f"open({os.fsencode(solution)!r})",
+        f"os.open({str(solution)!r}, 0)",
+    ):
+        code = (
+            "import os\n"
+            "from minivllm.course.implementations import block_solutions\n"
+            f"block_solutions(); open({str(stub)!r}).read()\n"
+            f"try: {way}\n"
+            "except PermissionError as error: print(error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=catalog.ROOT, capture_output=True, text=True)
+        assert "holds a solution" in done.stdout, done.stdout + done.stderr
 
 
 def pytest_exercises(*arguments):

@@ -136,7 +136,7 @@ def grade_one(files: dict[str, Path], targets: Iterable[Target], options: RunOpt
             records = [record for target in targets for record in run_tests(str(folder), [target], options)]
         records = run_again_alone(records, folder, targets, options)
     copied = {chapter for chapter, path in files.items() if is_shipped_solution(path)}
-    return [without_points(record) if f"{chapter_of(record)}" in copied else record for record in records]
+    return [without_points(record) if chapter_of(record) in copied else record for record in records]
 
 
 def run_again_alone(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +229,7 @@ def caught_by(mutant: str) -> str:
 
 
 def block_solutions() -> None:
-    """From now on this process cannot open a solution, alternate or mutant, in whatever way it tries.
+    """From now on this process cannot open a solution, alternate or mutant.
 
     An audit hook, because it sees imports and `os.open` as well as `open`, and cannot be taken out again by
     the code that it watches.
@@ -236,11 +237,10 @@ def block_solutions() -> None:
     hidden = tuple(f"{folder}/" for folder in (SOLUTIONS, *VARIANTS.values()))
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if (
-            event == "open"
-            and isinstance(arguments[0], str)
-            and str(Path(arguments[0]).resolve()).startswith(hidden)
-        ):
-            raise PermissionError(f"{Path(arguments[0]).name} holds a solution: it is not to be read here.")
+        # A number instead of a path is a file that is open already.
+        if event == "open" and isinstance(arguments[0], str | bytes):
+            path = Path(os.fsdecode(arguments[0])).resolve()
+            if str(path).startswith(hidden):
+                raise PermissionError(f"{path.name} holds a solution: it is not to be read here.")
 
     sys.addaudithook(hook)

@@ -15,6 +15,7 @@ student's imports are compared with. `notebooks/exercises` is the student's own 
 from __future__ import annotations
 
 import ast
+import itertools
 import shutil
 from pathlib import Path
 
@@ -33,15 +34,13 @@ def make_stub(solution: str) -> str:
     for number, line in enumerate(solution.splitlines(), start=1):
         text = line.strip()
         # A BEGIN inside an answer, or an END outside of one.
-        if text.startswith(BEGIN) == inside and (text.startswith(BEGIN) or text == END):
+        if (text.startswith(BEGIN) and inside) or (text == END and not inside):
             raise ValueError(f"line {number}: {text!r} without its partner.")
         if text.startswith(BEGIN):
             inside = True
             indent = line[: len(line) - len(line.lstrip())]
             lines.append(f'{indent}raise NotImplementedError("{text.removeprefix(BEGIN)}")')
         elif text == END:
-            if not inside:
-                raise ValueError(f"line {number}: {text!r} without its partner.")
             inside = False
         elif not inside:
             lines.append(line)
@@ -97,8 +96,9 @@ def reset(target: Target, folder: Path = STUDENT) -> Path:
         CourseError: one exercise is asked for, but the file cannot be parsed or lacks it.
     """
     path, pristine = folder / f"{target.chapter}.py", STUBS / f"{target.chapter}.py"
-    taken = len(list(folder.glob(f"{target.chapter}.py.bak*")))
-    backup = path.with_suffix(f".py.bak{taken + 1}")
+    # The first free number: students delete old ones, and none of theirs is to be overwritten.
+    backups = (path.with_suffix(f".py.bak{number}") for number in itertools.count(1))
+    backup = next(each for each in backups if not each.exists())
     if target.exercise is None:
         text = pristine.read_text(encoding="utf-8")
     else:
