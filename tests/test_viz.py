@@ -15,6 +15,7 @@ from PIL import Image
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca, paged_slot_usage
 from minivllm.course.toy import arrange_free_blocks, decode, encode, example_llm, greedy, toy_llm, word
 from minivllm.outputs import SequenceOutput
+from minivllm.sampling_params import SamplingParams
 from minivllm.trace import Trace
 from minivllm.viz import (
     block_grid,
@@ -220,6 +221,16 @@ def test_seats_are_never_shared_and_every_token_is_seated(batches):
         for number, record in enumerate(trace.steps):
             tokens = sum(each.num_tokens for each in work if each.step == number)
             assert tokens == sum(row.num_tokens for row in record.scheduled)
+
+
+def test_four_completions_that_decode_are_no_prompt(make_engine):
+    """Would catch a heavy frame round every cell of a request with n > 1."""
+    engine = make_engine(parts={"trace": Trace()})
+    params = SamplingParams(n=4, temperature=1.0, max_tokens=3, ignore_eos=True)
+    engine.add_request("0", {"prompt_token_ids": [5, 6, 7]}, params)
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert [(each.num_tokens, each.longest) for each in seating(engine.trace)] == [(3, 3), (4, 1), (4, 1)]
 
 
 # -- figures have as many elements as the trace says ------------------------------------------------

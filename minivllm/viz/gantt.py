@@ -1,10 +1,10 @@
 """Who computed what in which step, and how much memory that took: batching, seen from the side.
 
 One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
-id stands where it starts (beside that cell, if cells are narrow). A cell that computes more than one token
-(a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while somebody waits: work that was
-not done. Below, one bar a step for the blocks in use, the highest marked. `P` over a bar: somebody was
-preempted in that step::
+id stands where it starts (beside that cell, if cells are narrow). A cell that computes more than one token of
+a sequence (a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while somebody waits:
+work that was not done. Below, one bar a step for the blocks in use, the highest marked. `P` over a bar:
+somebody was preempted in that step::
 
     seat 0   A a a a D d d
     seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts
@@ -70,9 +70,9 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     roomy = ax.get_figure().get_figwidth() / (right - left) > 0.2
     for work in plan:
         style = request_style(order[work.request_id])
-        # The scheduler knows no phases. More than one token for a request in a step is (a part of) a prompt,
-        # tokens computed again after a preemption, or several sequences of one request.
-        prefill = work.num_tokens > 1
+        # The scheduler knows no phases. More than one token of a sequence in a step is (a part of) a prompt,
+        # or tokens computed again after a preemption.
+        prefill = work.longest > 1
         cell = Rectangle(
             (work.step - 0.5, work.seat + 0.08), 1, 0.84, facecolor=style.fill, edgecolor=style.edge,
             hatch=style.hatch, lw=0.6,

@@ -186,12 +186,17 @@ def sequences_of(record: StepRecord) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Work:
-    """What one request does in one step: `num_tokens` computed, sitting in seat number `seat`."""
+    """What one request does in one step: `num_tokens` computed, sitting in seat number `seat`.
+
+    `longest` is the most that one of its sequences computed: four completions that decode are 4 tokens, and
+    `longest` is 1.
+    """
 
     step: int
     request_id: str
     seat: int
     num_tokens: int
+    longest: int
 
 
 def seating(trace: Trace) -> list[Work]:
@@ -205,13 +210,13 @@ def seating(trace: Trace) -> list[Work]:
     for number, record in enumerate(trace.steps):
         for request_id in record.preempted:
             seats.pop(request_id, None)
-        tokens: dict[str, int] = {}
+        tokens: dict[str, list[int]] = {}
         for row in record.scheduled:
-            tokens[row.request_id] = tokens.get(row.request_id, 0) + row.num_tokens
-        for request_id, num_tokens in tokens.items():
+            tokens.setdefault(row.request_id, []).append(row.num_tokens)
+        for request_id, counts in tokens.items():
             taken = set(seats.values())
             seats.setdefault(request_id, next(seat for seat in range(len(taken) + 1) if seat not in taken))
-            work.append(Work(number, request_id, seats[request_id], num_tokens))
+            work.append(Work(number, request_id, seats[request_id], sum(counts), max(counts)))
         for request_id in record.finished:
             seats.pop(request_id, None)
     return work
