@@ -213,20 +213,31 @@ def plot(points: list[dict[str, Any]], path: str) -> None:
             axis.
         path: image file.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from minivllm.viz.style import INK, PALETTE
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in dict.fromkeys(point["backend"] for point in points):
-        mine = [point for point in points if point["backend"] == name and point["request_rate"] is not None]
-        rates = [point["request_rate"] for point in mine]
-        axes.plot(rates, [point["normalized_latency"]["mean"] for point in mine], marker="o", label=name)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    finite = [point for point in points if point["request_rate"] is not None]
+    names = dict.fromkeys(point["backend"] for point in finite)
+    # A colour, a marker and a dash each, so that the lines can be told apart in grey as well.
+    looks = zip(PALETTE, "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
+    for name, (colour, marker, dash) in zip(names, looks, strict=False):
+        mine = [point for point in finite if point["backend"] == name]
+        axes.plot(
+            [point["request_rate"] for point in mine],
+            [point["normalized_latency"]["mean"] for point in mine],
+            label=name,
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            markeredgecolor=INK,
+        )
     axes.set_xlabel("request rate (requests/s)")
     axes.set_ylabel("normalized latency (s/token)")
     # From zero, so that twice the height is twice the wait.
     axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
