@@ -221,8 +221,9 @@ def plot(points: list[dict[str, Any]], path: str) -> None:
     axes = figure.subplots()
     finite = [point for point in points if point["request_rate"] is not None]
     names = dict.fromkeys(point["backend"] for point in finite)
-    # A colour, a marker and a dash each, so that the lines can be told apart in grey as well.
-    looks = zip(PALETTE, "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
+    # A colour, a marker and a dash each, so that the lines can be told apart in grey as well. From the end of
+    # the palette, because a thin yellow line is hard to see.
+    looks = zip(PALETTE[::-1], "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
     for name, (colour, marker, dash) in zip(names, looks, strict=False):
         mine = [point for point in finite if point["backend"] == name]
         axes.plot(
