@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CELL_SECONDS = 60
 NOTEBOOK_SECONDS = 120
+WIDGET = "application/vnd.jupyter.widget-view+json"  # what a progress bar leaves behind
 CLAIM_PREFIX = "CLAIM HOLDS: "  # as in minivllm/course/notebook.py
 
 # Run in the kernel after the last cell: which files of ours did this notebook load?
@@ -119,7 +120,11 @@ def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             # Warnings and progress bars speak about the machine that ran it, not to the reader.
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
     return notebook, loaded, seconds
