@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import shutil
 
+import hypothesis
 import pytest
 
 from minivllm.config import EngineConfig
@@ -21,6 +22,11 @@ from minivllm.random_model import random_llama
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two workers on two cores
 
+# A slow machine is no failure: neither a deadline for an example nor a limit on the time to draw one.
+hypothesis.settings.register_profile(
+    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any speed")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
