@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from minivllm.bench import report
 from minivllm.bench.hf_backends import load_hf_model
@@ -115,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
         The exit status, 0 also where texts differ, as a difference is a finding here, no failure.
     """
     results: dict[tuple[str, str, int], Comparison] = {}
-    for dtype in args.dtypes:
+    # A bar, because a type takes a minute or more and nothing is printed before the last one.
+    for dtype in tqdm(args.dtypes, desc="types"):
         # Once for each type, and used by all settings of that type.
         hf = load_hf_model(args.model, dtype, args.device)
         for backend in args.backends:

@@ -26,6 +26,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from minivllm.bench import simulation
 from minivllm.bench.options import add_output_arguments, positive_int
 from minivllm.bench.report import provenance, write_json
@@ -322,7 +324,9 @@ def run(args: argparse.Namespace) -> int:
         "18b": lambda: measure_block_sizes(args.num_prompts, args.seed),
         "scheduler": measure_scheduler,
     }
-    results = {figure: measures[figure]() for figure in FIGURES if figure in args.figures}
+    # A bar, because the whole takes minutes and is printed when all of it is there.
+    figures = [figure for figure in FIGURES if figure in args.figures]
+    results = {figure: measures[figure]() for figure in tqdm(figures, desc="figures")}
     document = {
         "benchmark": "memory",
         "provenance": provenance(),
