@@ -34,6 +34,10 @@ CHAPTERS = {
     4: "ch04_block_table",
     5: "ch05_kv_paging",
     6: "ch06_continuous_batching",
+    7: "ch07_preemption",
+    8: "ch08_sampler",
+    9: "ch09_sharing",
+    10: "ch10_triton_kernel",
     11: "ch11_together",
 }
 
