@@ -1,0 +1,14 @@
+# caught by: test_the_victim_has_computed_nothing_and_forgets_nothing
+"""The victim believes that its keys and values are still there."""
+
+
+def preempt(index, num_blocks, running, waiting, free_blocks):
+    request = running[index]
+    while len(free_blocks) < num_blocks:
+        victim = running.pop()
+        free_blocks.extend(victim.block_table)
+        victim.block_table.clear()
+        waiting.insert(0, victim)
+        if victim is request:
+            return False
+    return True

@@ -1,0 +1,15 @@
+# caught by: test_the_newest_gives_way
+"""The oldest gives way: whoever is nearest to its end loses most, and nobody gets there."""
+
+
+def preempt(index, num_blocks, running, waiting, free_blocks):
+    request = running[index]
+    while len(free_blocks) < num_blocks:
+        victim = running.pop(0)
+        free_blocks.extend(victim.block_table)
+        victim.block_table.clear()
+        victim.num_computed_tokens = 0
+        waiting.insert(0, victim)
+        if victim is request:
+            return False
+    return True
