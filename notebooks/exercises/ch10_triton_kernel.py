@@ -81,8 +81,8 @@ def decode_kernel(
     table entries behind its last block lead into such slots. Masking what is loaded is not enough: a key that was
     loaded as 0 has the score 0, and exp(0 - m) is not 0.
 
-    Write to no tensor but out, once. The kernel runs in the interpreter where there is no GPU: `print` works inside
-    it (in the interpreter only), and so does a debugger.
+    Write to no tensor but out, once. Without a GPU the kernel runs in Triton's interpreter, where you may `print` any
+    tile. A kernel's addresses are checked by nobody: one that is far outside of a tensor ends the whole process.
     """
     raise NotImplementedError("ex10b")
 

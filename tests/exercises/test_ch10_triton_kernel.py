@@ -27,8 +27,8 @@ def part_of(scores, values):
     import torch
 
     if scores.shape[-1] == 0:
-        empty = torch.zeros(scores.shape[:-1], dtype=scores.dtype)
-        return empty - INF, empty, torch.full((*empty.shape, values.shape[-1]), NAN, dtype=scores.dtype)
+        empty = scores.new_zeros(scores.shape[:-1])
+        return empty - INF, empty, scores.new_full((*empty.shape, values.shape[-1]), NAN)
     m = scores.amax(-1)
     p = torch.exp(scores - m[..., None])
     return m, p.sum(-1), (p[..., None] * values).sum(-2)
@@ -383,7 +383,7 @@ class KernelAttention:
 )
 def test_the_engine_attends_with_the_kernel(ex, tiny_model):
     """Inside the engine: every attention of two requests by your kernel, prompts too; the same text."""
-    prompts, options = [PROMPTS[0], PROMPTS[2]], {"max_tokens": 3, "num_blocks": 6}
+    prompts, options = [PROMPTS[0], PROMPTS[2]], {"max_tokens": 3, "num_blocks": 6, "dtype": "float32"}
     got = generate(tiny_model, prompts, attention_backend=KernelAttention(ex.decode_attention), **options)
     same_text(got, generate(tiny_model, prompts, **options), "the engine with your decode_kernel")
 

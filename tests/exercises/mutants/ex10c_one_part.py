@@ -1,0 +1,17 @@
+# caught by: test_the_example_is_divided_fairly
+"""Leaves everything to the first program."""
+# ruff: noqa: E741
+
+import torch
+
+
+def split_kv(seq_len, num_splits, tile, attend_part):
+    share = seq_len
+    parts = []
+    for i in range(num_splits):
+        low, high = i * share, min((i + 1) * share, seq_len)
+        parts.append(attend_part(low, high))
+    m, l, acc = (torch.stack(each) for each in zip(*parts, strict=True))
+    weight = torch.exp(m - m.amax(0))
+    acc = acc.where((l > 0)[..., None], 0.0)
+    return (weight[..., None] * acc).sum(0) / (weight * l).sum(0)[:, None]
