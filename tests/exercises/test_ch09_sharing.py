@@ -111,23 +111,23 @@ def test_a_name_stands_for_the_whole_beginning_and_for_nothing_else(ex, one, oth
             expect(a == b, same, f"block_names({one}, {size})[{i}] == block_names({other}, {size})[{j}]")
 
 
-# Pairs of prompts that a wrong name takes for one another. The second of each pair comes when the blocks of the
-# first are in the prefix cache.
+# Prompts that a wrong name takes for one another, served one after the other. The search for a prompt's blocks
+# ends at the first that is not found, so it takes three prompts to find the wrong block behind a right one.
 LOOK_ALIKE = [
-    [9, 9, 9, 9, 1, 2, 3, 4, 5], [7, 7, 7, 7, 1, 2, 3, 4, 5],  # equal blocks, other beginning
+    [9, 9, 9, 9, 1, 2, 3, 4, 5], [7, 7, 7, 7, 6, 6], [7, 7, 7, 7, 1, 2, 3, 4, 5],  # equal second blocks
     [11, 12, 13, 14, 15, 16], [14, 13, 12, 11, 15, 16],  # other order
     [1, 23, 4, 5, 6, 7], [12, 3, 4, 5, 6, 7],  # equal digits
-    [31, 32, 33, 34, 35, 36, 37], [31, 32, 33, 34, 35, 38, 39],  # equal first block: this one is a real hit
+    [31, 32, 33, 34, 35, 36, 37], [31, 32, 33, 34, 38], PROMPTS[5], PROMPTS[5],  # these are real hits
 ]  # fmt: skip
 
 
-def run_one_by_one(model, prompts, max_tokens=6, **options):
-    """Each prompt alone, one after the other, on one engine: (token ids, prompt tokens found), one each."""
+def run_with_prefix_cache(model, prompts, max_tokens=6, **options):
+    """Token ids and the number of prompt tokens found, one each for every prompt."""
     from minivllm import SamplingParams
 
     llm = make_llm(model, enable_prefix_caching=True, **options)
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    outputs = [llm.generate({"prompt_token_ids": each}, params, use_tqdm=False)[0] for each in prompts]
+    outputs = llm.generate([{"prompt_token_ids": each} for each in prompts], params, use_tqdm=False)
     blocks_are_back(llm)
     return [list(each.outputs[0].token_ids) for each in outputs], [each.num_cached_tokens for each in outputs]
 
@@ -146,8 +146,7 @@ def blocks_are_back(llm):
 )
 def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, reference_text):
     """Inside the engine's prefix cache: a name too wide gives wrong text, a name too narrow finds nothing."""
-    prompts = [*LOOK_ALIKE, PROMPTS[5], PROMPTS[5]]
-    expected, found = run_one_by_one(tiny_model, prompts)
+    expected, found = run_with_prefix_cache(tiny_model, LOOK_ALIKE, max_num_seqs=1)
 
     class Named:
         """A sequence whose blocks bear the student's names."""
@@ -165,7 +164,9 @@ def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, referen
         def _cache_full_blocks(self, seq, table, start, end):
             super()._cache_full_blocks(Named(seq), table, start, end)
 
-    got, got_found = run_one_by_one(tiny_model, prompts, kv_cache_manager_cls=Manager)
+    got, got_found = run_with_prefix_cache(
+        tiny_model, LOOK_ALIKE, max_num_seqs=1, kv_cache_manager_cls=Manager
+    )
     same_text(got, expected, "the engine with your block_names")
     expect(got_found, found, "prompt tokens found in the prefix cache, one number a prompt")
 
@@ -495,11 +496,13 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
             self.pool = Pool(self.pool.num_blocks)
 
     system, other = list(range(40, 52)), list(range(100, 112))
-    prompts = [[*system, 1], [*other, 2], [*system, 3, 4], list(range(60, 76)), [*system, 5], [*other, 6],
+    prompts = [[*system, 1], [*system, 3, 4], [*other, 2], list(range(60, 76)), [*system, 5], [*other, 6],
                list(range(80, 90)), [*system, 7], list(range(60, 76))]  # fmt: skip
-    expected, found = run_one_by_one(tiny_model, prompts, max_tokens=3, num_blocks=12)
-    got, got_found = run_one_by_one(
-        tiny_model, prompts, max_tokens=3, num_blocks=12, kv_cache_manager_cls=Manager
-    )
-    same_text(got, expected, "the engine with your eviction_order")
-    expect(got_found, found, "prompt tokens found in the prefix cache, one number a prompt")
+    for seats in (1, 2):  # two at once share blocks while they run
+        options = {"max_tokens": 3, "num_blocks": 12, "max_num_seqs": seats}
+        expected, found = run_with_prefix_cache(tiny_model, prompts, **options)
+        got, got_found = run_with_prefix_cache(tiny_model, prompts, **options, kv_cache_manager_cls=Manager)
+        same_text(got, expected, f"the engine with your eviction_order, {seats} at once")
+        expect(
+            got_found, found, f"prompt tokens found in the prefix cache, one number a prompt, {seats} at once"
+        )
