@@ -1,0 +1,410 @@
+# %% [markdown]
+# # 08 · The sampler
+#
+# ## Before you start
+#
+# **You need:** chapter 06: the batch is another one in every step. Softmax, and what a probability is.
+#
+# **You will be able to:** say what temperature, top_k, top_p and min_p do to a row of numbers, draw from what is left
+# without sorting, and prove that a seeded request gets its tokens whatever runs beside it.
+#
+# **Minutes:** 35 to read and run, 45 for the exercises.
+
+# %%
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from minivllm import SamplingParams
+from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.course.toy import decode, encode, toy_llm, word, workload_prompts
+from minivllm.outputs import SequenceOutput
+from minivllm.sampler import apply_min_p, draw, draw_top_p, invert_cdf, kept_tokens_reference, uniform
+from minivllm.trace import Trace
+from minivllm.viz import new_figure, show
+from minivllm.viz.style import PALETTE
+
+seed_all()
+
+# %% [markdown]
+# ## The problem
+#
+# The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. Somebody has
+# to choose. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes of it
+# with the example request, from its 29th word on:
+
+# %%
+llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
+prompt = {"prompt_token_ids": encode("Four score and seven years ago")}
+
+
+def write(max_tokens=60, prompt=prompt, **options):
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **options)
+    return llm.generate(prompt, params, use_tqdm=False)[0]
+
+
+# %%
+greedy_output = write(temperature=0, logprobs=-1)
+reported = greedy_output.outputs[0].logprobs  # log-probabilities of the whole vocabulary, step by step
+steps = np.exp([[entry[token].logprob for token in range(258)] for entry in reported])  # (60, 258)
+print(decode(greedy_output.outputs[0].token_ids[28:46]), "...")
+print("probability of the token chosen:", *[f"{probs.max():.2f}" for probs in steps[:12]])
+
+# %% [markdown]
+# Greedy text runs into loops, and it hides what the model says: with a probability of 0.11 the token chosen is hardly
+# better than the next. So let chance decide. The simplest way is one random generator, from which each row of the
+# batch takes a number in turn. Our request, alone and with seven others:
+
+
+# %%
+class OneGenerator:
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, logits, rows):  # what the engine asks of a sampler: one output a row
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=self.generator)
+        return [SequenceOutput((token,)) for token in drawn[:, 0].tolist()]
+
+
+everyone = [prompt["prompt_token_ids"], *workload_prompts()[:7]]
+
+
+def run(which, **options):
+    """Some of the eight requests together, each with its number as seed: (their tokens, preemptions)."""
+    engine = toy_llm(trace=Trace(), **options)
+    prompts = [{"prompt_token_ids": everyone[i]} for i in which]
+    params = [SamplingParams(seed=i, max_tokens=16, ignore_eos=True) for i in which]
+    tokens = [each.outputs[0].token_ids for each in engine.generate(prompts, params, use_tqdm=False)]
+    return tokens, sum(len(record.preempted) for record in engine.llm_engine.trace.steps)
+
+
+# %%
+one_alone, one_in_batch = (run(range(count), sampler=OneGenerator())[0][0] for count in (1, 8))
+print("alone:     ", decode(one_alone[:8]), "\nin a batch:", decode(one_in_batch[:8]))
+
+# %% [markdown]
+# The same request, the same generator, another text from the third word on. In a batch of eight the second token gets
+# the ninth number, no longer the second. In chapter 06 scheduling never changed a text; here it does. Nobody could
+# repeat a run, or a bug.
+#
+# ## Predict, then run
+#
+# First the choice, then the chance. `top_p = 0.9` keeps the likeliest tokens that have 90 % of the probability
+# together, as few as possible, and drops the rest. In the first step above the likeliest token has 84 %, and five
+# tokens are enough. In the seventh step it has 16 %. How many of the 258 tokens are kept there?
+
+# %%
+guess = None
+
+
+# %%
+def kept_by(step, top_p):
+    return kept_tokens_reference(steps[step].tolist(), 258, top_p)
+
+
+reveal(guess, len(kept_by(6, 0.9)), "tokens")
+
+# %% [markdown]
+# ## How the code does it
+#
+# What happens to a row of logits, in this order:
+#
+# | step | what it does | off at |
+# |---|---|---|
+# | restrictions | forbidden tokens get the logit $-\infty$; a bias is added | |
+# | penalties | tokens that are in the text already lose some of their logit | 1, 0, 0 |
+# | `temperature` | logits are divided by it: below 1 the likely get likelier, above 1 all get more alike | 1 |
+# | `min_p` | drops tokens less likely than `min_p` times the likeliest | 0 |
+# | `top_k` | keeps the `k` likeliest | 0 |
+# | `top_p` | keeps the fewest that have mass `p` | 1 |
+# | draw | takes one, with the probabilities that are left | temperature 0 |
+#
+# With temperature 0 the row is done after the penalties: the largest logit wins. There are three **penalties**: two
+# subtract from the logits of tokens in the output, once for each time or once for all; the third, `repetition_penalty`,
+# divides positive logits, and looks at the prompt as well. Enough to break the loop:
+
+# %%
+for options in ({}, {"repetition_penalty": 1.3}):
+    tokens = write(temperature=0, **options).outputs[0].token_ids
+    print(f"{len(set(tokens))} different tokens of 60 with {options}")
+show_source(draw)
+
+# %% [markdown]
+# ### A random number that needs no generator
+#
+# Drawing takes one number $u$ between 0 and 1. Lay the probabilities end to end, and see where $u$ falls:
+
+# %%
+show_source(invert_cdf)
+show_source(uniform)
+
+# %% [markdown]
+# There is no generator with a state. The number is a hash of three others: the request's seed, the position of the
+# token in the text, and an attempt, which is 0 unless a draw has to be repeated. (The hash is Python's own generator,
+# made anew and asked once.) Ask twice and you get the same number twice. So nothing has to be kept between steps, and
+# neither batch mates nor a preemption (chapter 07: a request loses its memory and starts again) can shift anything. A
+# request without a seed is given one when it comes. The $k$-th of `n` completions draws like a request with seed + $k$.
+#
+# ### top_p without sorting
+#
+# Which tokens does top_p keep? Sort, add up, cut: that is what the definition says. Sorting a vocabulary of 49,152 for
+# each row costs more than a layer of the model. But *one* token can be judged without any order: it is kept if those
+# likelier than it have less than `p` together.
+
+# %%
+show_source(kept_tokens_reference)
+
+# %% [markdown]
+# So draw first, and look then. If the token drawn is not kept, refuse it, together with everything less likely, and
+# draw again from what is left:
+
+# %%
+show_source(draw_top_p)
+
+# %% [markdown]
+# Is that the same distribution? Take five tokens and `top_p = 0.7`:
+#
+# | token | a | b | c | d | e |
+# |---|---|---|---|---|---|
+# | probability | 0.40 | 0.25 | 0.20 | 0.10 | 0.05 |
+# | those likelier have | 0 | 0.40 | 0.65 | 0.85 | 0.95 |
+# | less than 0.7: kept | yes | yes | yes | no | no |
+#
+# Sorting and cutting leaves a, b and c with 0.85 together, so a gets 40/85 = 8/17. Now by refusing:
+#
+# - 85 of 100 draws give a, b or c, in the ratio 40 : 25 : 20. Done.
+# - 10 of 100 give d: refused. Left are a, b and c; the next draw gives one of them, in the ratio 40 : 25 : 20.
+# - 5 of 100 give e: refused. Left are a, b, c and d. Either one of the first three comes, in that ratio, or d, and then
+#   we are in the line above.
+#
+# Whichever way it ends, a, b and c stood in the last draw with the weights they always had. Nobody gains by a refusal
+# except in proportion:
+#
+# $$P(a) = 0.4 + 0.1 \cdot \tfrac{40}{85} + 0.05 \left(\tfrac{40}{95} + \tfrac{10}{95} \cdot \tfrac{40}{85}\right) = \tfrac{8}{17}$$
+#
+# And here is one that is refused, with real random numbers:
+
+# %%
+five = torch.tensor([[0.4, 0.25, 0.2, 0.1, 0.05]])
+for seed in (11, 12, 13):
+    drawn = draw_top_p(five, [(seed, 0)], [0.7])[0]
+    print(f"seed {seed}: u = {uniform(seed, 0, 0):.3f}, then {uniform(seed, 0, 1):.3f} -> {'abcde'[drawn]}")
+
+# %% [markdown]
+# Seed 12: 0.853 is beyond 0.85, so d, refused. The second number is 0.840; 0.840 of what is left, 0.85, is 0.714, which
+# is beyond b's 0.65: c. The other two were done at once and never asked for their second number. At least `p` of all
+# draws are, because what is dropped has at most $1 - p$.
+#
+# ## The picture
+#
+# Your prediction, drawn: two steps of the example request, the tokens sorted (for the eye; the engine does not).
+
+# %%
+fig, ranks = new_figure(9, 3.2), np.arange(1, 81)
+for ax, step in zip(fig.subplots(1, 2, sharey=True), (0, 6), strict=True):
+    probs, count = np.sort(steps[step])[::-1][:80], len(kept_by(step, 0.9))
+    below = probs.cumsum() - probs
+    ax.bar(ranks[:count], probs[:count], 1, below[:count], color="#0072B2", label=f"kept: {count} tokens")
+    ax.bar(ranks[count:], probs[count:], 1, below[count:], color="#E69F00", label=f"dropped: {258 - count}")
+    ax.axhline(0.9, color="#222222", ls="--", lw=1, label="top_p = 0.9")
+    ax.axvline(10.5, color="#D55E00", ls=":", lw=2, label="top_k = 10 would cut here")
+    ax.set(title=f"step {step}", xlabel="token, likeliest first", xlim=(0, 80), ylim=(0, 1.02))
+    ax.legend(loc="lower right")
+fig.axes[0].set_ylabel("probability, one on the other")
+masses = [np.sort(steps[step])[::-1][:10].sum() for step in (0, 6)]
+show(
+    fig,
+    alt=f"Sorted probabilities of two steps. top_p = 0.9 keeps {len(kept_by(0, 0.9))} tokens in step 0 and "
+    f"{len(kept_by(6, 0.9))} in step 6; top_k = 10 would keep {masses[0]:.0%} and {masses[1]:.0%} of the probability.",
+)
+
+# %% [markdown]
+# top_k keeps ten, whether the model is sure or not. top_p follows the model. Temperature comes *before* both: it
+# flattens the row, and so top_p keeps more. min_p, which compares with the likeliest only, grows more slowly:
+
+# %%
+temperatures = np.arange(1, 13) / 4
+rows = [torch.tensor(np.log(steps[2]) / temperature).softmax(-1) for temperature in temperatures]
+lines = {
+    "top_p = 0.9": [len(kept_tokens_reference(row.tolist(), 258, 0.9)) for row in rows],
+    "min_p = 0.1": [int((apply_min_p(row[None], torch.tensor([[0.1]])) > 0).sum()) for row in rows],
+    "top_k = 10": [10 for _ in rows],
+}
+fig = new_figure(9, 2.6)
+ax = fig.subplots()
+for (name, kept), colour, style in zip(lines.items(), PALETTE[1::2], ("o-", "s--", "^:"), strict=True):
+    ax.plot(temperatures, kept, style, color=colour, label=name)
+ax.set(xlabel="temperature", ylabel="tokens kept of 258", ylim=(0, 258))
+ax.legend(loc="upper left")
+text = ", ".join(f"{kept[3]} and {kept[7]} with {name}" for name, kept in lines.items())
+show(fig, alt=f"Tokens kept in step 2 at temperatures 1 and 2: {text}.")
+
+# %% [markdown]
+# Exercise ex08c is a rule that keeps the same tokens at every temperature.
+#
+# Last, does chance do what softmax says? 4,000 completions of one token each, with seeds 0 to 3,999, after the words
+# "... ago door add". The bars reach three standard deviations up and down from what is expected of 4,000 draws.
+
+# %%
+longer = {"prompt_token_ids": [*prompt["prompt_token_ids"], *encode("door add")]}
+
+
+def draws(**options):
+    output = write(1, longer, n=4000, seed=0, **options)
+    return np.bincount([each.token_ids[0] for each in output.outputs], minlength=258)
+
+
+# %%
+counts, probs, best = draws(), steps[2], np.argsort(-steps[2])[:30]
+expected, spread = 4000 * probs, 3 * np.sqrt(4000 * probs * (1 - probs))
+inside = int((np.abs(counts - expected) <= spread)[best].sum())
+fig = new_figure(9, 3)
+ax = fig.subplots()
+low = (expected - spread)[best]
+ax.bar(range(30), 2 * spread[best], bottom=low, color="#56B4E9", label="expected, ± 3 sd")
+ax.plot(range(30), counts[best], "o", ms=4, color="#222222", label="drawn")
+ax.set_xticks(range(30), [word(token) for token in best], rotation=60, ha="right", fontsize=8)
+ax.set(ylabel="times in 4,000", yscale="log")
+ax.legend()
+show(
+    fig,
+    alt=f"The 30 likeliest tokens of 258. The likeliest is expected {expected[best[0]]:.0f} times and was drawn "
+    f"{counts[best[0]]} times; {inside} of the 30 counts are within three standard deviations.",
+)
+
+# %% [markdown]
+# ## Claims
+#
+# A look at a picture is no test. The chi-square statistic adds up the squared distances between counts and
+# expectations, each divided by its expectation. Chance alone makes it about as large as the number of tokens
+# (minus one), give or take the square root of twice that number. We count how many such spreads it is off.
+
+
+# %%
+def off_by(counts, probs):
+    """Spreads between the chi-square of the counts and what chance gives; the rare tokens count as one."""
+    expected = np.maximum(probs / probs.sum() * counts.sum(), 1e-9)
+    rare = expected < 5
+    expected = np.append(expected[~rare], expected[rare].sum())
+    observed = np.append(counts[~rare], counts[rare].sum())
+    chi_square, free = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
+    return (chi_square - free) / np.sqrt(2 * free)
+
+
+# %%
+hotter = probs ** (1 / 1.1)
+claim(
+    "drawn frequencies are those of the softmax; those of temperature 1.1 are ruled out",
+    off_by(counts, probs) < 4 < off_by(counts, hotter),
+    measured=f"{off_by(counts, probs):.1f} and {off_by(counts, hotter):.1f} spreads",
+)
+claim(
+    "greedy is the argmax, in each of 60 steps",
+    list(greedy_output.outputs[0].token_ids) == steps.argmax(-1).tolist(),
+)
+
+# %%
+smallest = []
+for step in range(12):
+    for top_p in (0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
+        kept = np.sort(steps[step][kept_by(step, top_p)])
+        enough = kept.sum() >= top_p > kept[1:].sum()
+        smallest.append(enough and np.array_equal(kept, np.sort(steps[step])[-len(kept) :]))
+claim("top_p keeps the smallest set with mass p", all(smallest), measured=f"{len(smallest)} sets")
+cut = np.where(np.isin(range(258), kept_by(2, 0.8)), probs, 0)
+one_less = np.where(cut > cut[cut > 0].min(), cut, 0)
+refusing = draws(top_p=0.8)
+claim(
+    "drawing with refusals is drawing from the sorted and cut row; one token less is ruled out",
+    off_by(refusing, cut) < 4 < off_by(refusing, one_less),
+    measured=f"{off_by(refusing, cut):.1f} spreads, {len(kept_by(2, 0.8))} tokens kept",
+)
+
+# %% [markdown]
+# For the five tokens the refusals can be followed exactly, with fractions, through all branches:
+
+# %%
+weights = (40, 25, 20, 10, 5)
+
+
+def outcome(num_left):
+    """Probability of each token when one of the `num_left` likeliest is drawn, refused, drawn again ..."""
+    result = np.zeros(5, dtype=object)
+    for i in range(num_left):
+        after = outcome(i) if sum(weights[:i]) >= 70 else np.eye(5, dtype=object)[i]
+        result = result + Fraction(weights[i], sum(weights[:num_left])) * after
+    return result
+
+
+# %%
+claim(
+    "by refusals a, b and c get exactly 8/17, 5/17 and 4/17",
+    list(outcome(5)) == [Fraction(8, 17), Fraction(5, 17), Fraction(4, 17), 0, 0],
+    measured=", ".join(map(str, outcome(5))),
+)
+
+# %% [markdown]
+# And the promise of chapter 06, now with chance in it:
+
+# %%
+alone = [run([i])[0][0] for i in range(8)]
+together, _ = run(range(8))
+squeezed, preempted = run(range(8), num_blocks=16)
+claim("a seeded request writes the same alone and in a batch of 8", together == alone, measured="8 requests")
+claim(
+    "also when memory runs out and requests start again",
+    squeezed == alone and preempted > 0,
+    measured=f"{preempted} preemptions",
+)
+claim("one generator for the batch breaks that", one_alone != one_in_batch)
+
+# %% [markdown]
+# ## Exercises
+#
+# In `notebooks/exercises/ch08_sampler.py`:
+#
+# - **ex08a** `sample`: temperature and the draw. Try temperature 0, logits of 1,000, and u = 1.
+# - **ex08b** `top_p`: the cut itself, by sorting or not. Which token crosses `p`, and does it stay?
+# - **ex08c** `top_n_sigma` (goes further): a cut on the logits, which the engine does not have, and which no temperature
+#   moves. The tests put it into the engine as a sampler.
+#
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex08a`:
+#
+#     %load_ext minivllm.course
+#     %check ex08a
+#
+# ## Check yourself
+#
+# <details><summary>Two users send the same prompt with the same seed, in one batch. What do they get?</summary>
+#
+# The same text. Seed, position and attempt are equal, and so are the logits. It is meant so: a seed says "repeat this".
+# </details>
+#
+# <details><summary>Some engines apply top_p first and the temperature afterwards. With temperature 2, which order is
+# the bolder one?</summary>
+#
+# Temperature first. It flattens the row, so top_p keeps more tokens. In the other order the set is that of temperature
+# 1, and only the choice within it gets wilder.
+# </details>
+#
+# <details><summary>How often is a draw refused with <code>top_p = 0.7</code> and our five tokens?</summary>
+#
+# The first draw in 15 of 100 cases: 1 minus the mass that is kept, 0.85, not 1 minus `p`. A second refusal takes e and
+# then d: 0.05 times 10/95, once in 190 draws.
+# </details>
+#
+# ## In real vLLM
+#
+# `vllm/v1/sample/sampler.py` has the same order, penalties before temperature before min_p before top_k before top_p,
+# and takes log-probabilities from the untouched logits, as here. `vllm/v1/sample/ops/topk_topp_sampler.py` sorts the
+# row and masks it. It draws by dividing each probability by an exponential random number and taking the largest
+# quotient; a request with a seed has a generator of its own for that, with a state. FlashInfer's kernels, which vLLM
+# can use instead, refuse as we do. A seed therefore repeats a text within one engine; another engine gives another.
+#
+# ## Key points
+#
+# - Temperature divides the logits; top_k, top_p and min_p put tokens to 0; greedy is none of these, just the largest.
+# - top_p keeps the token that crosses `p`; whether a token is kept needs no sorting.
+# - Draw, look, refuse, draw again: the same distribution, exactly.
+# - The random number is a function of seed, position and attempt, so a text depends on its own request only.
