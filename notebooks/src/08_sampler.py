@@ -32,7 +32,7 @@ seed_all()
 #
 # The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. Somebody has
 # to choose. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes of it
-# with the example request, from its 29th word on:
+# with the example request, from the 29th new token on:
 
 # %%
 llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
@@ -84,9 +84,9 @@ one_alone, one_in_batch = (run(range(count), sampler=OneGenerator())[0][0] for c
 print("alone:     ", decode(one_alone[:8]), "\nin a batch:", decode(one_in_batch[:8]))
 
 # %% [markdown]
-# The same request, the same generator, another text from the third word on. In a batch of eight the second token gets
-# the ninth number, no longer the second. In chapter 06 scheduling never changed a text; here it does. Nobody could
-# repeat a run, or a bug.
+# The same request, the same generator, another text from the third word on: in the batch seven other rows take numbers
+# before it has its next turn. In chapter 06 scheduling never changed a text; here it does. Nobody could repeat a run,
+# or a bug.
 #
 # ## Predict, then run
 #
@@ -112,17 +112,17 @@ reveal(guess, len(kept_by(6, 0.9)), "tokens")
 #
 # | step | what it does | off at |
 # |---|---|---|
-# | restrictions | forbidden tokens get the logit $-\infty$; a bias is added | |
+# | restrictions | forbidden tokens get the logit $-\infty$; a bias is added | none |
 # | penalties | tokens that are in the text already lose some of their logit | 1, 0, 0 |
 # | `temperature` | logits are divided by it: below 1 the likely get likelier, above 1 all get more alike | 1 |
 # | `min_p` | drops tokens less likely than `min_p` times the likeliest | 0 |
 # | `top_k` | keeps the `k` likeliest | 0 |
-# | `top_p` | keeps the fewest that have mass `p` | 1 |
+# | `top_p` | keeps the fewest with mass `p` | 1 |
 # | draw | takes one, with the probabilities that are left | temperature 0 |
 #
 # With temperature 0 the row is done after the penalties: the largest logit wins. There are three **penalties**: two
 # subtract from the logits of tokens in the output, once for each time or once for all; the third, `repetition_penalty`,
-# divides positive logits, and looks at the prompt as well. Enough to break the loop:
+# divides positive logits, and looks at the prompt as well. It breaks the loop:
 
 # %%
 for options in ({}, {"repetition_penalty": 1.3}):
@@ -193,25 +193,23 @@ for seed in (11, 12, 13):
 
 # %% [markdown]
 # Seed 12: 0.853 is beyond 0.85, so d, refused. The second number is 0.840; 0.840 of what is left, 0.85, is 0.714, which
-# is beyond b's 0.65: c. The other two were done at once and never asked for their second number. At least `p` of all
-# draws are, because what is dropped has at most $1 - p$.
+# is beyond b's 0.65: c. The other two were done at once, as a share `p` of all draws is, at least.
 #
 # ## The picture
 #
-# Your prediction, drawn: two steps of the example request, the tokens sorted (for the eye; the engine does not).
+# Your prediction, drawn: two steps of the example request, the tokens sorted.
 
 # %%
 fig, ranks = new_figure(9, 3.2), np.arange(1, 81)
 for ax, step in zip(fig.subplots(1, 2, sharey=True), (0, 6), strict=True):
-    probs, count = np.sort(steps[step])[::-1][:80], len(kept_by(step, 0.9))
-    below = probs.cumsum() - probs
-    ax.bar(ranks[:count], probs[:count], 1, below[:count], color="#0072B2", label=f"kept: {count} tokens")
-    ax.bar(ranks[count:], probs[count:], 1, below[count:], color="#E69F00", label=f"dropped: {258 - count}")
+    sums, count = np.sort(steps[step])[::-1].cumsum()[:80], len(kept_by(step, 0.9))
+    ax.bar(ranks[:count], sums[:count], 1, color="#0072B2", label=f"kept: {count} tokens")
+    ax.bar(ranks[count:], sums[count:], 1, color="#DDDDDD", label=f"dropped: {258 - count}")
     ax.axhline(0.9, color="#222222", ls="--", lw=1, label="top_p = 0.9")
     ax.axvline(10.5, color="#D55E00", ls=":", lw=2, label="top_k = 10 would cut here")
     ax.set(title=f"step {step}", xlabel="token, likeliest first", xlim=(0, 80), ylim=(0, 1.02))
-    ax.legend(loc="lower right")
-fig.axes[0].set_ylabel("probability, one on the other")
+    ax.legend(loc="lower right", framealpha=1)
+fig.axes[0].set_ylabel("probability, summed up")
 masses = [np.sort(steps[step])[::-1][:10].sum() for step in (0, 6)]
 show(
     fig,
@@ -220,8 +218,8 @@ show(
 )
 
 # %% [markdown]
-# top_k keeps ten, whether the model is sure or not. top_p follows the model. Temperature comes *before* both: it
-# flattens the row, and so top_p keeps more. min_p, which compares with the likeliest only, grows more slowly:
+# top_k keeps ten, whether the model is sure or not. top_p follows the model. A temperature comes *before* the cuts. Above
+# 1 it flattens the row, so top_p keeps more, and so does min_p, which compares with the likeliest only:
 
 # %%
 temperatures = np.arange(1, 13) / 4
@@ -256,21 +254,21 @@ def draws(**options):
 
 
 # %%
-counts, probs, best = draws(), steps[2], np.argsort(-steps[2])[:30]
+counts, probs, best = draws(), steps[2], np.argsort(-steps[2])[:25]
 expected, spread = 4000 * probs, 3 * np.sqrt(4000 * probs * (1 - probs))
 inside = int((np.abs(counts - expected) <= spread)[best].sum())
 fig = new_figure(9, 3)
 ax = fig.subplots()
 low = (expected - spread)[best]
-ax.bar(range(30), 2 * spread[best], bottom=low, color="#56B4E9", label="expected, ± 3 sd")
-ax.plot(range(30), counts[best], "o", ms=4, color="#222222", label="drawn")
-ax.set_xticks(range(30), [word(token) for token in best], rotation=60, ha="right", fontsize=8)
-ax.set(ylabel="times in 4,000", yscale="log")
+ax.bar(range(25), 2 * spread[best], bottom=low, color="#56B4E9", label="expected, ± 3 sd")
+ax.plot(range(25), counts[best], "o", ms=4, color="#222222", label="drawn")
+ax.set_xticks(range(25), [word(token) for token in best], rotation=60, ha="right", fontsize=8)
+ax.set(ylabel="times in 4,000", yscale="log", ylim=(5, 1300))
 ax.legend()
 show(
     fig,
-    alt=f"The 30 likeliest tokens of 258. The likeliest is expected {expected[best[0]]:.0f} times and was drawn "
-    f"{counts[best[0]]} times; {inside} of the 30 counts are within three standard deviations.",
+    alt=f"The 25 likeliest tokens of 258. The likeliest is expected {expected[best[0]]:.0f} times and was drawn "
+    f"{counts[best[0]]} times; {inside} of the 25 counts are within three standard deviations.",
 )
 
 # %% [markdown]
@@ -312,13 +310,12 @@ for step in range(12):
         enough = kept.sum() >= top_p > kept[1:].sum()
         smallest.append(enough and np.array_equal(kept, np.sort(steps[step])[-len(kept) :]))
 claim("top_p keeps the smallest set with mass p", all(smallest), measured=f"{len(smallest)} sets")
-cut = np.where(np.isin(range(258), kept_by(2, 0.8)), probs, 0)
-one_less = np.where(cut > cut[cut > 0].min(), cut, 0)
-refusing = draws(top_p=0.8)
+num_kept, refusing = len(kept_by(2, 0.8)), draws(top_p=0.8)
+off = [off_by(refusing, np.where(probs >= np.sort(probs)[-n], probs, 0)) for n in (num_kept, num_kept + 1)]
 claim(
-    "drawing with refusals is drawing from the sorted and cut row; one token less is ruled out",
-    off_by(refusing, cut) < 4 < off_by(refusing, one_less),
-    measured=f"{off_by(refusing, cut):.1f} spreads, {len(kept_by(2, 0.8))} tokens kept",
+    "drawing with refusals is drawing from the row sorted and cut; one more token is ruled out",
+    off[0] < 4 < off[1] and np.count_nonzero(refusing) == num_kept,
+    measured=f"{off[0]:.1f} and {off[1]:.1f} spreads, {num_kept} tokens drawn",
 )
 
 # %% [markdown]
