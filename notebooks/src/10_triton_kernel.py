@@ -1,0 +1,412 @@
+# %% [markdown]
+# # 10 · A Triton paged-attention kernel
+#
+# ## Before you start
+#
+# **You need:** chapter 04: block tables. Chapter 05: slots and the gather. Softmax, and PyTorch's broadcasting.
+#
+# **You will be able to:** read and write an attention kernel that follows a block table, explain the online softmax
+# with numbers, and say what grouped heads, tiles and split-KV each save.
+#
+# **Minutes:** 50 to read and run, 70 for the exercises. No GPU is needed.
+
+# %%
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, and where there is a GPU too
+import math
+import subprocess
+import sys
+from collections import Counter
+from unittest.mock import patch
+
+import torch
+from triton.runtime.interpreter import interpreter_builder
+
+from kernels import paged_attention as decode
+from kernels.combine import combine_reference
+from kernels.heuristics import Tiles
+from kernels.online_softmax import load_keys_and_values, online_update
+from kernels.paged_attention_naive import _naive_kernel
+from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.course.toy import decode as words
+from minivllm.course.toy import encode, example_llm, greedy
+from minivllm.trace import Trace
+from minivllm.viz import new_figure, show
+
+seed_all()
+
+# %% [markdown]
+# ## The problem
+#
+# PyTorch has no operator that follows a block table. So chapter 05 *gathered*: it copied the keys and values of each
+# sequence into one piece, and then attended. Here is the example request with a companion in its fourth step.
+
+
+# %%
+prompts = [{"prompt_token_ids": encode(text)} for text in ("Four score and seven years ago", "all men are")]
+llm = example_llm(attention_backend="torch", device="cpu", trace=Trace())
+outputs = llm.generate(prompts, greedy(5), use_tqdm=False)
+rows = llm.llm_engine.trace.steps[3].scheduled
+lens, blocks = [row.start + row.num_tokens for row in rows], [list(row.block_ids) for row in rows]
+print(f"fourth step: sequences of {lens} tokens, block tables {blocks}")
+
+kv_cache = llm.llm_engine.runner.kv_cache
+key_cache, value_cache = kv_cache.key[0], kv_cache.value[0]  # layer 0: (8 blocks, 4 slots, 2 KV heads, 16)
+tables = torch.tensor([(each + [0, 0])[:3] for each in blocks], dtype=torch.int32)
+needed, copied = sum(lens) * 2 * key_cache[0, 0].nbytes, 2 * key_cache[tables].nbytes
+print(f"{needed:,} bytes of K and V in one layer; read, copied and read again: {3 * copied:,} bytes")
+
+# %% [markdown]
+# A decode step does hardly anything but read keys and values, so moving almost five times the bytes is almost five
+# times the work. The cure is to write the operator ourselves, as a **kernel**: a function that a GPU runs many times
+# at once. Each run is a **program**; it learns its number from `tl.program_id`, returns nothing, and touches memory
+# by address only. The language is Triton: Python in form, and its values are small tensors, called **tiles**.
+#
+# Without a GPU Triton has an *interpreter*, which runs one program after the other in numpy. It shows *what* a kernel
+# computes, and every address it touches. It cannot show how long a GPU would take, whether programs that run at the
+# same time disturb each other, or whether the tiles fit into the fast memory of a chip. So this chapter counts.
+#
+# To count, we stand beside the interpreter: every load goes through one of its methods, and for a while we put our own
+# around it. It notes which program loads which numbers. What a mask leaves out is not loaded and not noted.
+
+
+# %%
+def record(kernel, *arguments, watch=1, **options):
+    """Run a kernel: its output, and (program, turn of its loop, row) of each key it loads; 2: of each value."""
+    cache, loaded, turns = arguments[watch], [], Counter()
+    original = interpreter_builder.create_masked_load
+
+    def load(pointers, mask, *others):
+        program, first = interpreter_builder.grid_idx, pointers.data[mask.data][::16]
+        row = (first.astype("int64") - cache.data_ptr()) // 64  # a row is 16 numbers of 4 bytes
+        row = row[(0 <= row) & (row < cache.nbytes // 64)].tolist()
+        loaded.extend((program, turns[program], each) for each in row)
+        turns[program] += bool(row)
+        return original(pointers, mask, *others)
+
+    with patch.object(interpreter_builder, "create_masked_load", load):
+        return kernel(*arguments, **options), loaded
+
+
+# %% [markdown]
+# ## Predict, then run
+#
+# The two requests have 9 and 6 tokens. The model has 4 query heads and 2 KV heads, so there are 30 keys to look at in
+# a layer. The simplest kernel has one program for each sequence and *query* head. How many keys does it load?
+
+# %%
+guess = None
+
+# %%
+query = torch.randn(2, 4, 16)  # one token of each sequence, 4 heads
+batch = (query, key_cache, value_cache, tables, torch.tensor(lens), 16**-0.5)
+_, naive = record(decode.paged_attention_naive, *batch)
+reveal(guess, len(naive), "keys")
+
+# %% [markdown]
+# Twice as many as there are: two query heads share each KV head, and each program fetches its keys for itself. Keep
+# that in mind; it is repaired below.
+#
+# ## How the code does it
+#
+# ### One query head a program
+#
+# Pointers are plain addresses: `key_cache_ptr + 5` is the sixth number. A load takes a whole tile of addresses at
+# once, a mask that says which of them to follow, and what to put in place of the others.
+
+# %%
+show_source(_naive_kernel.fn)
+
+# %% [markdown]
+# Read it in four parts. *Who am I?* Program (1, 3) is query head 3 of sequence 1; it reads KV head 3 // 2 = 1. *The
+# walk*: for each logical block it asks the block table for the physical one and computes an address from it; nothing
+# is copied together. *The mask*: in the last block only some slots hold tokens. Masking the load is not enough: a key
+# that was loaded as 0 has the score 0, and $e^0$ takes a share of the softmax. So its score becomes $-\infty$.
+#
+# ### The online softmax
+#
+# The fourth part is the arithmetic. A softmax needs the largest score and the sum of all exponentials before the
+# first value can be weighted, but the program sees the keys block by block and cannot keep all scores. So it keeps
+# three numbers: $m$, the largest score **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of
+# $e^{S_j - m} V_j$. When a larger score comes, both sums were measured against the wrong maximum, both by the same
+# factor $\alpha = e^{m - m'}$, and one multiplication repairs them. Three keys with scores 0, 2, 1 and values 1, 2, 3,
+# one key a tile, out of a running kernel:
+
+
+# %%
+def one_head(scores, values, tile):
+    """Attention of one query with these scores and values, and (m, l, acc) after each tile."""
+    n, states = len(scores), []
+
+    def update(*arguments):
+        m, l, acc = result = online_update(*arguments)  # m in units of log 2
+        states.append((m.handle.data[0] * math.log(2), l.handle.data[0], acc.handle.data[0, 0]))
+        return result
+
+    k, v = torch.zeros(2, n, 1, 1, 16)  # blocks of one slot
+    k[:, 0, 0, 0], v[:, 0, 0, 0] = torch.tensor(scores), torch.tensor(values)
+    one = (torch.eye(16)[:1, None], k, v, torch.arange(n)[None], torch.tensor([n]), 1.0)
+    with patch.object(decode, "online_update", update):
+        out = decode.paged_attention(*one, num_splits=1, tiles=Tiles(16, tile, 4, 1))
+    return out[0, 0, 0].item(), states
+
+
+out, states = one_head([0.0, 2.0, 1.0], [1.0, 2.0, 3.0], tile=1)
+for j, (m, l, acc) in enumerate(states):
+    print(f"after key {j}:  m = {m:.0f}   l = {l:.3f}   acc = {acc:.3f}")
+print(f"acc / l = {out:.3f}")
+
+# %% [markdown]
+# After key 1 the first key's $e^0 = 1$ has become $e^{-2} = 0.135$, in both sums. The answer, 2.155, is the softmax
+# average of 1, 2 and 3, and no exponent was ever positive, so nothing can overflow.
+#
+# ### Grouped heads, and tiles apart from blocks
+#
+# The second kernel, the one that the engine uses, changes two things. One program takes **all query heads of a KV
+# head**: $q$ becomes a matrix with a row for each head, the scores become a matrix product (`tl.dot`, for which GPUs
+# have special units), and each key is loaded once for the whole group. And a step handles a **tile** of `BLOCK_N`
+# keys whatever the block size: every key looks up its own block, so blocks can be small and tiles large.
+
+# %%
+show_source(load_keys_and_values.fn)
+show_source(online_update.fn)
+
+# %% [markdown]
+# The same letters as before, with a row for each head. (Powers of two instead of $e$, because that is one
+# instruction; the scores were multiplied by $\log_2 e$.)
+#
+# ### Split-KV
+#
+# One long sequence with 8 KV heads gives 8 programs, and a large GPU has more than a hundred processors for them. So
+# the tokens of a sequence are divided among several programs, each ends with its own $(m, l, acc)$, and a second small
+# kernel merges them: the same $\alpha$ as above, for all parts at once. This is its slow twin in PyTorch:
+
+# %%
+show_source(combine_reference)
+
+# %% [markdown]
+# ## The picture
+#
+# What each program loaded from the keys of layer 0, as recorded. Rows are the eight blocks; each slot has two cells,
+# one for each KV head. The number in a cell says in which turn of the loop it was loaded.
+
+# %%
+tiles = Tiles(block_m=16, block_n=8, num_warps=4, num_stages=1)  # 8 keys; the others matter on a GPU only
+_, grouped = record(decode.paged_attention, *batch, num_splits=1, tiles=tiles)
+
+
+def draw_program(ax, loaded, program, title):
+    """The key cache: blocks downwards, slots across, two KV heads in each; numbered is what one program loaded."""
+    turns = {row: turn for by, turn, row in loaded if by == program}
+    for row, turn in turns.items():
+        ax.text(row % 8 + 0.5, row // 8 + 0.5, turn, ha="center", va="center", fontsize=8)
+    filled = torch.tensor([row in turns for row in range(64)]).view(8, 8)
+    colours = ("Oranges", "Blues")[program[0]]
+    ax.pcolormesh(filled, cmap=colours, vmin=0, vmax=3, edgecolors="#999999", lw=0.5)
+    ax.vlines(range(0, 9, 2), 0, 8, color="#222222", lw=1.5)
+    ax.set(xticks=range(1, 9, 2), xticklabels=range(4), ylim=(8, 0))
+    ax.set_yticks([block + 0.5 for block in range(8)], range(8))
+    ax.set_title(title, fontsize=9)
+
+
+fig = new_figure(10.5, 4.4)
+for seq, axes in enumerate(fig.subplots(2, 6, sharex=True, sharey=True)):
+    for head in range(4):
+        draw_program(axes[head], naive, (seq, head, 0), f"naive\nquery head {head}")
+    for head in range(2):
+        title = f"grouped\nquery heads {2 * head} and {2 * head + 1}"
+        draw_program(axes[4 + head], grouped, (seq, head, 0), title)
+    axes[0].set_ylabel(f"sequence {seq}\nblock")
+fig.supxlabel("slot", fontsize=10)
+show(
+    fig,
+    alt=f"Keys loaded, program by program. Sequence 0 touches blocks {blocks[0]} in this order, sequence 1 blocks "
+    f"{blocks[1]}, and neither a slot behind its end. Eight naive programs load {len(naive)} keys, four grouped "
+    f"ones {len(grouped)}.",
+)
+
+# %% [markdown]
+# The last slots of the last blocks stay empty, and the blocks of the other sequence too. On the right a turn spans two
+# blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+
+# %%
+scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
+_, states = one_head(scores, torch.randn(48).tolist(), tile=8)
+running_m, running_l, _ = zip(*states, strict=True)
+largest = max(scores)  # the two passes: first this, then the sum
+total = sum(math.exp(score - largest) for score in scores)
+fig = new_figure(9.5, 3.2)
+left, right = fig.subplots(1, 2)
+left.plot(range(48), scores, "o", ms=4, color="#56B4E9", label="scores")
+left.stairs(running_m, range(0, 49, 8), baseline=None, color="#222222", lw=2, label="m after the tile")
+left.axhline(largest, color="#D55E00", ls="--", label="two passes: the largest")
+left.set(xlabel="key", ylabel="score", xticks=range(0, 49, 8))
+right.plot(running_l, "s-", color="#222222", label="l, relative to its own m")
+rescaled = [l * math.exp(m - largest) for m, l, _ in states]
+right.plot(rescaled, "o:", color="#0072B2", label="l, relative to the last m")
+right.axhline(total, color="#D55E00", ls="--", label="two passes: the sum")
+right.set(xlabel="tile", ylabel="l", ylim=(0, 1.45 * total))
+left.legend(fontsize=8, loc="lower right")
+right.legend(fontsize=8, loc="upper left")
+show(
+    fig,
+    alt=f"Online softmax, tile by tile. m is {', '.join(f'{m:.2f}' for m in running_m)}, at last the largest of all "
+    f"scores. l is {', '.join(f'{l:.2f}' for l in running_l)}; two passes give {total:.2f}.",
+)
+
+# %% [markdown]
+# Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. Put on one scale it only ever grows, and
+# it ends where the two passes end. Last, what grouping saves, for 8 query heads and 40 tokens.
+
+
+# %%
+def paged_batch(lens, heads=(4, 2), size=4):
+    """Arguments of a kernel: blocks in random order, NaN in every slot without a token, tables padded with -1."""
+    tables = torch.full((len(lens), max(lens) // size + 2), -1)
+    k, v = torch.full((2, tables.numel(), size, heads[1], 16), math.nan)
+    free = iter(torch.randperm(tables.numel()))
+    for r, n in enumerate(lens):
+        for p in range(n):
+            if p % size == 0:
+                tables[r, p // size] = next(free)
+            slot = tables[r, p // size], p % size
+            k[slot], v[slot] = torch.randn(2, heads[1], 16)
+    return torch.randn(len(lens), heads[0], 16), k, v, tables, torch.tensor(lens), 16**-0.5
+
+
+kernels = {"naive": decode.paged_attention_naive, "grouped": decode.paged_attention}
+groups, kib = [1, 2, 4, 8], {"naive": [], "grouped": []}
+for group in groups:
+    arguments = paged_batch([40], heads=(8, 8 // group), size=16)
+    for name, kernel in kernels.items():
+        loaded = [record(kernel, *arguments, watch=cache)[1] for cache in (1, 2)]
+        kib[name].append(sum(map(len, loaded)) * 64 / 1024)
+fig = new_figure(5.5, 2.8)
+ax = fig.subplots()
+ax.plot(groups, kib["naive"], "s-", color="#D55E00", label="naive: one query head a program")
+ax.plot(groups, kib["grouped"], "o-", color="#0072B2", label="grouped: all query heads of a KV head")
+ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 46))
+ax.legend(fontsize=8, loc="center right")
+show(fig, alt=f"KiB of K and V loaded with {groups} query heads a KV head: {kib}.")
+
+# %% [markdown]
+# Is a kernel that loads half the bytes twice as fast? Perhaps. The interpreter cannot tell, and this repository holds
+# no measurement from a GPU yet, so we claim nothing. With one, this cell measures:
+
+# %%
+command = ["-m", "minivllm", "bench", "kernels", "--only", "B16 n4096"]
+if torch.cuda.is_available():
+    compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    print(subprocess.run([sys.executable, *command], env=compiled, capture_output=True, text=True).stdout)
+else:
+    print("no GPU here; with one, this would run: python", *command)
+
+# %% [markdown]
+# ## Claims
+#
+# In these batches every slot without a token holds NaN, and the tables are padded with -1. One number too many, and
+# the output is NaN.
+
+# %%
+shapes = (([1], (4, 2), 4), ([16], (4, 4), 16), ([7, 33, 16, 1], (4, 1), 16), ([5, 12, 26], (6, 2), 5))
+errors = []
+for shape in shapes:  # one token; exactly a block; ragged, four query heads a KV head; blocks of 5
+    arguments = paged_batch(*shape)
+    reference = decode.paged_attention_reference(*arguments)
+    errors += [(kernel(*arguments) - reference).abs().max().item() for kernel in kernels.values()]
+claim("no NaN of a slot without a token is ever seen", not any(map(math.isnan, errors)))
+within = all(error <= 1e-4 for error in errors)
+claim("both kernels agree with PyTorch to 1e-4 in float32", within, measured=f"at most {max(errors):.0e}")
+q, *rest = paged_batch([9, 20])
+swap = [0, 2, 1, 3]  # query heads 1 and 2 change places, read each other's KV head, and change back
+wrong = decode.paged_attention_reference(q[:, swap], *rest)[:, swap]
+wrong_by = (decode.paged_attention(q, *rest) - wrong).abs().max().item()
+claim("the same bound rejects a wrong KV head", wrong_by > 1e-4, measured=f"wrong by {wrong_by:.2f}")
+
+# %%
+room = tables.numel() * 4  # positions that the padded tables could name, in blocks of 4
+grouped_is_exact = len(grouped) == 2 * sum(lens) < 2 * room  # 2 KV heads
+claim(
+    "grouped: each key there is, once",
+    grouped_is_exact,
+    measured=f"{len(grouped)} of {2 * room} in the tables",
+)
+ratio = [one / other for one, other in zip(kib["naive"], kib["grouped"], strict=True)]
+claim("naive: each key once for every query head of its group", ratio == groups, measured=ratio)
+
+# %%
+arguments, results, shares = paged_batch([50, 3]), [], []
+for splits in (1, 2, 4):
+    out, loaded = record(decode.paged_attention, *arguments, num_splits=splits, tiles=tiles)
+    results.append(out)
+    by_program = Counter(program for program, _, _ in loaded)
+    shares.append([by_program[0, 0, split] for split in range(splits)])
+spread = max((out - results[0]).abs().max().item() for out in results)
+claim("split-KV with 1, 2 and 4 parts gives the same", spread <= 1e-6, measured=f"to {spread:.0e}")
+claim("each of 50 tokens belongs to one part", all(sum(share) == 50 for share in shares), measured=shares)
+
+# %% [markdown]
+# Last, the whole engine with its attention in the interpreter, against PyTorch.
+
+
+# %%
+llm = example_llm(attention_backend="triton", device="cpu")
+texts, expected = (
+    [words(output.outputs[0].token_ids) for output in each]
+    for each in (llm.generate(prompts, greedy(5), use_tqdm=False), outputs)
+)
+claim("the engine writes the same words with our kernels", texts == expected, measured=texts)
+
+# %% [markdown]
+# ## Exercises
+#
+# In `notebooks/exercises/ch10_triton_kernel.py`:
+#
+# - **ex10a** `merge`: two parts of a softmax become one, in PyTorch. Parts without keys are the interesting ones.
+# - **ex10b** `decode_kernel`: a kernel of your own, with one query head a program and tiles apart from blocks. About
+#   twenty lines; the launch is given. It runs in the interpreter, or on your GPU.
+# - **ex10c** `split_kv`: divide the tokens fairly among several programs, and merge what they bring back.
+#
+# Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex10a`:
+#
+#     %load_ext minivllm.course
+#     %check ex10a
+#
+# ## Check yourself
+#
+# <details><summary>A tile is full of keys that lie behind the end of the sequence. What would happen to m, l and acc
+# if it were processed all the same, with the mask?</summary>
+#
+# Nothing. All its scores are $-\infty$, so $m$ stays, $\alpha = 1$ and every exponential is 0. Only the very first tile
+# must not be so: then $m$ is still $-\infty$, and $-\infty - (-\infty)$ is not a number. `online_update` guards
+# against it.
+# </details>
+#
+# <details><summary>Why does a part of split-KV store m and l, and not its finished output?</summary>
+#
+# Two averages cannot be averaged without knowing what each weighs. $m$ and $l$ are the weight: a part weighs
+# $l \cdot e^m$.
+# </details>
+#
+# <details><summary>All tests pass in the interpreter. Name two bugs that may still be there.</summary>
+#
+# Two programs that write to the same place: the interpreter runs them one after the other. A tile too large for the
+# fast memory of the chip. And everything about speed.
+# </details>
+#
+# ## In real vLLM
+#
+# The kernel that the paper describes was written in CUDA, `csrc/attention/attention_kernels.cu` in version 0.1; the
+# project removed it in 0.25. Today `vllm/v1/attention/ops/triton_unified_attention.py` is the nearest relative. It
+# handles prompts and decode steps in one kernel, whose rows are several query tokens times the heads of a group. Its
+# split-KV always makes 16 segments, used when the batch is small and has one query token a sequence, and
+# `reduce_segments` merges them. It loads the block table without a mask, so its tables must be wide enough; ours may
+# hold anything behind the end. On many GPUs vLLM takes FlashAttention instead, which reads block tables too.
+#
+# ## Key points
+#
+# - A kernel is one function run by many programs; each asks who it is, and finds its keys through the block table.
+# - $m$, $l$ and $acc$ make softmax a matter of one pass; a new maximum rescales both sums.
+# - Parts of a softmax can be merged in any order. Tiles, splits and online softmax are this one fact.
+# - Grouped heads load each key once. The interpreter counts that; only a GPU can time it.
