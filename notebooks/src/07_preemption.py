@@ -103,14 +103,14 @@ show_source(Scheduler._schedule_running)
 # `self.running` is in order of admission. The loop goes through it from the oldest on, and `pop()` takes the victim
 # from the other end: the **newest**. Three things follow.
 #
-# - *Everybody finishes.* The oldest is never a victim while anybody else runs, and alone it fits, because `add`
-#   has checked. So it makes progress in every step until it is done; then there is another oldest.
+# - *Everybody finishes.* The oldest is never a victim while anybody else runs, and alone it fits: that was checked
+#   when it came. So it makes progress in every step until it is done; then there is another oldest.
 # - *No plan is undone.* Whoever has its place in this step stands before `index`, and victims come from behind it.
 # - *Order is kept.* The victim goes to the head of `waiting`, since it came before everybody there.
 #
-# The newest may be the very group that asked. Then it has given way itself and the loop returns. Its own blocks are
-# free now, and might be enough, but it no longer runs: it waits. And after a preemption `schedule` admits nobody in
-# the same step, or a newcomer would take the blocks that were just freed for those who run.
+# The newest may be the very request (in the code: `group`) that asked. Then it has given way itself and the loop
+# returns. Its own blocks are free now, and might be enough, but it no longer runs: it waits. And after a preemption
+# `schedule` admits nobody in the same step: a newcomer would take the blocks just freed for those who run.
 #
 # ### One preemption, step by step
 #
