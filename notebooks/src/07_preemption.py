@@ -370,4 +370,5 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # - Memory given out late can run out. Then the newest gives way, so that the oldest always makes progress.
 # - Preemption is `num_computed_tokens = 0` and a place at the head of the queue; the rule "catch up" does the rest.
 # - It costs what the victim had computed, and never a token of its text.
-# - The token budget is the longest gap of everybody who generates; a smaller one makes long prompts wait, not the rest.
+# - The token budget bounds the gap of everybody who generates and is not preempted; a smaller one makes long prompts
+#   wait in their place.
