@@ -1,7 +1,8 @@
-"""Write `performance.md` from the measurements in `data/`: `python docs/make_performance.py`.
+"""Write `performance.md` and `gpu.md` from the measurements in `data/`: `python docs/make_performance.py`.
 
 Each section is the report of one JSON file, printed by the `print_report` that printed it when it was
-measured, below the command that measured it. So no number on that page was typed by hand.
+measured, below the command that measured it. So no number on these pages was typed by hand. A file that is
+not there yet has no section; on the page about GPUs its mark says "not measured".
 """
 
 import contextlib
@@ -9,7 +10,16 @@ import io
 import json
 from pathlib import Path
 
-from minivllm.bench import compare, latency, memory, serve, sharing, throughput_report
+from minivllm.bench import (
+    compare,
+    kernel_report,
+    latency,
+    memory,
+    resources,
+    serve,
+    sharing,
+    throughput_report,
+)
 
 HERE = Path(__file__).parent
 
@@ -33,6 +43,8 @@ PRINTERS = {
     "latency": latency.print_report,
     "memory": memory.print_report,
     "compare": compare.print_report,
+    "kernels": kernel_report.print_report,
+    "resources": resources.print_report,
 }
 
 # file in data/, title, what to look at; the command that made it stands in the file itself
@@ -110,6 +122,77 @@ SECTIONS = [
 ]
 
 
+GPU_INTRODUCTION = """\
+# The kernels on a GPU
+
+What the Triton kernels are to reach on an H100, and what they have reached. Everything on this page is
+written from files in `docs/data/` by `python docs/make_performance.py`; the first command below makes them,
+on a machine with a CUDA GPU.
+
+```bash
+make bench-gpu
+```
+
+## The marks
+
+"Of a copy" is the share of the bandwidth that a device-to-device copy reaches in the same run: decode
+attention has to read K and V once, so a kernel that reads at the speed of a copy cannot be made faster.
+
+```text
+{marks}
+```
+"""
+
+PAGING = """\
+## Where paging costs
+
+The paper reports that its kernel takes 20 to 26% longer than a contiguous one (section 7.1, figure 18a).
+Three costs can be told apart, and each has a number in this project:
+
+1. **The look-up.** Every key needs its block number before its address is known: one more load, which has to
+   arrive before the key itself can be asked for, and some integer arithmetic. The table of instructions below
+   counts it: it is the same source, compiled with and without the block table. In decode these instructions
+   fall into places that are free anyway, since the memory is the limit. In prefill the arithmetic units are
+   the limit, so there they should show.
+2. **Scattered reads.** A block of 16 tokens of Llama-3.1-8B has 16 rows of 256 bytes for each KV head. Rows
+   are read whole either way; `bench kernels` times the same kernel on blocks in random order and on one block
+   a sequence.
+3. **The block tables themselves.** 4 bytes for 16 tokens, read by each of the 8 KV heads' programs, against
+   16 x 4,096 bytes of K and V in a layer: 0.05%.
+
+What a page saves in return is memory, and so a larger batch: that is the subject of [](performance.md).
+"""
+
+# as SECTIONS above
+GPU_SECTIONS = [
+    (
+        "gpu_kernels.json",
+        "Measured: the kernels alone",
+        "L2 cache cold, each call replayed from a CUDA graph, medians.",
+    ),
+    (
+        "gpu_llama-3.2-1b.json",
+        "Measured: the engine, Llama-3.2-1B's size",
+        "Random weights, 64 prompts, against `generate_batch` of transformers (`hf-continuous`).",
+    ),
+    (
+        "gpu_llama-3.1-8b.json",
+        "Measured: the engine, Llama-3.1-8B's size",
+        "The same with weights of 16 GB.",
+    ),
+    (
+        "kernel_resources.json",
+        "Known without a GPU",
+        "The machine code of every kernel for six chips, beside their data sheets. *Programs* run side by "
+        "side on a multiprocessor; *under way* are the bytes of K and V they wait for, in brackets what is "
+        "enough to keep the memory busy; *issue* is the share of its instruction slots that a multiprocessor "
+        "needs while the memory runs at full speed. The naive lesson shows the other side: above 100% the "
+        "memory has to wait. None of it is a speed. It says what cannot be the reason for a slow kernel.",
+    ),
+]
+END_TO_END_MARK = 5.0  # times `generate_batch`
+
+
 def report_of(result: dict) -> str:
     """What the benchmark printed about `result`."""
     printed = io.StringIO()
@@ -118,11 +201,11 @@ def report_of(result: dict) -> str:
     return printed.getvalue().strip("\n")
 
 
-def page() -> str:
-    """The whole page, with a section for each measurement that has been made."""
-    parts = [INTRODUCTION]
-    for name, title, text in SECTIONS:
-        path = HERE / "data" / name
+def sections_of(data: Path, sections: list[tuple[str, str, str]]) -> list[str]:
+    """A section for each measurement that has been made, in order."""
+    parts = []
+    for name, title, text in sections:
+        path = data / name
         if not path.exists():
             continue
         result = json.loads(path.read_text())
@@ -131,8 +214,34 @@ def page() -> str:
         parts.append(f"## {title}\n\n{text}\n\n```bash\n{command}\n```\n\n```text\n{report}\n```\n")
         if path.with_suffix(".png").exists():
             parts.append(f"![The numbers above, drawn](data/{path.stem}.png)\n")
-    return "\n".join(parts)
+    return parts
+
+
+def gpu_marks(data: Path) -> str:
+    """The kernels' marks and the engine's, with what was reached or that nothing was."""
+    path = data / "gpu_kernels.json"
+    lines = [kernel_report.marks_table(json.loads(path.read_text()) if path.exists() else None)]
+    for shape in ("llama-3.2-1b", "llama-3.1-8b"):
+        path, reached = data / f"gpu_{shape}.json", kernel_report.NOT_MEASURED
+        if path.exists():
+            backends = json.loads(path.read_text())["backends"]
+            ours, theirs = (
+                backends[name]["output_tokens_per_second"]["median"] for name in ("minivllm", "hf-continuous")
+            )
+            reached = f"{ours / theirs:.2f}x"
+        lines.append(f"{shape + ', of generate_batch':<34}{END_TO_END_MARK:>7.0f}x   {reached}")
+    return "\n".join(lines)
+
+
+def pages(data: Path) -> dict[str, str]:
+    """File name -> text of each page that is written from `data`."""
+    gpu = [GPU_INTRODUCTION.format(marks=gpu_marks(data)), PAGING, *sections_of(data, GPU_SECTIONS)]
+    return {
+        "performance.md": "\n".join([INTRODUCTION, *sections_of(data, SECTIONS)]),
+        "gpu.md": "\n".join(gpu),
+    }
 
 
 if __name__ == "__main__":
-    (HERE / "performance.md").write_text(page())
+    for file_name, text in pages(HERE / "data").items():
+        (HERE / file_name).write_text(text)

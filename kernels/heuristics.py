@@ -17,9 +17,11 @@ With one tile buffered a program loads and computes by turns, and another progra
 computes meanwhile; so small tiles and several programs a multiprocessor are as good as deep pipelines, and do
 not leave a second, half empty wave of programs at the end.
 
-What bounds them is shared memory, where tiles wait between load and use: 64 KB a program on a T4 (7.5), 99 KB
-on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). `tests/kernels/test_kernel_aot.py`
-compiles every kernel with these choices for all six and compares.
+Two things bound them. Shared memory, where tiles wait between load and use: 64 KB a program on a T4 (7.5),
+99 KB on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). And registers: 255 a thread, and
+what does not fit is written to memory in the middle of the loop ("spilled"). Both are known without a GPU:
+`python -m minivllm bench resources` compiles every kernel with these choices for all six chips and shows what
+they need, and `tests/kernels/test_kernel_aot.py` fails if one does not fit.
 
 Sources: "The Anatomy of a Triton Attention Kernel" (arXiv 2511.11581) for heuristics in place of autotuning;
 Flash-Decoding for the splits. vLLM V1: `vllm/v1/attention/ops/triton_unified_attention.py`.
@@ -100,13 +102,19 @@ def prefill_tiles(chip: Chip, head_dim: int, element_size: int, mean_query_len: 
         return Tiles(
             block_m=16, block_n=64 if row <= 256 else 32 if row <= 512 else 16, num_warps=4, num_stages=3
         )
-    if row > 512:  # float32 with head_dim above 128
-        return Tiles(block_m=16, block_n=16, num_warps=4, num_stages=2)
-    if row > 256:  # float32, or head_dim above 128
+    if element_size == 4:
+        # Exact float32 products are no work for tensor cores. Ordinary instructions, all of a tile's in a row
+        # and with operands in registers: anything larger is written to memory and back.
+        return Tiles(16, 16, num_warps=4, num_stages=2) if row > 512 else Tiles(32, 32, 8, num_stages=2)
+    if chip.capability == 90 and row <= 256:
+        many = mean_query_len >= 256
+        return Tiles(block_m=128 if many else 64, block_n=64, num_warps=8 if many else 4, num_stages=3)
+    if chip.capability == 90:
         return Tiles(block_m=64, block_n=32, num_warps=4, num_stages=2)
-    if chip.capability == 90 and mean_query_len >= 256:
-        return Tiles(block_m=128, block_n=64, num_warps=8, num_stages=3)
-    return Tiles(block_m=64, block_n=64, num_warps=4, num_stages=3)
+    # Hopper's tensor cores read a tile from shared memory, all others from registers. A thread has 255; with
+    # 64 rows of 64 keys it needs a few more at head_dim 128. So half the keys, at 256 also twice the warps.
+    few_warps = row <= 256
+    return Tiles(block_m=64, block_n=32, num_warps=4 if few_warps else 8, num_stages=3 if few_warps else 2)
 
 
 def choose_num_splits(chip: Chip, num_programs: int, max_tokens: int) -> int:

@@ -10,7 +10,8 @@ Every command prints a table, and with `--output-json` writes the same numbers w
 machine, the versions, the commit, the date. A number without these is an anecdote.
 
 What each is for: `throughput` a full engine, `latency` one batch, `serve` users who come and go, `sharing`
-and `memory` what the paper's ideas save, `vllm` the comparison with the real thing, `kernels` the GPU alone.
+and `memory` what the paper's ideas save, `vllm` the comparison with the real thing, `kernels` the GPU alone,
+`resources` GPUs that are not there.
 
 vLLM V1: `vllm/benchmarks/` and `vllm bench --help`; the option names are vLLM's where it has them.
 """
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "vllm": ("minivllm.bench.vllm_cpu", "against vLLM itself on a CPU, in an environment of its own"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels, in microseconds and bytes (needs a GPU)"),
+    "resources": ("minivllm.bench.resources", "what each GPU would give the kernels, compiled without one"),
 }
 
 

@@ -29,6 +29,8 @@ from minivllm.bench.report import Spread
 # Tokens in a KV block, as in the engine and in vLLM.
 BLOCK_SIZE = 16
 FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
+ONE_BLOCK = "minivllm, one block a sequence"
+SDPA = "torch sdpa, contiguous"
 Call = Callable[[], torch.Tensor]
 
 
@@ -186,6 +188,22 @@ def measure_all(
         yield name, time
 
 
+def one_block_caches(
+    batch: Batch,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The contiguous K and V as a paged cache: sequence r is block r, and a block has room for all of it.
+
+    The kernel does the same, look-up included, but neighbours in the sequence are neighbours in memory. So
+    the difference to random blocks of 16 is what scattering costs. What the look-up adds, `bench resources`
+    counts.
+
+    Returns:
+        key_cache and value_cache (R, n, Hkv, D), block_tables (R, 1), seq_lens (R,).
+    """
+    block_tables = torch.arange(len(batch.key), dtype=torch.int32, device=batch.key.device)[:, None]
+    return batch.key, batch.value, block_tables, batch.seq_lens
+
+
 def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
     """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D).
 
@@ -203,7 +221,7 @@ def sdpa_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     def call() -> torch.Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
 
-    return {"torch sdpa, contiguous": call}
+    return {SDPA: call}
 
 
 def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
@@ -246,7 +264,8 @@ def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iter
         timer: also says on which device.
 
     Yields:
-        Our kernel as the heuristics split it, with 1 and with 16 splits, the naive lesson, then the peers.
+        Our kernel as the heuristics split it, with 1 and with 16 splits, on contiguous K and V, the naive
+        lesson, then the peers.
     """
     from kernels.heuristics import chip_of, choose_num_splits
     from kernels.paged_attention import paged_attention, paged_attention_naive
@@ -266,6 +285,8 @@ def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iter
         name: lambda n=number: paged_attention(query, *caches, scale, num_splits=n)
         for name, number in splits.items()
     }
+    in_one_block = one_block_caches(batch)
+    ours[ONE_BLOCK] = lambda: paged_attention(query, *in_one_block, scale, num_splits=splits["minivllm"])
     ours["minivllm, naive lesson"] = lambda: paged_attention_naive(query, *caches, scale)
     one_by_one = zip(*batch.by_head, strict=True)  # in float32: the whole batch would not fit beside itself
     expected = torch.stack(
@@ -293,7 +314,11 @@ def measure_prefill(shape: PrefillShape, dtype: torch.dtype, timer: Timer) -> It
     starts = torch.arange(shape.num_seqs + 1, dtype=torch.int32, device=query.device) * shape.query_len
     args = (query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens, starts)
     scale = shape.heads.head_dim**-0.5
-    ours = {"minivllm": lambda: prefill_attention(*args, scale)}
+    in_one_block = (query, *one_block_caches(batch), starts)
+    ours = {
+        "minivllm": lambda: prefill_attention(*args, scale),
+        ONE_BLOCK: lambda: prefill_attention(*in_one_block, scale),
+    }
     peers = attention_peers(batch, causal=True) if shape.context == 0 else {}
     expected = prefill_attention_reference(*args, scale).float()
     for name, time in measure_all(ours, peers, expected, timer):

@@ -134,6 +134,14 @@ class Measurement:
         """Share of the measured copy rate, by the median."""
         return 100.0 * self.work / (self.microseconds.median * 1e-6) / bytes_per_second
 
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Measurement:
+        """What `as_json` made a record of. Rates are computed anew from the times."""
+        work = record["flops"] if record["kind"] == "prefill" else record["bytes"]
+        times = Spread(tuple(record["microseconds"]["values"]))
+        names = (record["kind"], record["shape"], record["contender"])
+        return cls(*names, times, work, record.get("num_splits"))
+
     def as_json(self, bytes_per_second: float) -> dict[str, Any]:
         """Everything, with the derived rate beside the raw times."""
         # Raw times first: rates can be computed again, should their definition change.

@@ -12,9 +12,10 @@ one layer. In 412.3 us that is 2,607 GB/s; beside a copy of 3,000 GB/s the kerne
 got.
 
 Contenders (`kernel_contenders.py`): the kernel as the heuristics launch it, with and without split-KV, the
-naive lesson, torch's scaled_dot_product_attention on *contiguous* K and V (what paging costs; the paper
-reports 20-26%), compiled flex attention, and flash-attn where it is installed. Shapes and the arithmetic are
-in `kernel_shapes.py`.
+same on K and V in one piece (what scattering them costs), the naive lesson, torch's
+scaled_dot_product_attention on *contiguous* K and V (the paper reports that paging takes 20-26% more time),
+compiled flex attention, and flash-attn where it is installed. Shapes and the arithmetic are in
+`kernel_shapes.py`, tables and figure in `kernel_report.py`.
 
 vLLM: `benchmarks/kernels/benchmark_paged_attention.py`.
 """
@@ -38,12 +39,8 @@ from minivllm.bench.kernel_contenders import (
     measure_prefill,
     measure_rows,
 )
-from minivllm.bench.kernel_shapes import (
-    DECODE_SHAPES,
-    PREFILL_SHAPES,
-    Measurement,
-    format_table,
-)
+from minivllm.bench.kernel_report import plot, print_report
+from minivllm.bench.kernel_shapes import DECODE_SHAPES, PREFILL_SHAPES, Measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--tune", metavar="SHAPE", help="try tiles and splits on this decode shape instead")
     parser.add_argument("--output-json", help="write all measurements and their provenance to this file")
+    parser.add_argument("--plot", metavar="FILE", help="draw the decode shapes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,12 +76,23 @@ def run(args: argparse.Namespace) -> int:
     copy_rate = measure_copy(timer)
     print(f"{torch.cuda.get_device_name()}: copy {copy_rate / 1e9:.0f} GB/s (read and written)\n", flush=True)
     if args.tune:
-        measurements = tune(args.tune, dtype, timer)
+        found = iter(tune(args.tune, dtype, timer))
     else:
-        measurements = list(measure_shapes(args.only, dtype, timer))
-    print(format_table(measurements, copy_rate))
-    if args.output_json:
-        report.write_json(args.output_json, as_json(measurements, copy_rate, args))
+        found = measure_shapes(args.only, dtype, timer)
+    measurements = []
+    for measurement in found:
+        measurements.append(measurement)
+        print(f"{measurement.shape}: {measurement.contender} {measurement.microseconds:.1f} us", flush=True)
+        result = as_json(measurements, copy_rate, args)
+        # After each: minutes of a machine that may have been lent are not lost to the last contender.
+        if args.output_json:
+            report.write_json(args.output_json, result)
+    if not measurements:
+        raise ValueError(f"--only {args.only!r} is part of no shape's name.")
+    print()
+    print_report(result)
+    if args.plot:
+        plot(result, args.plot)
     return 0
 
 
@@ -155,6 +164,7 @@ def as_json(measurements: list[Measurement], copy_rate: float, args: argparse.Na
         args: the command's options, as far as they are part of the method.
     """
     return {
+        "benchmark": "kernels",
         "provenance": report.provenance() | {"driver": driver_version()},
         "method": {"dtype": args.dtype, "repeats": args.repeats, "l2": "flushed", "launch": "CUDA graph"},
         "copy_bytes_per_second": copy_rate,

@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 
-from minivllm.bench import kernel_contenders, kernels, load_command
+from minivllm.bench import kernel_contenders, kernel_report, kernels, load_command
 from minivllm.bench.kernel_contenders import (
+    ONE_BLOCK,
+    SDPA,
     is_right,
     make_batch,
     measure_all,
@@ -102,6 +104,52 @@ def test_without_a_gpu_it_says_so_and_fails(capsys, monkeypatch):
     assert "needs a CUDA GPU" in capsys.readouterr().out
 
 
+def test_the_whole_command_writes_reports_and_draws(monkeypatch, capsys, tmp_path):
+    """Catches a benchmark that breaks after its last measurement, on a machine that is lent for minutes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU made up")
+    monkeypatch.setattr(NoTimer, "repeats", 1, raising=False)
+    monkeypatch.setattr(kernels, "Timer", lambda repeats: NoTimer())
+    monkeypatch.setattr(kernels, "measure_copy", lambda timer: 2e12)
+    monkeypatch.setattr(kernels, "DECODE_SHAPES", (DecodeShape(TINY, 2, 48), DecodeShape(TINY, 1, 16)))
+    monkeypatch.setattr(kernels, "PREFILL_SHAPES", (PrefillShape(TINY, 1, 16, 16),))
+    monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})
+    path, picture = tmp_path / "new" / "result.json", tmp_path / "result.png"
+    assert kernels.run(parse("--only", "tiny", "--output-json", str(path), "--plot", str(picture))) == 0
+    live = capsys.readouterr().out
+    result = json.loads(path.read_text())
+    assert {r["shape"] for r in result["results"]} == {"tiny B2 n48", "tiny B1 n16", "tiny B1 q16 context 16"}
+    assert picture.stat().st_size > 1000
+    kernel_report.print_report(result)
+    assert capsys.readouterr().out in live  # the page is written from the file, and says the same
+    assert "what paging costs" in live and "+0% against the same kernel, +0% against torch" in live
+    with pytest.raises(ValueError, match="part of no shape's name"):
+        kernels.run(parse("--only", "llama-17b"))
+
+
+def test_marks_are_read_from_results_or_not_measured():
+    """Catches a mark that looks reached without a measurement, or is compared with the wrong contender."""
+    assert kernel_report.marks_table(None).count("not measured") == len(MARKS) + 1
+    shape = "llama-3.1-8b B1 n16384"
+    times = {"minivllm": 40.0, "minivllm, no split": 200.0, ONE_BLOCK: 32.0, SDPA: 50.0}
+    measurements = [
+        Measurement("decode", shape, name, Spread((time,)), 60_000_000) for name, time in times.items()
+    ]
+    result = kernels.as_json(measurements, 3e12, parse())
+    table = kernel_report.marks_table(result)
+    assert "60%   50.0%" in table and "4x   5.00x" in table and table.count("not measured") == len(MARKS) - 1
+    costs = kernel_report.paging_costs(measurements)
+    assert costs == {shape: {"the same kernel": 1.25, "torch": 0.8}}
+
+
+def test_a_measurement_survives_the_file():
+    """Catches a field that is lost between the GPU and the page."""
+    decode = Measurement("decode", "a", "b", Spread((1.0, 2.0)), 10, 4)
+    prefill = Measurement("prefill", "a", "b", Spread((1.0, 2.0)), 10)
+    for m in (decode, prefill):
+        assert Measurement.from_json(json.loads(json.dumps(m.as_json(1e9)))) == m
+
+
 def test_the_command_is_the_module():
     """Catches a command that leads nowhere."""
     assert load_command("kernels") is kernels
@@ -113,13 +161,15 @@ def test_all_contenders_compute_the_same_attention(monkeypatch):
     monkeypatch.setattr(NoTimer, "device", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     decode = list(measure_decode(DecodeShape(TINY, 2, 48), torch.float16, NoTimer()))
     assert [m.contender for m in decode][:4] == [
-        "minivllm", "minivllm, no split", "minivllm, 16 splits", "minivllm, naive lesson"
+        "minivllm", "minivllm, no split", "minivllm, 16 splits", "minivllm, one block a sequence"
     ]  # fmt: skip
+    assert decode[4].contender == "minivllm, naive lesson"
     assert "torch sdpa, contiguous" in [m.contender for m in decode]
     fresh = list(measure_prefill(PrefillShape(TINY, 2, 32, 0), torch.float16, NoTimer()))
-    assert [m.contender for m in fresh][:2] == ["minivllm", "torch sdpa, contiguous"]
+    ours = ["minivllm", "minivllm, one block a sequence"]
+    assert [m.contender for m in fresh][:3] == [*ours, "torch sdpa, contiguous"]
     chunk = list(measure_prefill(PrefillShape(TINY, 2, 16, 32), torch.float16, NoTimer()))
-    assert [m.contender for m in chunk] == ["minivllm"]
+    assert [m.contender for m in chunk] == ours
     rows = list(measure_rows(2, torch.float16, NoTimer()))
     assert [m.contender for m in rows] == ["minivllm", "torch"] * 2
     assert measure_copy(NoTimer(), num_bytes=1000) == 2 * 1000 / 1e-3
