@@ -55,9 +55,7 @@ alone = toy_llm(trace=Trace())
 plain_texts = texts(alone, chats, greedy(6))
 num_prompt_tokens = sum(row.num_tokens for row in alone.llm_engine.trace.steps[0].scheduled)
 most_alone = max(blocks_used(alone.llm_engine.trace))[1]
-print(
-    f"{num_prompt_tokens} prompt tokens computed, 5 x 16 = 80 of them again; at most {most_alone} blocks held"
-)
+print(f"prompt tokens computed: {num_prompt_tokens}, of which 5 x 16 = 80 again; blocks held: {most_alone}")
 
 # %% [markdown]
 # The keys and values of the instruction are the same six times, for they depend on nothing but the tokens and their
@@ -186,15 +184,15 @@ cached_texts = texts(cached, chats, greedy(6))
 rows = cached.llm_engine.trace.steps[0].scheduled
 for row in rows:
     print(
-        f"request {row.request_id}: found {row.start}, computes {row.num_tokens}, table {list(row.block_ids)}"
+        f"request {row.request_id}: {row.start:>2} found, {row.num_tokens:>2} computed, table {row.block_ids}"
     )
 used = blocks_used(cached.llm_engine.trace)
 hit_rate = cached.llm_engine.stats().prefix_cache_hit_rate
-print(f"hit rate {hit_rate:.1%}, at most {max(used)[1]} blocks held, not {most_alone}")
+print(f"hit rate: {hit_rate:.1%}; blocks held: {max(used)[1]}, not {most_alone}")
 
 # %% [markdown]
-# All six came in the same step. The first computes blocks 0 to 3, and the others read them in that step already: in each
-# layer all keys and values are written before any are read. The **hit rate** is the share of prompt tokens found.
+# All six came in the same step. The first computes blocks 0 to 3, and the others read them in that step already: in
+# each layer all keys and values are written before any are read. The **hit rate** is the share of prompt tokens found.
 #
 # The search stops before the last token (`max_tokens` is the length minus one), because a step that computes nothing
 # has no logits, and without logits there is no next word. A prompt of 9 that is known completely computes 1 token. A
@@ -218,14 +216,14 @@ def ask(text):
 
 old = example_llm(enable_prefix_caching=True)
 longer, other = "Four score and seven years ago our fathers brought", "river stone cloud green house"
-hits = [ask(text) for text in (longer, other, other, " ".join(["snow"] * 16), longer)]
+hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), longer, other)]
 
 # %% [markdown]
 # Read it line by line. The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a
-# sequence is overwritten before its beginning: without its beginning the rest could not be found. "River stone cloud
-# green" is found again in block 1, and that hit moves block 1 to the end of the queue. What was used longest ago is
-# overwritten first: **LRU**, least recently used. The 16 words of snow take the four blocks at the front: 6, 5, 4 and
-# 2. With block 2 goes "years ago our fathers". Block 7 has just survived, and the last line finds its 4 words.
+# sequence is overwritten before its beginning: without its beginning the rest could not be found. In line 3 the nine
+# words come again, and the hit moves 2 and 7 behind block 1, which was younger until then. What was used longest ago is
+# overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
+# them. So "river stone cloud green" is lost, and "years ago our fathers". Block 7 has just survived, with 4 words.
 #
 # ## The picture
 #
@@ -270,13 +268,11 @@ names = [f"request {row.request_id}" for row in rows]
 starts, counts = [row.start for row in rows], [row.num_tokens for row in rows]
 left.barh(names, starts, color="#56B4E9", hatch="///", edgecolor="#222222", label="found")
 left.barh(names, counts, left=starts, color="#E69F00", edgecolor="#222222", label="computed")
-left.set(xlabel="prompt tokens", title=f"six chats: {hit_rate:.1%} of the prompt tokens found")
+left.set(xlabel="prompt tokens", title=f"six chats: {hit_rate:.1%} found", xticks=range(0, 24, 4))
 left.invert_yaxis()
 savings["6 chats"] = 1 - sum(held for _, held in used) / sum(entries for entries, _ in used)
-bars = right.bar(
-    list(savings), [100 * share for share in savings.values()], color="#009E73", edgecolor="#222222"
-)
-right.bar_label(bars, fmt="%.0f %%")
+heights = [100 * share for share in savings.values()]
+right.bar_label(right.bar(list(savings), heights, color="#009E73", edgecolor="#222222"), fmt="%.0f %%")
 right.set(ylabel="% of blocks", title="blocks saved by sharing", ylim=(0, 70))
 fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2)
 alt = f"Left: of {num_prompt_tokens} prompt tokens of six chats {sum(starts)} are found, {sum(counts)} computed. "
@@ -330,7 +326,8 @@ class NeverCopies(KVCacheManager):
 
 
 wrong_texts = texts(example_llm(kv_cache_manager_cls=NeverCopies), prompt, pair)
-print("with copy-on-write:", *right_texts, "without:", *wrong_texts, sep="\n    ")
+print("with copy-on-write:", " | ".join(right_texts))
+print("without:           ", " | ".join(wrong_texts))
 claim("without the copy a text changes", right_texts != wrong_texts)
 
 # %% [markdown]
@@ -342,7 +339,7 @@ claim("without the copy a text changes", right_texts != wrong_texts)
 separate = texts(example_llm(), [prompt] * 4, [replace(several, n=1, seed=seed) for seed in range(4)])
 claim("four completions that share are four separate requests, word for word", completions == separate)
 claim("what is found in the prefix cache changes no text", cached_texts == plain_texts)
-claim("after the snow the head of the chain was left, not its tail", hits == [0, 0, 4, 0, 4], hits)
+claim("the snow left the head of the chain used last, and no tail", hits == [0, 0, 8, 0, 4, 0], hits)
 known, computed = toy_llm(enable_prefix_caching=True), []
 for length in range(1, 17):
     again = [{"prompt_token_ids": list(range(length))}] * 2
@@ -357,8 +354,8 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # In `notebooks/exercises/ch09_sharing.py`:
 #
 # - **ex09a** `block_names`: names for full blocks that are equal exactly where the beginnings are equal.
-# - **ex09b** `SharedBlocks`: `fork` and `append` with copy-on-write, on plain lists. The tests run completions and beams
-#   with it.
+# - **ex09b** `SharedBlocks`: `fork` and `append` with copy-on-write, on plain lists. The tests run completions and
+#   beams with it.
 # - **ex09c** `eviction_order`: which free block is overwritten first, after any history.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex09a`:
