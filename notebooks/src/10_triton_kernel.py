@@ -23,14 +23,11 @@ from unittest.mock import patch
 import torch
 from triton.runtime.interpreter import interpreter_builder
 
-from kernels import paged_attention as decode
+from kernels import paged_attention as attention
 from kernels.combine import combine_reference
-from kernels.heuristics import Tiles
-from kernels.online_softmax import load_keys_and_values, online_update
 from kernels.paged_attention_naive import _naive_kernel
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode as words
-from minivllm.course.toy import encode, example_llm, greedy
+from minivllm.course.toy import decode, encode, example_llm, greedy
 from minivllm.trace import Trace
 from minivllm.viz import new_figure, show
 
@@ -50,39 +47,40 @@ outputs = llm.generate(prompts, greedy(5), use_tqdm=False)
 rows = llm.llm_engine.trace.steps[3].scheduled
 lens, blocks = [row.start + row.num_tokens for row in rows], [list(row.block_ids) for row in rows]
 print(f"fourth step: sequences of {lens} tokens, block tables {blocks}")
-
 kv_cache = llm.llm_engine.runner.kv_cache
 key_cache, value_cache = kv_cache.key[0], kv_cache.value[0]  # layer 0: (8 blocks, 4 slots, 2 KV heads, 16)
-tables = torch.tensor([(each + [0, 0])[:3] for each in blocks], dtype=torch.int32)
+tables = torch.tensor([[*each, 0, 0][:3] for each in blocks], dtype=torch.int32)
 needed, copied = sum(lens) * 2 * key_cache[0, 0].nbytes, 2 * key_cache[tables].nbytes
 print(f"{needed:,} bytes of K and V in one layer; read, copied and read again: {3 * copied:,} bytes")
 
 # %% [markdown]
-# A decode step does hardly anything but read keys and values, so moving almost five times the bytes is almost five
-# times the work. The cure is to write the operator ourselves, as a **kernel**: a function that a GPU runs many times
-# at once. Each run is a **program**; it learns its number from `tl.program_id`, returns nothing, and touches memory
-# by address only. The language is Triton: Python in form, and its values are small tensors, called **tiles**.
+# With one query a sequence attention calculates little and reads much, so bytes are what counts, and the copy moves
+# almost five times as many as needed. The cure is to write the operator ourselves, as a **kernel**: a function that a
+# GPU runs many times at once. Each run is a **program**; it learns its number from `tl.program_id`, returns nothing,
+# and touches memory by address only. The language is Triton: Python in form, its values small tensors, called
+# **tiles**.
 #
-# Without a GPU Triton has an *interpreter*, which runs one program after the other in numpy. It shows *what* a kernel
-# computes, and every address it touches. It cannot show how long a GPU would take, whether programs that run at the
-# same time disturb each other, or whether the tiles fit into the fast memory of a chip. So this chapter counts.
+# Without a GPU there is Triton's *interpreter*, which runs one program after the other in numpy. It shows *what* a
+# kernel computes, and every address it touches. It cannot show how long a GPU would take, whether programs that run at
+# the same time disturb each other (a *race*), or whether the tiles fit into a processor's small fast memory (*shared
+# memory*). So this chapter counts, and times nothing.
 #
 # To count, we stand beside the interpreter: every load goes through one of its methods, and for a while we put our own
-# around it. It notes which program loads which numbers. What a mask leaves out is not loaded and not noted.
+# around it. It notes which program loads which keys and values. What a mask leaves out is not loaded and not noted.
 
 
 # %%
-def record(kernel, *arguments, watch=1, **options):
-    """Run a kernel: its output, and (program, turn of its loop, row) of each key it loads; 2: of each value."""
-    cache, loaded, turns = arguments[watch], [], Counter()
-    original = interpreter_builder.create_masked_load
+def record(kernel, *arguments, **options):
+    """Run a kernel: its output, and (program, turn of its loop, row) of each key and value that it loads."""
+    loaded, turns, original = {"K": [], "V": []}, Counter(), interpreter_builder.create_masked_load
 
     def load(pointers, mask, *others):
-        program, first = interpreter_builder.grid_idx, pointers.data[mask.data][::16]
-        row = (first.astype("int64") - cache.data_ptr()) // 64  # a row is 16 numbers of 4 bytes
-        row = row[(0 <= row) & (row < cache.nbytes // 64)].tolist()
-        loaded.extend((program, turns[program], each) for each in row)
-        turns[program] += bool(row)
+        program, first = interpreter_builder.grid_idx, pointers.data[mask.data][::16].astype("int64")
+        for name, cache in zip("KV", arguments[1:3], strict=True):
+            row = (first - cache.data_ptr()) // 64  # a row is 16 numbers of 4 bytes
+            row = row[(row >= 0) & (row < cache.nbytes // 64)].tolist()
+            loaded[name] += [(program, turns[program, name], each) for each in row]
+            turns[program, name] += bool(row)
         return original(pointers, mask, *others)
 
     with patch.object(interpreter_builder, "create_masked_load", load):
@@ -101,8 +99,8 @@ guess = None
 # %%
 query = torch.randn(2, 4, 16)  # one token of each sequence, 4 heads
 batch = (query, key_cache, value_cache, tables, torch.tensor(lens), 16**-0.5)
-_, naive = record(decode.paged_attention_naive, *batch)
-reveal(guess, len(naive), "keys")
+_, naive = record(attention.paged_attention_naive, *batch)
+reveal(guess, len(naive["K"]), "keys")
 
 # %% [markdown]
 # Twice as many as there are: two query heads share each KV head, and each program fetches its keys for itself. Keep
@@ -128,16 +126,16 @@ show_source(_naive_kernel.fn)
 #
 # The fourth part is the arithmetic. A softmax needs the largest score and the sum of all exponentials before the
 # first value can be weighted, but the program sees the keys block by block and cannot keep all scores. So it keeps
-# three numbers: $m$, the largest score **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of
-# $e^{S_j - m} V_j$. When a larger score comes, both sums were measured against the wrong maximum, both by the same
-# factor $\alpha = e^{m - m'}$, and one multiplication repairs them. Three keys with scores 0, 2, 1 and values 1, 2, 3,
-# one key a tile, out of a running kernel:
+# three things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of
+# $e^{S_j - m} V_j$. When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by
+# the same factor, and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1,
+# 2, 3, one key a tile, out of a running kernel:
 
 
 # %%
 def one_head(scores, values, tile):
     """Attention of one query with these scores and values, and (m, l, acc) after each tile."""
-    n, states = len(scores), []
+    n, states, online_update = len(scores), [], attention.online_update
 
     def update(*arguments):
         m, l, acc = result = online_update(*arguments)  # m in units of log 2
@@ -147,8 +145,8 @@ def one_head(scores, values, tile):
     k, v = torch.zeros(2, n, 1, 1, 16)  # blocks of one slot
     k[:, 0, 0, 0], v[:, 0, 0, 0] = torch.tensor(scores), torch.tensor(values)
     one = (torch.eye(16)[:1, None], k, v, torch.arange(n)[None], torch.tensor([n]), 1.0)
-    with patch.object(decode, "online_update", update):
-        out = decode.paged_attention(*one, num_splits=1, tiles=Tiles(16, tile, 4, 1))
+    with patch.object(attention, "online_update", update):
+        out = attention.paged_attention(*one, num_splits=1, tiles=attention.Tiles(16, tile, 4, 1))
     return out[0, 0, 0].item(), states
 
 
@@ -169,8 +167,8 @@ print(f"acc / l = {out:.3f}")
 # keys whatever the block size: every key looks up its own block, so blocks can be small and tiles large.
 
 # %%
-show_source(load_keys_and_values.fn)
-show_source(online_update.fn)
+show_source(attention.load_keys_and_values.fn)
+show_source(attention.online_update.fn)
 
 # %% [markdown]
 # The same letters as before, with a row for each head. (Powers of two instead of $e$, because that is one
@@ -192,68 +190,53 @@ show_source(combine_reference)
 # one for each KV head. The number in a cell says in which turn of the loop it was loaded.
 
 # %%
-tiles = Tiles(block_m=16, block_n=8, num_warps=4, num_stages=1)  # 8 keys; the others matter on a GPU only
-_, grouped = record(decode.paged_attention, *batch, num_splits=1, tiles=tiles)
-
-
-def draw_program(ax, loaded, program, title):
-    """The key cache: blocks downwards, slots across, two KV heads in each; numbered is what one program loaded."""
-    turns = {row: turn for by, turn, row in loaded if by == program}
-    for row, turn in turns.items():
-        ax.text(row % 8 + 0.5, row // 8 + 0.5, turn, ha="center", va="center", fontsize=8)
-    filled = torch.tensor([row in turns for row in range(64)]).view(8, 8)
-    colours = ("Oranges", "Blues")[program[0]]
-    ax.pcolormesh(filled, cmap=colours, vmin=0, vmax=3, edgecolors="#999999", lw=0.5)
-    ax.vlines(range(0, 9, 2), 0, 8, color="#222222", lw=1.5)
-    ax.set(xticks=range(1, 9, 2), xticklabels=range(4), ylim=(8, 0))
-    ax.set_yticks([block + 0.5 for block in range(8)], range(8))
-    ax.set_title(title, fontsize=9)
-
-
+tiles = attention.Tiles(16, 8, 4, 1)  # 8 keys; the other numbers matter on a GPU only
+_, grouped = record(attention.paged_attention, *batch, num_splits=1, tiles=tiles)
+panels = [(naive, head, f"naive\nquery head {head}") for head in range(4)]
+panels += [(grouped, head, f"grouped\nquery heads {2 * head} and {2 * head + 1}") for head in range(2)]
 fig = new_figure(10.5, 4.4)
 for seq, axes in enumerate(fig.subplots(2, 6, sharex=True, sharey=True)):
-    for head in range(4):
-        draw_program(axes[head], naive, (seq, head, 0), f"naive\nquery head {head}")
-    for head in range(2):
-        title = f"grouped\nquery heads {2 * head} and {2 * head + 1}"
-        draw_program(axes[4 + head], grouped, (seq, head, 0), title)
+    for ax, (loaded, head, title) in zip(axes, panels, strict=True):
+        turns = {row: turn for program, turn, row in loaded["K"] if program == (seq, head, 0)}
+        for row, turn in turns.items():
+            ax.text(row % 8, row // 8, turn, ha="center", va="center", fontsize=8)
+        filled = torch.tensor([row in turns for row in range(64)]).view(8, 8)
+        colours = ("Oranges", "Blues")[seq]
+        ax.pcolormesh(*[range(8)] * 2, filled, cmap=colours, vmax=3, edgecolors="#999999", lw=0.5)
+        ax.vlines([1.5, 3.5, 5.5], -0.5, 7.5, color="#222222", lw=1.5)
+        ax.set_title(title, fontsize=9)
     axes[0].set_ylabel(f"sequence {seq}\nblock")
+axes[0].set(xticks=[0.5, 2.5, 4.5, 6.5], xticklabels=range(4), yticks=range(8), ylim=(7.5, -0.5))
 fig.supxlabel("slot", fontsize=10)
-show(
-    fig,
-    alt=f"Keys loaded, program by program. Sequence 0 touches blocks {blocks[0]} in this order, sequence 1 blocks "
-    f"{blocks[1]}, and neither a slot behind its end. Eight naive programs load {len(naive)} keys, four grouped "
-    f"ones {len(grouped)}.",
-)
+alt = f"Keys loaded, program by program: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
+alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the grouped ones {len(grouped['K'])}."
+show(fig, alt=alt)
 
 # %% [markdown]
-# The last slots of the last blocks stay empty, and the blocks of the other sequence too. On the right a turn spans two
-# blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# Nobody touches the rest of a last block, or a block of the other sequence. On the right a turn spans two blocks: tiles
+# of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
 _, states = one_head(scores, torch.randn(48).tolist(), tile=8)
-running_m, running_l, _ = zip(*states, strict=True)
+m, l, _ = zip(*states, strict=True)
 largest = max(scores)  # the two passes: first this, then the sum
 total = sum(math.exp(score - largest) for score in scores)
 fig = new_figure(9.5, 3.2)
 left, right = fig.subplots(1, 2)
-left.plot(range(48), scores, "o", ms=4, color="#56B4E9", label="scores")
-left.stairs(running_m, range(0, 49, 8), baseline=None, color="#222222", lw=2, label="m after the tile")
+left.plot(scores, "o", ms=4, color="#56B4E9", label="scores")
+left.stairs(m, range(0, 49, 8), baseline=None, color="#222222", lw=2, label="m after the tile")
 left.axhline(largest, color="#D55E00", ls="--", label="two passes: the largest")
 left.set(xlabel="key", ylabel="score", xticks=range(0, 49, 8))
-right.plot(running_l, "s-", color="#222222", label="l, relative to its own m")
-rescaled = [l * math.exp(m - largest) for m, l, _ in states]
+right.plot(l, "s-", color="#222222", label="l, relative to its own m")
+rescaled = [own * math.exp(then - largest) for then, own in zip(m, l, strict=True)]
 right.plot(rescaled, "o:", color="#0072B2", label="l, relative to the last m")
 right.axhline(total, color="#D55E00", ls="--", label="two passes: the sum")
-right.set(xlabel="tile", ylabel="l", ylim=(0, 1.45 * total))
+right.set(xlabel="tile", ylabel="sum of exponentials", ylim=(0, 1.45 * total))
 left.legend(fontsize=8, loc="lower right")
 right.legend(fontsize=8, loc="upper left")
-show(
-    fig,
-    alt=f"Online softmax, tile by tile. m is {', '.join(f'{m:.2f}' for m in running_m)}, at last the largest of all "
-    f"scores. l is {', '.join(f'{l:.2f}' for l in running_l)}; two passes give {total:.2f}.",
-)
+alt = f"Online softmax: m rises from {m[0]:.2f} to {m[-1]:.2f}, the largest score. l falls from {l[3]:.2f}"
+show(fig, alt=f"{alt} to {l[4]:.2f} as m jumps, and ends at {l[-1]:.2f}; two passes give {total:.2f}.")
 
 # %% [markdown]
 # Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. Put on one scale it only ever grows, and
@@ -275,72 +258,62 @@ def paged_batch(lens, heads=(4, 2), size=4):
     return torch.randn(len(lens), heads[0], 16), k, v, tables, torch.tensor(lens), 16**-0.5
 
 
-kernels = {"naive": decode.paged_attention_naive, "grouped": decode.paged_attention}
-groups, kib = [1, 2, 4, 8], {"naive": [], "grouped": []}
-for group in groups:
-    arguments = paged_batch([40], heads=(8, 8 // group), size=16)
-    for name, kernel in kernels.items():
-        loaded = [record(kernel, *arguments, watch=cache)[1] for cache in (1, 2)]
-        kib[name].append(sum(map(len, loaded)) * 64 / 1024)
-fig = new_figure(5.5, 2.8)
+both = {"naive": attention.paged_attention_naive, "grouped": attention.paged_attention}
+groups, kib, fig = [1, 2, 4, 8], {}, new_figure(5.5, 2.8)
 ax = fig.subplots()
-ax.plot(groups, kib["naive"], "s-", color="#D55E00", label="naive: one query head a program")
-ax.plot(groups, kib["grouped"], "o-", color="#0072B2", label="grouped: all query heads of a KV head")
-ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 46))
-ax.legend(fontsize=8, loc="center right")
-show(fig, alt=f"KiB of K and V loaded with {groups} query heads a KV head: {kib}.")
+for name, kernel in both.items():
+    runs = [record(kernel, *paged_batch([40], heads=(8, 8 // group), size=16))[1] for group in groups]
+    kib[name] = [sum(map(len, loaded.values())) * 64 / 1024 for loaded in runs]
+    ax.plot(groups, kib[name], "o-")
+    ax.text(8, kib[name][-1] + 2, name, ha="right")
+ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
+show(fig, alt=f"KiB loaded for {groups} query heads a KV head: {kib}".translate({39: None}))
 
 # %% [markdown]
-# Is a kernel that loads half the bytes twice as fast? Perhaps. The interpreter cannot tell, and this repository holds
-# no measurement from a GPU yet, so we claim nothing. With one, this cell measures:
+# Is a kernel that loads half the bytes twice as fast? The interpreter cannot tell, so we claim nothing about speed
+# here. `python -m minivllm bench kernels` measures it on a GPU, and this cell calls it if there is one:
 
 # %%
-command = ["-m", "minivllm", "bench", "kernels", "--only", "B16 n4096"]
+command = "-m minivllm bench kernels --only B16"
 if torch.cuda.is_available():
-    compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    print(subprocess.run([sys.executable, *command], env=compiled, capture_output=True, text=True).stdout)
+    print(subprocess.getoutput(f"TRITON_INTERPRET=0 {sys.executable} {command}"))
 else:
-    print("no GPU here; with one, this would run: python", *command)
+    print("no GPU here; with one, this would run: python", command)
 
 # %% [markdown]
 # ## Claims
 #
-# In these batches every slot without a token holds NaN, and the tables are padded with -1. One number too many, and
-# the output is NaN.
+# The batches: one token; exactly a block; a ragged batch with four query heads for one KV head; blocks of 5. Every slot
+# without a token holds NaN, and the tables are padded with -1. One number too many, and the output is NaN.
 
 # %%
 shapes = (([1], (4, 2), 4), ([16], (4, 4), 16), ([7, 33, 16, 1], (4, 1), 16), ([5, 12, 26], (6, 2), 5))
 errors = []
-for shape in shapes:  # one token; exactly a block; ragged, four query heads a KV head; blocks of 5
+for shape in shapes:
     arguments = paged_batch(*shape)
-    reference = decode.paged_attention_reference(*arguments)
-    errors += [(kernel(*arguments) - reference).abs().max().item() for kernel in kernels.values()]
+    reference = attention.paged_attention_reference(*arguments)
+    errors += [(kernel(*arguments) - reference).abs().max().item() for kernel in both.values()]
 claim("no NaN of a slot without a token is ever seen", not any(map(math.isnan, errors)))
-within = all(error <= 1e-4 for error in errors)
-claim("both kernels agree with PyTorch to 1e-4 in float32", within, measured=f"at most {max(errors):.0e}")
-q, *rest = paged_batch([9, 20])
-swap = [0, 2, 1, 3]  # query heads 1 and 2 change places, read each other's KV head, and change back
-wrong = decode.paged_attention_reference(q[:, swap], *rest)[:, swap]
-wrong_by = (decode.paged_attention(q, *rest) - wrong).abs().max().item()
+claim("both kernels agree with PyTorch to 1e-4", max(errors) <= 1e-4, measured=f"at most {max(errors):.0e}")
+q, k, v, table, n, scale = paged_batch([9, 22])
+one_more = attention.paged_attention(q, k, v, table, n + 1, scale)
+claim("told of one token more, a kernel gives NaN: the poison works", one_more.isnan().all().item())
+wrong = attention.paged_attention_reference(q, k.flip(2), v.flip(2), table, n, scale)  # KV heads exchanged
+wrong_by = (attention.paged_attention(q, k, v, table, n, scale) - wrong).abs().max().item()
 claim("the same bound rejects a wrong KV head", wrong_by > 1e-4, measured=f"wrong by {wrong_by:.2f}")
 
 # %%
-room = tables.numel() * 4  # positions that the padded tables could name, in blocks of 4
-grouped_is_exact = len(grouped) == 2 * sum(lens) < 2 * room  # 2 KV heads
-claim(
-    "grouped: each key there is, once",
-    grouped_is_exact,
-    measured=f"{len(grouped)} of {2 * room} in the tables",
-)
-ratio = [one / other for one, other in zip(kib["naive"], kib["grouped"], strict=True)]
+there = 2 * sum(lens)  # 2 KV heads
+claim("grouped: each key there is, once", len(grouped["K"]) == there < 8 * tables.numel(), measured=there)
+ratio = [one / other for one, other in zip(*kib.values(), strict=True)]
 claim("naive: each key once for every query head of its group", ratio == groups, measured=ratio)
 
 # %%
 arguments, results, shares = paged_batch([50, 3]), [], []
 for splits in (1, 2, 4):
-    out, loaded = record(decode.paged_attention, *arguments, num_splits=splits, tiles=tiles)
+    out, loaded = record(attention.paged_attention, *arguments, num_splits=splits, tiles=tiles)
     results.append(out)
-    by_program = Counter(program for program, _, _ in loaded)
+    by_program = Counter(program for program, _, _ in loaded["K"])
     shares.append([by_program[0, 0, split] for split in range(splits)])
 spread = max((out - results[0]).abs().max().item() for out in results)
 claim("split-KV with 1, 2 and 4 parts gives the same", spread <= 1e-6, measured=f"to {spread:.0e}")
@@ -352,10 +325,8 @@ claim("each of 50 tokens belongs to one part", all(sum(share) == 50 for share in
 
 # %%
 llm = example_llm(attention_backend="triton", device="cpu")
-texts, expected = (
-    [words(output.outputs[0].token_ids) for output in each]
-    for each in (llm.generate(prompts, greedy(5), use_tqdm=False), outputs)
-)
+results = llm.generate(prompts, greedy(5), use_tqdm=False)
+texts, expected = ([decode(each.outputs[0].token_ids) for each in run] for run in (results, outputs))
 claim("the engine writes the same words with our kernels", texts == expected, measured=texts)
 
 # %% [markdown]
@@ -391,14 +362,14 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 #
 # <details><summary>All tests pass in the interpreter. Name two bugs that may still be there.</summary>
 #
-# Two programs that write to the same place: the interpreter runs them one after the other. A tile too large for the
-# fast memory of the chip. And everything about speed.
+# A race: the interpreter runs programs one after the other. A tile too large for shared memory. And whatever makes it
+# slow.
 # </details>
 #
 # ## In real vLLM
 #
-# The kernel that the paper describes was written in CUDA, `csrc/attention/attention_kernels.cu` in version 0.1; the
-# project removed it in 0.25. Today `vllm/v1/attention/ops/triton_unified_attention.py` is the nearest relative. It
+# The kernel of the paper, one query head a program like our naive one, was written in CUDA:
+# `csrc/attention/attention_kernels.cu` in version 0.1, removed in 0.25. Today `vllm/v1/attention/ops/triton_unified_attention.py` is the nearest relative. It
 # handles prompts and decode steps in one kernel, whose rows are several query tokens times the heads of a group. Its
 # split-KV always makes 16 segments, used when the batch is small and has one query token a sequence, and
 # `reduce_segments` merges them. It loads the block table without a mask, so its tables must be wide enough; ours may
