@@ -8,7 +8,7 @@
 # **You will be able to:** read and write an attention kernel that follows a block table, explain the online softmax
 # with numbers, and say what grouped heads, tiles and split-KV each save.
 #
-# **Minutes:** 50 to read and run, 70 for the exercises. No GPU is needed.
+# **Minutes:** 50 to read and run, 70 for the exercises. No GPU is needed, but Linux is: Triton has no packages for others.
 
 # %%
 import os
