@@ -193,7 +193,7 @@ for seed in (11, 12, 13):
 
 # %% [markdown]
 # Seed 12: 0.853 is beyond 0.85, so d, refused. The second number is 0.840; 0.840 of what is left, 0.85, is 0.714, which
-# is beyond b's 0.65: c. The other two were done at once, as a share `p` of all draws is, at least.
+# is beyond b's 0.65: c. The other two were done at once. So is a share `p` of all draws, at least.
 #
 # ## The picture
 #
