@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minivllm.block_pool import BlockPool
 from minivllm.block_table import BlockTable
 from minivllm.kv_cache_manager import KVCacheManager
-from tests.exercises.engine import BLOCK_SIZE, PROMPTS, make_llm
+from tests.exercises.engine import BLOCK_SIZE, PROMPTS, default_prompts, make_llm, tokenizer_of
 from tests.exercises.expect import expect, expect_raises, expect_that, same_text
 
 # -- ex09a ------------------------------------------------------------------------------------------
@@ -121,6 +121,18 @@ LOOK_ALIKE = [
 ]  # fmt: skip
 
 
+def prompts_for(model, prompts):
+    """`prompts`; for the real model three sentences, each of them twice, so that there is something to find."""
+    return prompts if tokenizer_of(model) is None else default_prompts(model)[:3] * 2
+
+
+def print_real_text(model, prompts, texts):
+    """What the real model writes; the tiny one writes nothing that one could read."""
+    if (tokenizer := tokenizer_of(model)) is not None:
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
+
+
 def run_with_prefix_cache(model, prompts, max_tokens=6, **options):
     """Token ids and the number of prompt tokens found, one each for every prompt."""
     from minivllm import SamplingParams
@@ -146,7 +158,8 @@ def blocks_are_back(llm):
 )
 def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, reference_text):
     """Inside the engine's prefix cache: a name too wide gives wrong text, a name too narrow finds nothing."""
-    expected, found = run_with_prefix_cache(tiny_model, LOOK_ALIKE, max_num_seqs=1)
+    prompts = prompts_for(tiny_model, LOOK_ALIKE)
+    expected, found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1)
 
     class Named:
         """A sequence whose blocks bear the student's names."""
@@ -164,9 +177,8 @@ def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, referen
         def _cache_full_blocks(self, seq, table, start, end):
             super()._cache_full_blocks(Named(seq), table, start, end)
 
-    got, got_found = run_with_prefix_cache(
-        tiny_model, LOOK_ALIKE, max_num_seqs=1, kv_cache_manager_cls=Manager
-    )
+    got, got_found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1, kv_cache_manager_cls=Manager)
+    print_real_text(tiny_model, prompts, got)
     same_text(got, expected, "the engine with your block_names")
     expect(got_found, found, "prompt tokens found in the prefix cache, one number a prompt")
 
@@ -361,18 +373,21 @@ def test_completions_and_beams_share_with_it(ex, tiny_model, reference_text):
     from minivllm import SamplingParams
     from minivllm.sampling_params import BeamSearchParams
 
-    prompts = [{"prompt_token_ids": PROMPTS[index]} for index in (0, 2, 4)]
+    prompts = [prompts_for(tiny_model, PROMPTS)[index] for index in (0, 2, 4)]
     params = SamplingParams(n=3, temperature=2.0, seed=1, max_tokens=7, ignore_eos=True)
     beams = BeamSearchParams(beam_width=3, max_tokens=9, ignore_eos=True)
 
-    def texts(**options):
+    def run(**options):
         llm = make_llm(tiny_model, **options)
-        outputs = llm.generate(prompts, params, use_tqdm=False) + llm.beam_search(prompts, beams)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = llm.generate(asked, params, use_tqdm=False) + llm.beam_search(asked, beams)
         blocks_are_back(llm)
         return [list(each.token_ids) for output in outputs for each in output.outputs]
 
-    expected = texts()
-    same_text(texts(kv_cache_manager_cls=manager_with(ex)), expected, "the engine with your SharedBlocks")
+    expected = run()
+    got = run(kv_cache_manager_cls=manager_with(ex))
+    print_real_text(tiny_model, prompts, got[9::3])  # nine completions, then three beams a prompt, best first
+    same_text(got, expected, "the engine with your SharedBlocks")
 
 
 # -- ex09c ------------------------------------------------------------------------------------------
@@ -498,6 +513,7 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
     system, other = list(range(40, 52)), list(range(100, 112))
     prompts = [[*system, 1], [*system, 3, 4], [*other, 2], list(range(60, 76)), [*system, 5], [*other, 6],
                list(range(80, 90)), [*system, 7], list(range(60, 76))]  # fmt: skip
+    prompts = prompts_for(tiny_model, prompts)
     for seats in (1, 2):  # two at once share blocks while they run
         options = {"max_tokens": 3, "num_blocks": 12, "max_num_seqs": seats}
         expected, found = run_with_prefix_cache(tiny_model, prompts, **options)
@@ -506,3 +522,4 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
         expect(
             got_found, found, f"prompt tokens found in the prefix cache, one number a prompt, {seats} at once"
         )
+    print_real_text(tiny_model, prompts, got)

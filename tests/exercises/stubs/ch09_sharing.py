@@ -46,11 +46,11 @@ class SharedBlocks:
 
     The example of the notebook, block_size 4, a prompt of 6 tokens:
 
-                             tables                      ref_counts[7], [2], [4]    free_blocks
-    after the prompt         {0: [7, 2]}                 1  1  0                    [4, 1]
-    fork(0, 1)               {0: [7, 2], 1: [7, 2]}      2  2  0                    [4, 1]
-    append(0, 6) -> 18, (2, 4)   {0: [7, 4], 1: [7, 2]}  2  1  1                    [1]
-    append(1, 6) -> 10, None     the same: block 2 is its own now, so it writes there
+                                   tables                   ref_counts[7], [2], [4]   free_blocks
+    at first                       {0: [7, 2]}              1  1  0                   [4, 1]
+    fork(0, 1)                     {0: [7, 2], 1: [7, 2]}   2  2  0                   [4, 1]
+    append(0, 6) == (18, (2, 4))   {0: [7, 4], 1: [7, 2]}   2  1  1                   [1]
+    append(1, 6) == (10, None)     the same: block 2 has one holder now, who may write there
     """
 
     tables: dict[int, list[int]]
