@@ -28,6 +28,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any speed")
 
+# With a GPU there is nothing to pretend; the real thing is in tests/kernels/test_kernel_gpu.py.
+collect_ignore = ["test_pretend_gpu.py"] if torch.cuda.is_available() else []
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -113,7 +113,7 @@ def test_paging_adds_instructions_and_not_many(capability, compiled, controls):
         (paged,) = find(compiled, capability=capability, kernel=kernel, **LLAMA)
         (contiguous,) = find(controls, capability=capability, kernel=kernel, contiguous=True)
         assert paged["BLOCK_N"] == contiguous["BLOCK_N"]
-        assert 1.0 < paged["loop_instructions"] / contiguous["loop_instructions"] < 1.3
+        assert 1.0 < paged["loop_instructions"] / contiguous["loop_instructions"] < 1.5
 
 
 def test_programs_on_a_multiprocessor_by_hand():
