@@ -142,7 +142,16 @@ def test_the_pages_for_teachers_state_the_right_numbers(run):
         points["11"],
     ]
     assert [int(number) for number in weeks] == by_week
-    assert f"{sum(by_week)} in all" in (pages / "syllabus.md").read_text()
+    syllabus = (pages / "syllabus.md").read_text()
+    assert f"{sum(by_week)} in all" in syllabus
+    extra = {
+        number: int(sum_) for number, sum_ in re.findall(r"^\| \+ (\d\d) \| .* \| (\d+) \|$", syllabus, re.M)
+    }
+    assert extra == {number: points[number] for number in ("07", "08", "09", "10")}
+    assert f"{sum(extra.values())} points together" in syllabus
+    num_exercises = sum(len(catalog.exercises_of(chapter)) for chapter in catalog.chapters())
+    counted = f"{num_exercises} exercises in {len(catalog.chapters())} chapters"
+    assert counted in (pages / "index.md").read_text()
     num_mutants = len(implementations.variant_names("mutant"))
     assert f"{num_mutants} known wrong answers" in (pages / "grading.md").read_text()
 

@@ -26,7 +26,7 @@ STUBS = TESTS / "stubs"
 SOLUTIONS = TESTS / "solutions"
 STUDENT = ROOT / "notebooks" / "exercises"
 
-# By the number of the notebook. Chapters without exercises are not here, hence the gap.
+# By the number of the notebook. Chapter 0 has no exercises.
 CHAPTERS = {
     1: "ch01_llama_forward",
     2: "ch02_kv_cache",

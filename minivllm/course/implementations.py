@@ -198,12 +198,13 @@ def _run(path: Path) -> ModuleType:
 def _definitions(module: ModuleType) -> dict[str, Any]:
     """Functions and classes that a module defines itself.
 
-    What it imports bears another module's name and stays behind; so do constants, which bear none.
+    What it imports bears another module's name and stays behind; so do constants, which bear none. A Triton
+    kernel is an object around the function, `fn`, that its author wrote.
     """
     return {
         name: value
         for name, value in vars(module).items()
-        if getattr(value, "__module__", "") == module.__name__
+        if getattr(getattr(value, "fn", value), "__module__", "") == module.__name__
     }
 
 

@@ -13,7 +13,7 @@ as one English word, so that a picture of memory can be read::
     (7, 2)
 
 A model loads in about 20 ms and takes 1 to 2 ms a step, so a notebook can try everything several times.
-`WORKLOAD` is what chapters 3, 5 and 6 measure with: twelve requests, most of them short, a few long.
+`WORKLOAD` is what chapters 3, 5, 6 and 7 measure with: twelve requests, most of them short, a few long.
 """
 
 from __future__ import annotations

@@ -42,7 +42,3 @@ def decode_kernel(
         scores = tl.where(exists, scores, float("-inf"))
         acc += tl.sum((tl.exp(scores - m) / l)[:, None] * v, axis=0)
     tl.store(out_ptr + row + d, acc)
-
-
-# Triton's interpreter wraps the kernel in an object that does not say in which file it was written.
-decode_kernel.__module__ = __name__
