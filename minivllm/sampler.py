@@ -179,7 +179,8 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
     left = list(range(len(places)))  # rows without a token yet, those of `probs`
     # Nothing is ever refused with top_p = 1: the rounding of a sum must not do it either.
     limit = torch.tensor([[p if p < 1.0 else float("inf")] for p in top_p], device=probs.device)
-    limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
+    if min(top_p) < 1.0:
+        limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
     for attempt in itertools.count():
         u = torch.tensor([[uniform(*places[i], attempt)] for i in left], device=probs.device)
         drawn = invert_cdf(probs, u)  # (M, 1)
