@@ -22,6 +22,8 @@ the prompt if that ends in a cut character, and takes quadratic time on bytes th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,11 +50,11 @@ class IncrementalDetokenizer:
         self, tokenizer: PreTrainedTokenizerFast, prompt_token_ids: list[int], skip_special_tokens: bool
     ) -> None:
         self.text = ""
-        self._tokenizer = tokenizer
+        self._decode = _decoder(tokenizer)
         added = tokenizer.added_tokens_decoder.items() if skip_special_tokens else ()
         self._skipped = frozenset(token_id for token_id, token in added if token.special)
-        self._window = self._context(prompt_token_ids[-_LONGEST_WINDOW:])
-        self._num_given = len(self._decode(self._window))  # characters of the window's text
+        # `_num_given`: how many characters of the window's text were given out, or are the prompt's.
+        self._window, self._num_given = self._context(prompt_token_ids[-_LONGEST_WINDOW:])
 
     def append(self, token_id: int) -> str:
         """Add one token; returns the text that became certain, often one word, perhaps nothing."""
@@ -66,8 +68,7 @@ class IncrementalDetokenizer:
             certain = max(certain, len(text) - _LONGEST_CUT)
         piece = self._give(text, certain)
         if certain == len(text) and len(self._window) >= _WINDOW:
-            self._window = self._context(self._window)
-            self._num_given = len(self._decode(self._window))
+            self._window, self._num_given = self._context(self._window)
         elif len(self._window) >= _LONGEST_WINDOW:
             self._window = self._window[-_UNDECIDED:]
             self._num_given = len(self._decode(self._window)) - (len(text) - certain)
@@ -85,8 +86,8 @@ class IncrementalDetokenizer:
         self.text += piece
         return piece
 
-    def _context(self, token_ids: list[int]) -> list[int]:
-        """A short end of `token_ids` that begins and ends with whole characters.
+    def _context(self, token_ids: list[int]) -> tuple[list[int], int]:
+        """A short end of `token_ids` that begins and ends with whole characters, and how many these are.
 
         Nothing, if there is none: a completion does not repair a character that its prompt left cut.
         """
@@ -94,11 +95,20 @@ class IncrementalDetokenizer:
         for size in range(_CONTEXT, _LONGEST_WINDOW):
             text = self._decode(token_ids[-size:])
             if text and _CUT not in text:
-                return token_ids[-size:]
-        return []
+                return token_ids[-size:], len(text)
+        return [], 0
 
-    def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids)
+
+def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[int]], str]:
+    """What `tokenizer.decode` does, without asking at every token what kind of list it was given.
+
+    That takes longer than decoding. A tokenizer written in Python, or one that tidies up its text afterwards,
+    is called as it is.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.clean_up_tokenization_spaces:
+        return tokenizer.decode
+    return partial(backend.decode, skip_special_tokens=False)
 
 
 class StopChecker:

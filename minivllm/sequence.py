@@ -41,14 +41,9 @@ class SequenceStatus(Enum):
     FINISHED_LENGTH_CAPPED = "length"  # max_tokens or max_model_len
     FINISHED_ABORTED = "abort"  # by the user
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether no more tokens will come."""
-        return (
-            self is SequenceStatus.FINISHED_STOPPED
-            or self is SequenceStatus.FINISHED_LENGTH_CAPPED
-            or self is SequenceStatus.FINISHED_ABORTED
-        )
+    def __init__(self, value: str) -> None:
+        # Whether no more tokens will come. Not a property: it is asked for several times a token.
+        self.is_finished = value in ("stop", "length", "abort")
 
     @property
     def finish_reason(self) -> str | None:

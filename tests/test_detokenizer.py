@@ -1,5 +1,6 @@
 """Incremental detokenization against `tokenizer.decode` of everything; stop strings against brute force."""
 
+import copy
 import functools
 
 import pytest
@@ -206,6 +207,21 @@ def test_the_work_is_linear_in_the_length(byte_tokenizer, unit):
     assert work(400) < 2.2 * work(200)
     assert work(400) < 40 * 400
     assert not naive_work(400) < 2.2 * naive_work(200)
+
+
+def test_a_tokenizer_that_tidies_up_still_does(byte_tokenizer):
+    """Would catch the shortcut past `tokenizer.decode` where that one changes the text afterwards."""
+
+    class Tidy(type(byte_tokenizer)):
+        def decode(self, token_ids, **options):
+            return super().decode(token_ids, **options).upper()
+
+    tokenizer = copy.copy(byte_tokenizer)
+    tokenizer.__class__ = Tidy
+    tokenizer.clean_up_tokenization_spaces = True
+    assert "".join(detokenize(tokenizer, b"quiet")) == "QUIET"
+    tokenizer.clean_up_tokenization_spaces = False  # and the shortcut is really one
+    assert "".join(detokenize(tokenizer, b"quiet")) == "quiet"
 
 
 def test_a_long_prompt_costs_nothing(byte_tokenizer):
