@@ -17,7 +17,6 @@ import torch
 
 from minivllm import SamplingParams
 from minivllm.block_pool import BlockPool
-from minivllm.block_table import cdiv
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, toy_llm, word, workload_prompts
 from minivllm.kv_cache_manager import KVCacheManager
@@ -31,8 +30,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Six people use one chat server. Before each question stands the same instruction of 16 words, as the server's owner
-# wants it. Count what goes through the model, and how many blocks are held in the fullest step:
+# Six people use one chat server. Before each question stands the same instruction of 16 words. Count what goes
+# through the model, and how many blocks are held in the fullest step:
 
 
 # %%
@@ -95,10 +94,11 @@ for record in records:
 print("completions:", ", ".join(completions))
 
 # %% [markdown]
-# The prompt was computed once, in step 0, by one sequence. Four words were drawn from the logits of its last token, and
-# then the sequence **forked**: blocks 7 and 2 have four holders each. In step 1 each wants to write position 6.
-# Afterwards 7 has four holders, the others one: five blocks, where four separate requests hold eight. In step 2,
-# position 7 goes into blocks with one holder each, so nothing is copied. In the end nobody holds anything.
+# The prompt was computed once, in step 0, by one sequence. From the logits of its last token four words were drawn at
+# random (chapter 08 says how; a high `temperature` makes them differ). Then the sequence **forked**: blocks 7 and 2
+# have four holders each. In step 1 each wants to write position 6. Afterwards 7 has four holders, the others one: five
+# blocks, where four separate requests hold eight. In step 2, position 7 goes into blocks with one holder each, so
+# nothing is copied.
 #
 # ## How the code does it
 #
@@ -125,8 +125,8 @@ show_source(KVCacheManager._copy_on_write)
 # ### Beam search
 #
 # Beam search keeps the `w` likeliest continuations, the **beams**. In each step every beam offers its likeliest next
-# words, and the best `w` offers of all are the next beams. A beam chosen twice forks, a beam not chosen is dropped and
-# gives its blocks back. Counted from a trace, for four beams:
+# words, and of all the longer texts the `w` likeliest are the next beams. A beam chosen twice forks, a beam not chosen
+# is dropped and gives its blocks back. For four beams:
 
 # %%
 beams = toy_llm(trace=Trace())
@@ -158,14 +158,13 @@ for name, kind in (("4 completions", several), ("4 beams", four_beams)):
 
 # %% [markdown]
 # The paper counts the same share on real lengths: 6 to 10 % for completions and 37 to 55 % for beams (Alpaca, widths 2
-# to 6). Ours is a toy with random weights: take the order from it and not the numbers. Beams save more, because they
+# to 6). Ours is a toy with random weights: look at which is larger, not at the numbers. Beams save more, because they
 # also share what they have generated.
 #
 # ### The prefix cache
 #
 # The six chats are different requests; nobody forks. Here blocks are found *by their content*. Every full block gets a
-# name: a **hash**, 32 bytes computed from tokens, other bytes for other tokens. One detail decides whether this is
-# right.
+# name: a **hash**, 32 bytes computed from tokens, other bytes for other tokens.
 
 # %%
 show_source(Sequence.block_hash)
@@ -219,9 +218,9 @@ longer, other = "Four score and seven years ago our fathers brought", "river sto
 hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), longer, other)]
 
 # %% [markdown]
-# Read it line by line. The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a
-# sequence is overwritten before its beginning: without its beginning the rest could not be found. In line 3 the nine
-# words come again, and the hit moves 2 and 7 behind block 1, which was younger until then. What was used longest ago is
+# The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a sequence is overwritten
+# before its beginning: without its beginning the rest could not be found. In line 3 the nine words come again, and the
+# hit moves 2 and 7 to the end, behind block 1, which until then was the last one used. What was used longest ago is
 # overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
 # them. So "river stone cloud green" is lost, and "years ago our fathers". Block 7 has just survived, with 4 words.
 #
@@ -293,7 +292,7 @@ for k in range(8):
     second = Sequence(1, list(range(4 * k)) + [99] * (30 - 4 * k), seed=0)
     hit, free = manager.get_computed_blocks(second, 29), manager.pool.num_free
     manager.allocate_slots([(second, 30 - 4 * len(hit))], hit)
-    saved.append(cdiv(30, 4) - (free - manager.pool.num_free))
+    saved.append(8 - (free - manager.pool.num_free))  # alone, 30 tokens take 8 blocks
 claim("k shared full blocks save exactly k allocations", saved == list(range(8)), measured=saved)
 
 # %% [markdown]
@@ -333,12 +332,15 @@ claim("without the copy a text changes", right_texts != wrong_texts)
 # %% [markdown]
 # The second completion wrote last and has its text. The first then read the other's key and value at position 6.
 #
-# Lastly the texts, and the books.
+# Lastly the texts.
 
 # %%
 separate = texts(example_llm(), [prompt] * 4, [replace(several, n=1, seed=seed) for seed in range(4)])
+claim("four writers of one block make three copies", sum(len(each.blocks_to_copy) for each in records) == 3)
 claim("four completions that share are four separate requests, word for word", completions == separate)
 claim("what is found in the prefix cache changes no text", cached_texts == plain_texts)
+two_names = {Sequence(0, [*first, 7, 7, 7, 7], seed=0).block_hash(1, 4) for first in ([1] * 4, [2] * 4)}
+claim("the same four tokens after another beginning have another name", len(two_names) == 2)
 claim("the snow left the head of the chain used last, and no tail", hits == [0, 0, 8, 0, 4, 0], hits)
 known, computed = toy_llm(enable_prefix_caching=True), []
 for length in range(1, 17):
@@ -387,12 +389,12 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # ## In real vLLM
 #
-# `vllm/v1/core/block_pool.py` and `kv_cache_utils.py` there have the same chain of hashes over full blocks and the same
-# LRU queue; a request's blocks are freed in reverse, and a hit never covers the last token. What V1 no longer has is
-# copy-on-write: only full blocks are shared. `n=4` becomes four child requests (`vllm/v1/engine/parallel_sampling.py`)
-# that meet in the prefix cache, and beam search is a loop outside the engine that sends requests of one token
-# (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in version 0.1,
-# `vllm/core/block_manager.py`.
+# `vllm/v1/core/block_pool.py` and `kv_cache_utils.py` there have the same chain of hashes over full blocks (images in
+# the prompt go in as well) and the same LRU queue; a request's blocks are freed in reverse, and a hit never covers the
+# last token. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
+# (`vllm/v1/engine/parallel_sampling.py`) that meet in the prefix cache, and beam search is a loop outside the engine
+# that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in
+# version 0.1, `vllm/core/block_manager.py`. Finding prefixes by hash is newer than the paper.
 #
 # ## Key points
 #
