@@ -1,6 +1,7 @@
 """Chapter 9: block_names, SharedBlocks, eviction_order; each alone and inside the engine."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given
@@ -17,13 +18,18 @@ from tests.exercises.expect import expect, expect_raises, expect_that, same_text
 
 def names_of(ex, token_ids, block_size=4):
     """The student's names; anything that is not a list of dictionary keys is told as such."""
+    token_ids = list(token_ids)
     call = f"block_names({token_ids}, {block_size})"
-    got = list(ex.block_names(list(token_ids), block_size))
+    got = ex.block_names(list(token_ids), block_size)
+    expect_that(isinstance(got, Iterable), f"{call} gives a list of names", got=got)
+    got = list(got)
     for name in got:
         try:
             hash(name)
         except TypeError:
-            raise AssertionError(f"{call}: {name!r} cannot be the key of a dictionary") from None
+            kind = type(name).__name__
+            message = f"{call}: the name {name!r} is a {kind}, which cannot be the key of a dictionary"
+            raise AssertionError(message) from None
     return got
 
 
@@ -196,6 +202,15 @@ def example_blocks(ex, tables=None, block_size=4, num_blocks=8):
     return ex.SharedBlocks(tables, ref_counts, free_blocks, block_size)
 
 
+def append(blocks, seq_id, position):
+    """(slot, copy) of the student's `append`; a copy may be any pair. Anything else is told as such."""
+    got = blocks.append(seq_id, position)
+    what = f"append({seq_id}, {position}) gives (slot, copy)"
+    expect_that(isinstance(got, tuple | list) and len(got) == 2, what, got=got)
+    slot, copy = got
+    return slot, tuple(copy) if isinstance(copy, list) else copy
+
+
 def books_agree(blocks, when):
     """Each block is counted once for each table it is in, and is free exactly if it is in none."""
     counted = [
@@ -238,14 +253,14 @@ def test_the_first_writer_copies_and_the_last_writes_in_place(ex):
     """The example of the docstring: without a copy two texts share one slot; the last holder needs none."""
     blocks = example_blocks(ex)
     blocks.fork(0, 1)
-    slot, copy = blocks.append(0, 6)
+    slot, copy = append(blocks, 0, 6)
     new = blocks.tables[0][1]
     expect_that(new not in (2, 7), "append(0, 6) after fork(0, 1) gives sequence 0 a block of its own",
                 tables=blocks.tables)  # fmt: skip
     expect(copy, (2, new), "the copy that append(0, 6) asks for: (source, destination)")
     expect(slot, new * 4 + 2, f"slot of position 6 in {blocks.tables[0]}")
     books_agree(blocks, "after fork(0, 1), append(0, 6)")
-    expect(blocks.append(1, 6), (10, None), "append(1, 6) after that: the last holder of block 2")
+    expect(append(blocks, 1, 6), (10, None), "append(1, 6) after that: the last holder of block 2")
     expect(blocks.tables, {0: [7, new], 1: [7, 2]}, "tables at the end")
     books_agree(blocks, "after append(1, 6)")
 
@@ -258,7 +273,7 @@ def test_only_the_block_written_to_is_copied(ex):
     blocks = example_blocks(ex, {0: [5, 7, 2]})
     blocks.fork(0, 1)
     blocks.fork(0, 2)
-    slot, copy = blocks.append(2, 9)
+    slot, copy = append(blocks, 2, 9)
     new = blocks.tables[2][-1]
     expect(
         blocks.tables, {0: [5, 7, 2], 1: [5, 7, 2], 2: [5, 7, new]}, "tables after two forks, append(2, 9)"
@@ -275,7 +290,7 @@ def test_a_new_block_needs_no_copy(ex):
     blocks = example_blocks(ex, {0: [7, 2]})
     blocks.fork(0, 1)
     for seq_id in (0, 1):
-        slot, copy = blocks.append(seq_id, 8)
+        slot, copy = append(blocks, seq_id, 8)
         expect(copy, None, f"the copy that append({seq_id}, 8) asks for, both blocks of 4 full")
         expect(blocks.tables[seq_id][:2], [7, 2], f"the shared blocks of sequence {seq_id}")
         expect(slot, blocks.tables[seq_id][2] * 4, f"slot of position 8 in {blocks.tables[seq_id]}")
@@ -295,7 +310,7 @@ def test_no_free_block_changes_nothing(ex):
         )
     blocks = example_blocks(ex, {0: [1, 0]}, num_blocks=2)
     expect(
-        blocks.append(0, 6), (2, None), "append(0, 6) with tables {0: [1, 0]}, no free block: none is needed"
+        append(blocks, 0, 6), (2, None), "append(0, 6) with tables {0: [1, 0]}, no free block: none is needed"
     )
 
 
@@ -314,7 +329,7 @@ def test_everybody_reads_what_they_have_written(ex, data, size):
             blocks.fork(seq_id, child)
             texts[child] = list(texts[seq_id])
         elif len(texts[seq_id]) < 5 * size:
-            slot, copy = blocks.append(seq_id, len(texts[seq_id]))
+            slot, copy = append(blocks, seq_id, len(texts[seq_id]))
             if copy is not None:
                 source, destination = copy
                 memory[destination * size : (destination + 1) * size] = memory[
@@ -359,8 +374,8 @@ def manager_with(ex):
                 return super().allocate_slots(chunks, computed_blocks)
             shared, copies = self._shared(), []
             for seq, _ in chunks:
-                _, copy = shared.append(seq.seq_id, seq.num_computed_tokens)
-                copies += [] if copy is None else [tuple(copy)]
+                _, copy = append(shared, seq.seq_id, seq.num_computed_tokens)
+                copies += [] if copy is None else [copy]
             self._take_over(shared)
             return copies
 

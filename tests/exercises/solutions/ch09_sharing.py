@@ -16,8 +16,9 @@ def block_names(token_ids: list[int], block_size: int) -> list[Hashable]:
     """ex09a. A name for the content of each full block of a sequence, in order.
 
     K and V of a token depend on all tokens before it. So the name of block i stands for the tokens of block i
-    *and all before them*: two sequences have the same name at i exactly if their first (i + 1) * block_size
-    tokens are the same, in the same order. A block that is not full has no name: it is still written to.
+    *and all before them*, the first (i + 1) * block_size of the sequence. Two names, of two sequences or of one,
+    are equal exactly if they stand for the same tokens in the same order. A block that is not full has no name:
+    it is still written to.
 
     Example, block_size 4: `a = block_names([0, 1, 2, 3, 4, 5], 4)` has one name, and
     `b = block_names([0, 1, 2, 3, 9, 9, 9, 9], 4)` has two; a[0] == b[0].

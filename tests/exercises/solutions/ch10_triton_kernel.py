@@ -34,14 +34,14 @@ def merge(a: Part, b: Part) -> Part:
     example one row for each head. Both parts were measured against their own m; put them on one scale first.
 
     In some rows a part may be without keys: there m is -inf and l is 0, and acc was never written. It may hold
-    anything, even NaN, and 0 * NaN is NaN. Rows in which both are without keys stay so: m -inf, l 0. No scores are
-    too large: none of the exponents may be positive.
+    anything, even NaN, and 0 * NaN is NaN. Rows in which both are without keys stay so: m -inf, l 0. Scores may be
+    of any size, so no exponent may be positive: e^1000 is infinite.
 
     Example, scores 0, 2, 1 and values 1, 2, 3 (D = 1). The part of key 0 is m = 0, l = 1, acc = [1]. That of keys 1
     and 2 is m = 2, l = 1 + e^-1 = 1.368, acc = [2 + 3 * e^-1] = [3.104]. Together: m = 2, l = 1.503, acc = [3.239].
 
     Returns:
-        (m, l, acc) of all keys, shaped as those of `a` and `b`.
+        (m, l, acc) of all keys, in the shape and dtype of those of `a` and `b`.
     """
     # BEGIN SOLUTION ex10a
     m_a, l_a, acc_a = a
@@ -65,7 +65,7 @@ def decode_kernel(
     block_tables_ptr,  # (R, max_blocks)
     seq_lens_ptr,  # (R,)
     scale,
-    max_blocks,
+    max_blocks,  # entries in a row of block_tables
     stride_block,  # numbers from one block to the next; for contiguous caches it is S * stride_slot
     stride_slot,
     stride_head,
@@ -193,7 +193,7 @@ def split_kv(seq_len: int, num_splits: int, tile: int, attend_part: Callable[[in
             acc is (Hq, D).
 
     Returns:
-        (Hq, D), the attention over all seq_len keys.
+        (Hq, D), the attention over all seq_len keys, in the dtype of the parts.
     """
     # BEGIN SOLUTION ex10c
     num_tiles = (seq_len + tile - 1) // tile
