@@ -52,7 +52,8 @@ __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_referenc
 MAX_HEADS_PER_PROGRAM = 32  # larger groups (Falcon: 71 query heads, 1 KV head) are cut into several
 
 
-@triton.jit
+# The width of the block tables changes from step to step; 1 or a multiple of 16 is no reason to compile anew.
+@triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention_kernel(
     out_ptr,  # (R, Hq, D); written if NUM_SPLITS == 1
     part_acc_ptr,  # (R, Hq, NUM_SPLITS, D) float32; written if NUM_SPLITS > 1, as are the next two

@@ -124,7 +124,9 @@ def find_tile(query_start_loc_ptr, num_seqs, tile, LANES_R: tl.constexpr, BLOCK_
     return seq, query_start, query_len, first_token
 
 
-@triton.jit
+# Triton compiles a kernel anew where an integer argument is 1, or stops or starts to be a multiple of 16.
+# These two change from step to step, nothing gets faster by knowing them, and compiling takes seconds.
+@triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def _prefill_kernel(
     out_ptr,  # (T, Hq, D)
     query_ptr,  # (T, Hq, D)
@@ -152,7 +154,7 @@ def _prefill_kernel(
     G: tl.constexpr,  # query heads for each KV head
     D: tl.constexpr,
     HEADS: tl.constexpr,  # query heads this program handles: G, or part of a large group
-    LANES_R: tl.constexpr,  # next power of two of the number of sequences
+    LANES_R: tl.constexpr,  # a power of two, at least the number of sequences
     BLOCK_Q: tl.constexpr,  # query tokens a program handles
     BLOCK_M: tl.constexpr,  # rows: at least BLOCK_Q * HEADS
     BLOCK_N: tl.constexpr,
@@ -338,7 +340,7 @@ def prefill_attention(
         G=group,
         D=head_dim,
         HEADS=heads,
-        LANES_R=triton.next_power_of_2(num_seqs),
+        LANES_R=max(64, triton.next_power_of_2(num_seqs)),  # 64 for most: each value is another kernel
         BLOCK_Q=block_q,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
