@@ -6,10 +6,12 @@ named and left out; our own kernels may not fail.
 
 How one time is taken, `--repeats` times over::
 
-    flush (512 MB of zeros push K and V out of the L2 cache) | start event | graph replay | end event
+    flush (512 MB read push K and V out of the L2 cache) | start event | graph replay | end event
 
 Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
-host waits once, after all repeats.
+host waits once, after all repeats. The flush reads: had it written, the cache would be full of its numbers,
+and the kernel would push them out to memory while it is timed: up to 50 MB on an H100, beside the 67 MB
+of one sequence of 16,384 tokens.
 
 Timing works on a GPU only, but everything else here runs on the CPU too, with a timer that measures nothing;
 so `tests/kernels/test_bench_kernels.py` can check that every contender computes the same thing.
@@ -47,7 +49,7 @@ class Timer:
         if repeats < 1:
             raise ValueError(f"--repeats must be at least 1, got {repeats}.")
         self.repeats = repeats
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
+        self.flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device=self.device)
 
     def __call__(self, call: Call) -> Spread:
         """Microseconds of `call`, captured once in a CUDA graph and replayed.
@@ -77,7 +79,7 @@ class Timer:
         graph.replay()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
         for start, end in events:
-            self.flush.zero_()
+            self.flush.sum()
             start.record()
             graph.replay()
             end.record()
@@ -85,15 +87,28 @@ class Timer:
         return Spread(tuple(start.elapsed_time(end) * 1e3 for start, end in events))
 
 
-def measure_copy(timer: Timer, num_bytes: int = 1 << 30) -> float:
+def measure_copy(timer: Timer, num_bytes: int = 1 << 31) -> float:
     """Bytes per second of a device-to-device copy, read and written bytes together.
 
-    1 GiB by default, far beyond any L2 cache. This is what "100%" means in the results: no data sheet says
-    what a kernel can really get.
+    2 GiB by default, far beyond any L2 cache: what is left in one when the clock stops is 1% of it. This is
+    what "100%" means in the results: no data sheet says what a kernel can really get.
+
+    Copied in two ways, since in a graph a copy may be done by another engine than the multiprocessors: the
+    driver's copy, and a kernel that reads and writes as much. The faster one counts.
     """
-    source = torch.empty(num_bytes, dtype=torch.int8, device=timer.device)
+    source = torch.randn(num_bytes // 4, device=timer.device)
     destination = torch.empty_like(source)
-    return 2 * num_bytes / (timer(lambda: destination.copy_(source)).median * 1e-6)
+    copies: tuple[Call, ...] = (
+        lambda: destination.copy_(source),
+        lambda: torch.neg(source, out=destination),
+    )
+    return 2 * source.nbytes / (min(timer(copy).median for copy in copies) * 1e-6)
+
+
+def measure_floor(timer: Timer) -> Spread:
+    """Microseconds of a kernel with nothing to do: what graph and events alone add to every time."""
+    number = torch.zeros(1, device=timer.device)
+    return timer(lambda: number.add_(1))
 
 
 @dataclass(frozen=True)
@@ -234,6 +249,9 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     mask, length = None, q.shape[2]
     if causal:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
+    # torch keeps 8 compilations of a function. From the ninth shape on it would run the uncompiled one, much
+    # slower and without an error.
+    torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def call() -> torch.Tensor:

@@ -38,7 +38,9 @@ def print_report(result: dict[str, Any]) -> None:
         f"{versions.get('triton')}, {where['date']}, commit {(where['commit'] or 'unknown')[:12]}"
     )
     rate = result["copy_bytes_per_second"]
-    print(f"copy {rate / 1e9:.0f} GB/s (read and written), median of {result['method']['repeats']}\n")
+    print(f"copy {rate / 1e9:.0f} GB/s (read and written), median of {result['method']['repeats']}")
+    floor = result["floor_microseconds"]["median"]
+    print(f"a kernel with nothing to do takes {floor:.1f} us; no time below is without it\n")
     measurements = measurements_of(result)
     print(format_table(measurements, rate))
     print(f"\n{marks_table(result)}")

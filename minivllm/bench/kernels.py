@@ -4,8 +4,9 @@
     $ python -m minivllm bench kernels --tune "llama-3.1-8b B64 n4096"
 
 How it is measured. Each call is captured in a CUDA graph and replayed, as in the engine, so that a launch
-from Python does not count. Before each replay a buffer larger than the L2 cache is overwritten: in a model
-the KV of a layer has long been displaced when its turn comes again. The times are those of CUDA events.
+from Python does not count. Before each replay a buffer larger than the L2 cache is read: in a model the KV of
+a layer has long been displaced when its turn comes again. The times are those of CUDA events. What they and
+the graph add by themselves is measured too, on a kernel with nothing to do; it is not subtracted.
 
 Example, Llama-3.1-8B with 64 sequences of 4,096 tokens in float16: 1,074,790,400 bytes have to be moved for
 one layer. In 412.3 us that is 2,607 GB/s; beside a copy of 3,000 GB/s the kernel gets 86.9% of what can be
@@ -36,6 +37,7 @@ from minivllm.bench.kernel_contenders import (
     make_batch,
     measure_copy,
     measure_decode,
+    measure_floor,
     measure_prefill,
     measure_rows,
 )
@@ -73,17 +75,19 @@ def run(args: argparse.Namespace) -> int:
         return 1
     # The copy first: every percentage below is a share of it.
     timer, dtype = Timer(args.repeats), getattr(torch, args.dtype)
-    copy_rate = measure_copy(timer)
+    copy_rate, floor = measure_copy(timer), measure_floor(timer)
     print(f"{torch.cuda.get_device_name()}: copy {copy_rate / 1e9:.0f} GB/s (read and written)\n", flush=True)
     if args.tune:
-        found = iter(tune(args.tune, dtype, timer))
+        found = tune(args.tune, dtype, timer)
     else:
         found = measure_shapes(args.only, dtype, timer)
     measurements = []
     for measurement in found:
         measurements.append(measurement)
         print(f"{measurement.shape}: {measurement.contender} {measurement.microseconds:.1f} us", flush=True)
-        result = as_json(measurements, copy_rate, args)
+        if args.tune:
+            measurements.sort(key=lambda m: m.microseconds.median)
+        result = as_json(measurements, copy_rate, args) | {"floor_microseconds": floor.as_json()}
         # After each: minutes of a machine that may have been lent are not lost to the last contender.
         if args.output_json:
             report.write_json(args.output_json, result)
@@ -117,16 +121,20 @@ def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Meas
         yield from measure_rows(4096, dtype, timer)
 
 
-def tune(name: str, dtype: torch.dtype, timer: Timer) -> list[Measurement]:
-    """All tiles and splits on one decode shape, fastest first: where `kernels/heuristics.py` is checked.
+def tune(name: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+    """Tiles and splits on one decode shape: where `kernels/heuristics.py` is checked.
 
-    48 tiles times up to 7 splits: some minutes. Not an autotuner: the engine never runs this. Its outcome is
+    36 tiles times 3 numbers of splits: the one that the heuristics choose, half and twice as many. Each is a
+    kernel to compile, so it takes some minutes. Not an autotuner: the engine never runs this. Its outcome is
     read by a human, who changes an if/else in `heuristics.py`.
+
+    Yields:
+        Measurements as they are made, the likeliest tiles first.
 
     Raises:
         ValueError: `name` is not one of the decode shapes.
     """
-    from kernels.heuristics import Tiles
+    from kernels.heuristics import Tiles, chip_of, choose_num_splits
     from kernels.paged_attention import paged_attention
 
     shapes = {shape.name: shape for shape in DECODE_SHAPES}
@@ -137,11 +145,13 @@ def tune(name: str, dtype: torch.dtype, timer: Timer) -> list[Measurement]:
     query = batch.query[:, 0]  # (R, Hq, D)
     caches = (batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
     scale, needed = shape.heads.head_dim**-0.5, shape.bytes_needed(query.element_size())
-    found = []
+    chosen = choose_num_splits(
+        chip_of(query.device), shape.num_seqs * shape.heads.num_kv_heads, shape.seq_len
+    )
     # BLOCK_M stays 16: no KV head of these shapes serves more query heads.
-    for block_n, num_warps, num_stages in itertools.product((16, 32, 64, 128), (2, 4, 8), (1, 2, 3, 5)):
+    for block_n, num_warps, num_stages in itertools.product((64, 32, 128, 16), (4, 8, 2), (3, 5, 2)):
         tiles = Tiles(16, block_n, num_warps, num_stages)
-        for splits in (1, 2, 4, 8, 16, 32, 64):
+        for splits in sorted({max(1, chosen // 2), chosen, 2 * chosen}):
             try:
                 time = timer(
                     lambda t=tiles, n=splits: paged_attention(query, *caches, scale, num_splits=n, tiles=t)
@@ -151,8 +161,7 @@ def tune(name: str, dtype: torch.dtype, timer: Timer) -> list[Measurement]:
                 print(f"{tiles}: {type(error).__name__}")
                 break
             label = f"N{block_n} warps {num_warps} stages {num_stages} splits {splits}"
-            found.append(Measurement("decode", shape.name, label, time, needed, splits))
-    return sorted(found, key=lambda m: m.microseconds.median)
+            yield Measurement("decode", shape.name, label, time, needed, splits)
 
 
 def as_json(measurements: list[Measurement], copy_rate: float, args: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from minivllm.bench.kernel_contenders import (
     measure_all,
     measure_copy,
     measure_decode,
+    measure_floor,
     measure_prefill,
     measure_rows,
 )
@@ -37,7 +38,8 @@ TINY = Heads("tiny", 4, 2, 16)
 class NoTimer:
     """Calls once and claims it took a millisecond."""
 
-    device = torch.device("cpu")
+    # Where there is a GPU the kernels are compiled for it, and refuse other tensors.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, call):
         call()
@@ -123,8 +125,40 @@ def test_the_whole_command_writes_reports_and_draws(monkeypatch, capsys, tmp_pat
     kernel_report.print_report(result)
     assert capsys.readouterr().out in live  # the page is written from the file, and says the same
     assert "what paging costs" in live and "+0% against the same kernel, +0% against torch" in live
+    assert "a kernel with nothing to do takes 1000.0 us" in live
     with pytest.raises(ValueError, match="part of no shape's name"):
         kernels.run(parse("--only", "llama-17b"))
+
+
+def test_tuning_keeps_what_it_has_measured(monkeypatch, tmp_path):
+    """Catches minutes of a lent GPU lost because the list is written when it is complete."""
+    seconds = iter(range(30, 0, -1))
+
+    def interrupted(timer, call):
+        call()
+        try:
+            return Spread((float(next(seconds)),))
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU made up")
+    monkeypatch.setattr(kernels, "Timer", lambda repeats: NoTimer())
+    monkeypatch.setattr(kernels, "measure_copy", lambda timer: 2e12)
+    monkeypatch.setattr(kernels, "measure_floor", lambda timer: Spread((5.0,)))
+    monkeypatch.setattr(NoTimer, "__call__", interrupted)
+    monkeypatch.setattr(kernels, "DECODE_SHAPES", (DecodeShape(TINY, 1, 16),))
+    path = tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        kernels.run(parse("--tune", "tiny B1 n16", "--output-json", str(path)))
+    results = json.loads(path.read_text())["results"]
+    times = [result["microseconds"]["median"] for result in results]
+    assert times == [float(second) for second in range(1, 31)]  # fastest first
+    assert (
+        results[-1]["contender"] == "N64 warps 4 stages 3 splits 1"
+    )  # what the heuristics choose is tried first
+    with pytest.raises(ValueError, match="--tune takes one of the shapes tiny B1 n16"):
+        kernels.run(parse("--tune", "tiny"))
 
 
 def test_marks_are_read_from_results_or_not_measured():
@@ -158,7 +192,6 @@ def test_the_command_is_the_module():
 def test_all_contenders_compute_the_same_attention(monkeypatch):
     """Catches a peer that is given other keys, and so other work, than our kernel."""
     monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})  # compiles for seconds
-    monkeypatch.setattr(NoTimer, "device", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     decode = list(measure_decode(DecodeShape(TINY, 2, 48), torch.float16, NoTimer()))
     assert [m.contender for m in decode][:4] == [
         "minivllm", "minivllm, no split", "minivllm, 16 splits", "minivllm, one block a sequence"
@@ -173,6 +206,7 @@ def test_all_contenders_compute_the_same_attention(monkeypatch):
     rows = list(measure_rows(2, torch.float16, NoTimer()))
     assert [m.contender for m in rows] == ["minivllm", "torch"] * 2
     assert measure_copy(NoTimer(), num_bytes=1000) == 2 * 1000 / 1e-3
+    assert measure_floor(NoTimer()).median == 1000.0
 
 
 def test_a_wrong_kernel_is_not_timed(capsys):
