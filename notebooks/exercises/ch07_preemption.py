@@ -97,9 +97,10 @@ def breaking_workload(policy: str) -> list[tuple[int, int]]:
                 for all tokens of the head of the queue, the *oldest* running request is preempted and goes to the
                 *tail* of the queue. Then the step is planned as in the engine.
                 Hand in requests that never finish.
-      "engine"  The newest gives way, at the head of the queue, and comes back as soon as its next chunk fits.
-                They do finish, always. Hand in requests for which it computes at least 2.5 times as many tokens
-                as with plenty of memory (there it is prompt + output - 1 for each: the last token is only read).
+      "engine"  The newest gives way, goes to the head of the queue, and comes back as soon as its next chunk fits,
+                but not in a step in which somebody was preempted. All finish, always. Hand in requests for which
+                it computes at least 2.5 times as many tokens as with plenty of memory (there it is
+                prompt + output - 1 for each: the last token is only read).
 
     Start from two requests and a sheet of paper: who holds how many blocks after each step? The policies are
     written out in tests/exercises/test_ch07_preemption.py; a failed test says what your requests did.

@@ -90,9 +90,9 @@ print(f"{num_preemptions} preemptions, {len(tight.steps)} steps")
 show_source(Scheduler._preempt)
 
 # %% [markdown]
-# Nothing here touches the tokens. Prompt and answer so far stay known; what is lost is their keys and values. When the
-# request comes back, its answer is treated like a longer prompt: many tokens in one step, of which only the last one
-# samples. This is preemption by **recompute**.
+# A `group` is a request; "swap" comes below. Nothing here touches the tokens. Prompt and answer so far stay known; only
+# their keys and values are lost. When the request comes back, its answer is treated like a longer prompt: many tokens
+# in one step, of which only the last one samples. This is preemption by **recompute**.
 #
 # Who is the victim? The `while` that chapter 06 promised to explain:
 
@@ -108,9 +108,9 @@ show_source(Scheduler._schedule_running)
 # - *No plan is undone.* Whoever has its place in this step stands before `index`, and victims come from behind it.
 # - *Order is kept.* The victim goes to the head of `waiting`, since it came before everybody there.
 #
-# The newest may be the very request (in the code: `group`) that asked. Then it has given way itself and the loop
-# returns. Its own blocks are free now, and might be enough, but it no longer runs: it waits. And after a preemption
-# `schedule` admits nobody in the same step: a newcomer would take the blocks just freed for those who run.
+# The newest may be the very request that asked. Then it has given way itself and the loop returns. Its own blocks are
+# free now, and might be enough, but it no longer runs: it waits. And after a preemption `schedule` admits nobody in the
+# same step: a newcomer would take the blocks just freed for those who run.
 #
 # ### One preemption, step by step
 #
@@ -164,9 +164,9 @@ for name, trace in {"recompute": tight, "with prefix cache": cached, "swap": swa
     )
 
 # %% [markdown]
-# Swap looks like a gift, since copies are not counted as work here. On a GPU they go through a narrow wire, block by
-# block, while more tokens in a step cost little. The paper measures both (section 7.3): recompute is never much
-# slower, and for small blocks far quicker. It is the default.
+# Swap looks free, since copies are not counted as work here. But the link between a GPU and the CPU is slow, and it is
+# used block by block, while more tokens in a step cost little. The paper measures both (section 7.3): recompute is
+# never much slower, and for small blocks far quicker. It is the default.
 #
 # ### The other thing that makes people wait
 #
@@ -213,8 +213,8 @@ for budget, trace in late.items():
 # %% [markdown]
 # With 128 tokens a step the whole prompt is one piece, and everybody waits for 93 tokens of work: the prompt's 90 and
 # one each. With 16 nobody ever waits for more than 16. Running requests come first, each takes its one token, and the
-# long prompt gets the rest; so the budget *is* the longest gap. And the work is the same, 179 tokens: each piece finds
-# the keys and values of those before it in the blocks.
+# long prompt gets the rest; so a budget that cuts the prompt *is* the longest gap. And the work is the same, 179 tokens:
+# each piece finds the keys and values of those before it in the blocks.
 #
 # Two things get worse. The long prompt's own answer begins later, because it shares its steps with others. And small
 # budgets make more steps. Each reads all weights, however few its tokens are: 49 steps in place of 24 are a waste.
@@ -222,8 +222,9 @@ for budget, trace in late.items():
 # ## The picture
 #
 # The twelve requests in 24 blocks. A heavy frame is a step of more than one token: a prompt, or somebody who catches
-# up after a preemption. `P` marks a step in which blocks were taken back. Requests 9, 8 and 7 start at once and are
-# thrown out, the newest first; 7 comes back first. Request 11 is preempted three times.
+# up after a preemption. Below, `P` marks a step in which blocks were taken back; in the orange bars the pool is full.
+# Requests 9, 8 and 7 start at once and are thrown out, the newest first; 7 comes back first. Request 11 is preempted
+# three times.
 
 # %%
 victims = " ".join(request_id for record in tight.steps for request_id in record.preempted)
@@ -301,12 +302,12 @@ claim(
     tokens_computed(tight) - 262 == tokens_lost(tight) > 0 and tokens_computed(swapped) == 262,
     measured=f"{tokens_lost(tight)} tokens for {num_preemptions} preemptions",
 )
-is_newest = [
-    record.preempted == before.running[::-1][: len(record.preempted)]
-    for trace in (tight, hardest)
-    for before, record in pairwise(trace.steps)
-]
-claim("the victim is always the newest", all(is_newest))
+pairs = [pair for trace in (tight, hardest) for pair in pairwise(trace.steps) if pair[1].preempted]
+is_newest = [record.preempted == before.running[::-1][: len(record.preempted)] for before, record in pairs]
+claim("the victim is always the newest", all(is_newest), measured=f"{len(pairs)} steps that preempt")
+stayed = [set(before.running) - set(record.preempted) for before, record in pairs]
+rows = [{row.request_id for row in record.scheduled} for _, record in pairs]
+claim("a step that preempts admits nobody, its victims included", all(map(set.issubset, rows, stayed)))
 queues = [[*record.running, *record.waiting] for trace in (tight, hardest) for record in trace.steps]
 in_order = all(queue == sorted(queue, key=int) for queue in queues)
 claim("those who run, then those who wait: always in the order in which they came", in_order)
@@ -338,8 +339,8 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 #
 # <details><summary>Why not preempt the largest request? It frees the most blocks.</summary>
 #
-# It has also computed the most, so it is the dearest to bring back. And it may be the oldest: if that one can be a
-# victim, two long requests can throw each other out again and again, a few tokens at a time.
+# It has also computed the most, so bringing it back costs most. And it may be the oldest: if that one can be a
+# victim, two long requests can throw each other out again and again.
 # </details>
 #
 # <details><summary>A request is preempted after 30 of its 33 answer tokens. What does its user see?</summary>
@@ -360,10 +361,10 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # `vllm/v1/core/sched/scheduler.py` has the same loop: `allocate_slots` until it is not `None`, `self.running.pop()`,
 # `_preempt_request`, and nobody is admitted in a step that preempted. With the policy `priority` the victim is the one
 # of least priority instead, wherever it stands; if it has its place in the step already, that is undone. Swap went
-# away with the first engine: V1 only recomputes, and its prefix cache softens that. The last question above is real:
-# in one report generation fell from 100 tokens a second to 1.5, while a prompt of 100,000 was computed in part, thrown
-# out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a request is
-# admitted only when its whole input fits. `long_prefill_token_threshold` makes the pieces of one prompt smaller still.
+# away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above is
+# real: in one report generation fell from 100 tokens a second on each GPU to 1.5, while a prompt of 100,000 was
+# computed in part, thrown out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the
+# default, a request is admitted only when its whole input fits.
 #
 # ## Key points
 #

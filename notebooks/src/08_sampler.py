@@ -32,7 +32,7 @@ seed_all()
 #
 # The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. Somebody has
 # to choose. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes of it
-# with the example request, from the 29th new token on:
+# with the example request: the first words, and those from the 29th on.
 
 # %%
 llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
@@ -48,13 +48,15 @@ def write(max_tokens=60, prompt=prompt, **options):
 greedy_output = write(temperature=0, logprobs=-1)
 reported = greedy_output.outputs[0].logprobs  # log-probabilities of the whole vocabulary, step by step
 steps = np.exp([[entry[token].logprob for token in range(258)] for entry in reported])  # (60, 258)
-print(decode(greedy_output.outputs[0].token_ids[28:46]), "...")
-print("probability of the token chosen:", *[f"{probs.max():.2f}" for probs in steps[:12]])
+chosen = greedy_output.outputs[0].token_ids
+print(decode(chosen[:6]), "...", decode(chosen[28:46]), "...")
+print("steps 0 to 11, probability of the token chosen:", *[f"{probs.max():.2f}" for probs in steps[:12]])
+print("step 11, the likeliest:", *[f"{share:.3f}" for share in np.sort(steps[11])[:-4:-1]])
 
 # %% [markdown]
-# Greedy text runs into loops, and it hides what the model says: with a probability of 0.11 the token chosen is hardly
-# better than the next. So let chance decide. The simplest way is one random generator, from which each row of the
-# batch takes a number in turn. Our request, alone and with seven others:
+# Greedy text runs into loops, and it hides what the model says: in step 11 the token chosen is hardly likelier than the
+# next. So let chance decide. The simplest way is one random generator, from which each row of the batch takes its
+# numbers in turn. Our request, alone and with seven others:
 
 
 # %%
@@ -90,9 +92,9 @@ print("alone:     ", decode(one_alone[:8]), "\nin a batch:", decode(one_in_batch
 #
 # ## Predict, then run
 #
-# First the choice, then the chance. `top_p = 0.9` keeps the likeliest tokens that have 90 % of the probability
-# together, as few as possible, and drops the rest. In the first step above the likeliest token has 84 %, and five
-# tokens are enough. In the seventh step it has 16 %. How many of the 258 tokens are kept there?
+# `top_p = 0.9` keeps the likeliest tokens that have 90 % of the probability (the **mass**) together, as few as possible,
+# and drops the rest. In step 0 above the likeliest token has 84 %, and five tokens are enough. In step 6 it has 16 %.
+# How many of the 258 tokens are kept there?
 
 # %%
 guess = None
@@ -112,8 +114,8 @@ reveal(guess, len(kept_by(6, 0.9)), "tokens")
 #
 # | step | what it does | off at |
 # |---|---|---|
-# | restrictions | forbidden tokens get the logit $-\infty$; a bias is added | none |
-# | penalties | tokens that are in the text already lose some of their logit | 1, 0, 0 |
+# | restrictions | forbidden tokens get the logit $-\infty$; a bias, if asked for, is added | none |
+# | penalties | tokens that are in the text already lose some of their logit | 0, 0, 1 |
 # | `temperature` | logits are divided by it: below 1 the likely get likelier, above 1 all get more alike | 1 |
 # | `min_p` | drops tokens less likely than `min_p` times the likeliest | 0 |
 # | `top_k` | keeps the `k` likeliest | 0 |
@@ -142,15 +144,15 @@ show_source(uniform)
 # %% [markdown]
 # There is no generator with a state. The number is a hash of three others: the request's seed, the position of the
 # token in the text, and an attempt, which is 0 unless a draw has to be repeated. (The hash is Python's own generator,
-# made anew and asked once.) Ask twice and you get the same number twice. So nothing has to be kept between steps, and
-# neither batch mates nor a preemption (chapter 07: a request loses its memory and starts again) can shift anything. A
-# request without a seed is given one when it comes. The $k$-th of `n` completions draws like a request with seed + $k$.
+# made anew and asked once.) So nothing has to be kept between steps, and neither batch mates nor a preemption (chapter
+# 07: a request loses its memory and starts again) can shift anything. A request without a seed is given one when it
+# comes. The $k$-th of `n` completions draws like a request with seed + $k$.
 #
 # ### top_p without sorting
 #
-# Which tokens does top_p keep? Sort, add up, cut: that is what the definition says. Sorting a vocabulary of 49,152 for
-# each row costs more than a layer of the model. But *one* token can be judged without any order: it is kept if those
-# likelier than it have less than `p` together.
+# Which tokens does top_p keep? Sort, add up, cut: that is what the definition says. But sorting the 49,152 logits of the
+# real model (SmolLM2, chapter 11) takes longer on a CPU than one of its layers, and that for each row. And *one* token
+# can be judged without any order: it is kept if those likelier than it have less than `p` together.
 
 # %%
 show_source(kept_tokens_reference)
@@ -193,11 +195,11 @@ for seed in (11, 12, 13):
 
 # %% [markdown]
 # Seed 12: 0.853 is beyond 0.85, so d, refused. The second number is 0.840; 0.840 of what is left, 0.85, is 0.714, which
-# is beyond b's 0.65: c. The other two were done at once. So is a share `p` of all draws, at least.
+# is beyond b's 0.65: c. The other two were accepted at once, as is a share of at least `p` of all draws.
 #
 # ## The picture
 #
-# Your prediction, drawn: two steps of the example request, the tokens sorted.
+# Your prediction, drawn, with the tokens sorted:
 
 # %%
 fig, ranks = new_figure(9, 3.2), np.arange(1, 81)
@@ -239,10 +241,11 @@ text = ", ".join(f"{kept[3]} and {kept[7]} with {name}" for name, kept in lines.
 show(fig, alt=f"Tokens kept in step 2 at temperatures 1 and 2: {text}.")
 
 # %% [markdown]
-# Exercise ex08c is a rule that keeps the same tokens at every temperature.
+# Exercise ex08c is a rule that follows the model, and still keeps the same tokens at every temperature.
 #
 # Last, does chance do what softmax says? 4,000 completions of one token each, with seeds 0 to 3,999, after the words
-# "... ago door add". The bars reach three standard deviations up and down from what is expected of 4,000 draws.
+# "... ago door add", that is, in step 2. The bars reach three standard deviations (sd) up and down from what is expected
+# of 4,000 draws.
 
 # %%
 longer = {"prompt_token_ids": [*prompt["prompt_token_ids"], *encode("door add")]}
@@ -274,9 +277,9 @@ show(
 # %% [markdown]
 # ## Claims
 #
-# A look at a picture is no test. The chi-square statistic adds up the squared distances between counts and
-# expectations, each divided by its expectation. Chance alone makes it about as large as the number of tokens
-# (minus one), give or take the square root of twice that number. We count how many such spreads it is off.
+# The chi-square statistic adds up the squared distances between counts and expectations, each divided by its
+# expectation. Chance alone makes it about as large as the number of tokens (minus one), give or take the square root of
+# twice that number. We count how many such spreads it is off.
 
 
 # %%
@@ -299,7 +302,7 @@ claim(
 )
 claim(
     "greedy is the argmax, in each of 60 steps",
-    list(greedy_output.outputs[0].token_ids) == steps.argmax(-1).tolist(),
+    list(chosen) == steps.argmax(-1).tolist(),
 )
 
 # %%
@@ -378,8 +381,8 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 # The same text. Seed, position and attempt are equal, and so are the logits. It is meant so: a seed says "repeat this".
 # </details>
 #
-# <details><summary>Some engines apply top_p first and the temperature afterwards. With temperature 2, which order is
-# the bolder one?</summary>
+# <details><summary>Some engines apply top_p first and the temperature afterwards. With temperature 2, which order lets
+# more tokens through?</summary>
 #
 # Temperature first. It flattens the row, so top_p keeps more tokens. In the other order the set is that of temperature
 # 1, and only the choice within it gets wilder.
@@ -394,10 +397,11 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 # ## In real vLLM
 #
 # `vllm/v1/sample/sampler.py` has the same order, penalties before temperature before min_p before top_k before top_p,
-# and takes log-probabilities from the untouched logits, as here. `vllm/v1/sample/ops/topk_topp_sampler.py` sorts the
-# row and masks it. It draws by dividing each probability by an exponential random number and taking the largest
-# quotient; a request with a seed has a generator of its own for that, with a state. FlashInfer's kernels, which vLLM
-# can use instead, refuse as we do. A seed therefore repeats a text within one engine; another engine gives another.
+# and takes log-probabilities from the untouched logits, as here. `vllm/v1/sample/ops/topk_topp_sampler.py` cuts in two
+# ways. On an NVIDIA GPU it uses FlashInfer's kernels, which refuse as we do, but know no seed of a request. With a
+# seeded request in the batch, or elsewhere, it masks the row (by sorting it, or with a Triton kernel), divides each
+# probability by an exponential random number and takes the largest quotient; a request with a seed has a generator of
+# its own for that, with a state. So a seed repeats a text within one engine; another engine gives another.
 #
 # ## Key points
 #

@@ -259,7 +259,7 @@ def test_a_long_prompt_delays_nobody_who_generates(ex):
 
 @pytest.mark.exercise("ex07b", points=1, hint="Stop when the budget is 0, before the next row is made.")
 def test_nobody_is_in_the_step_with_zero_tokens(ex):
-    """A row of no tokens has no logits; a well-known engine crashed on one."""
+    """A row of no tokens has no logits; nano-vllm crashed on one (its issue #114)."""
     check_chunks(ex, [8], [], [20, 4, 1], 8)
     check_chunks(ex, [1, 1], [(7, 6), (5, 4), (9, 8)], [3], 2)
     check_chunks(ex, [], [(7, 6)], [3], 0)
