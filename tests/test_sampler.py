@@ -179,7 +179,7 @@ SIXTEENTHS = [8 / 16, 4 / 16, 3 / 16, 1 / 16]
     [(0.4999, 1), (0.5, 1), (0.5001, 2), (0.75, 2), (0.7501, 3), (0.9375, 3), (0.9376, 4), (1.0, 4)],
 )
 def test_top_p_keeps_the_token_that_crosses_p_and_no_more(monkeypatch, probs, top_p, kept):
-    """Would catch `<` for `<=` where the mass reaches p exactly (nano-vllm #260)."""
+    """Would catch a lost crossing token (nano-vllm #196), and `<` for `<=` where the mass is p exactly."""
     logits = torch.tensor(probs).log()
     params = SamplingParams(top_p=top_p)
     tokens = set(draws(monkeypatch, logits, params, np.linspace(0.001, 1, 1000)))
