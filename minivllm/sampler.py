@@ -31,8 +31,8 @@ no likelier. What is drawn at last is distributed as if the row had been sorted 
 
 Paper: section 5.1.
 vLLM V1: `vllm/v1/sample/sampler.py`, `vllm/v1/sample/ops/topk_topp_sampler.py`.
-Refusing instead of sorting is what FlashInfer's sampling kernels do; vLLM uses them on NVIDIA GPUs for batches
-without a seeded request.
+Refusing instead of sorting is what FlashInfer's sampling kernels do; vLLM uses them on NVIDIA GPUs for
+batches without a seeded request.
 """
 
 from __future__ import annotations
