@@ -135,8 +135,9 @@ make bench-gpu
 
 ## The marks
 
-"Of a copy" is the share of the bandwidth that a device-to-device copy reaches in the same run: decode
-attention has to read K and V once, so a kernel that reads at the speed of a copy cannot be made faster.
+"Of a copy" is the share of the bandwidth that a device-to-device copy reaches in the same run. Decode
+attention has to read K and V once, so a kernel that reads at the speed of a copy leaves little to gain: only
+what reading alone is faster than reading and writing in turns.
 
 ```text
 {marks}
@@ -151,9 +152,9 @@ Three costs can be told apart, and each has a number in this project:
 
 1. **The look-up.** Every key needs its block number before its address is known: one more load, which has to
    arrive before the key itself can be asked for, and some integer arithmetic. The table of instructions below
-   counts it: it is the same source, compiled with and without the block table. In decode these instructions
-   fall into places that are free anyway, since the memory is the limit. In prefill the arithmetic units are
-   the limit, so there they should show.
+   counts it: it is the same source, compiled with and without the block table. Where the memory is the limit,
+   as in decode, these instructions should fall into places that are free anyway. In prefill the arithmetic
+   units are the limit, so there they should show.
 2. **Scattered reads.** A block of 16 tokens of Llama-3.1-8B has 16 rows of 256 bytes for each KV head. Rows
    are read whole either way; `bench kernels` times the same kernel on blocks in random order and on one block
    a sequence.
@@ -168,7 +169,8 @@ GPU_SECTIONS = [
     (
         "gpu_kernels.json",
         "Measured: the kernels alone",
-        "L2 cache cold, each call replayed from a CUDA graph, medians.",
+        "L2 cache cold, each call replayed from a CUDA graph, medians. What graph and events add is part of "
+        "every time.",
     ),
     (
         "gpu_llama-3.2-1b.json",
@@ -184,10 +186,11 @@ GPU_SECTIONS = [
         "kernel_resources.json",
         "Known without a GPU",
         "The machine code of every kernel for six chips, beside their data sheets. *Programs* run side by "
-        "side on a multiprocessor; *under way* are the bytes of K and V they wait for, in brackets what is "
-        "enough to keep the memory busy; *issue* is the share of its instruction slots that a multiprocessor "
-        "needs while the memory runs at full speed. The naive lesson shows the other side: above 100% the "
-        "memory has to wait. None of it is a speed. It says what cannot be the reason for a slow kernel.",
+        "side on a multiprocessor; *under way* are the bytes of K and V they have asked for when all of them "
+        "wait, in brackets what must be under way at any time to keep the memory busy; *issue* is the share "
+        "of its instruction slots that a multiprocessor needs while the memory runs at full speed. The naive "
+        "lesson shows the other side: above 100% the memory has to wait. None of it is a speed: it counts "
+        "instructions, not the time in which they wait for each other.",
     ),
 ]
 END_TO_END_MARK = 5.0  # times `generate_batch`

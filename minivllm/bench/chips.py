@@ -68,8 +68,8 @@ class ChipFacts:
     def bytes_under_way_needed(self, latency_seconds: float = 1e-6) -> float:
         """Bytes each multiprocessor must have asked for, at any time, to keep the memory busy (Little's law).
 
-        What is on the way is rate times travel time. A microsecond is more than a load takes; with a longer
-        way more would have to be under way, so this errs on the safe side.
+        What is on the way is rate times travel time. A microsecond is longer than a load takes on an idle
+        chip, so this errs on the safe side: a shorter way needs less under way.
 
         Example, H100: 3,350 GB/s * 1 us / 132 = 25.4 KB.
         """

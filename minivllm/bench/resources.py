@@ -10,14 +10,16 @@ multiprocessor has. For decode attention, which has to keep the memory busy, thr
     H100 SXM, Llama-3.1-8B, float16: 499 instructions a turn of the loop, for 64 keys, 32,768 bytes of K and V
 
     programs side by side      4         as many as its 65,536 registers allow
-    bytes under way            131 KB    one tile for each of them; 25 KB would be enough (Little's law)
+    bytes under way            131 KB    one tile for each of them, when all wait; 25 KB would be enough
+                                         (Little's law)
     places for instructions    20%       4 warps on 4 schedulers start them in 499 cycles; the memory takes
                                          2,557 cycles for the bytes
 
-None of this is a speed. It shows what cannot be the reason if a kernel is slow: registers in memory, too
-little under way, too many instructions. And it shows what cannot work: the naive kernel has to issue more
-instructions than the time allows, whatever else happens. What paging adds is in the table as well: the same
-kernels compiled as if K and V lay in one piece.
+None of this is a speed. It counts instructions, not how long they wait for each other, and it takes the
+multiprocessors to be full, which a small batch does not make them. A program with one tile buffered waits and
+computes by turns, so on average less is under way than the table says. What it does show is what cannot work:
+the naive kernel has to issue more instructions than the time allows, whatever else happens. What paging adds
+is in the table as well: the same kernels compiled as if K and V lay in one piece.
 
 Source of the method: S. Williams and others, "Roofline" (2009), with instructions in place of operations.
 vLLM has nothing like it; there is always a GPU.
@@ -100,7 +102,7 @@ class DecodeBound:
     """What one decode kernel can do at best on one chip."""
 
     programs: int
-    # Of K and V, on one multiprocessor, if each program waits for one tile.
+    # Of K and V, on one multiprocessor, at the moments when each program waits for its next tile.
     bytes_under_way: int
     # Of the instructions that a multiprocessor can start, while the memory delivers at full speed.
     issue_share: float
@@ -115,8 +117,9 @@ def decode_bound(record: Record, chip: ChipFacts) -> DecodeBound:
 
     Example, H100, 499 instructions a turn for 64 keys: 64 * 128 * 2 * 2 = 32,768 bytes a turn. 4 warps start
     4 * 499 instructions on 4 schedulers in 499 cycles. The memory needs 32,768 / 12.8 = 2,557 cycles for the
-    bytes, so 20% of the places are used. The naive kernel has a program for each head, and
-    the G heads of a group read the same bytes: only a G-th of what it reads counts.
+    bytes, so 20% of the places are used. The naive kernel has a program for each head, and the G heads of a
+    group read the same bytes: only a G-th of what it reads counts. And it asks for a block's values only when
+    it has used the keys, so only half of a tile is under way.
     """
     naive = record["kernel"] == NAIVE
     keys = BLOCK_SIZE if naive else record["BLOCK_N"]
@@ -124,7 +127,8 @@ def decode_bound(record: Record, chip: ChipFacts) -> DecodeBound:
     programs = chip.programs_per_sm(record["registers"], record["shared"], record["num_warps"])
     cycles = record["loop_instructions"] * record["num_warps"] / SCHEDULERS_PER_SM
     useful_bytes = tile_bytes / (record["G"] if naive else 1)
-    return DecodeBound(programs, programs * tile_bytes, cycles * chip.bytes_per_cycle() / useful_bytes)
+    under_way = programs * tile_bytes // (2 if naive else 1)
+    return DecodeBound(programs, under_way, cycles * chip.bytes_per_cycle() / useful_bytes)
 
 
 def find(records: list[Record], **wanted: object) -> list[Record]:
