@@ -97,7 +97,7 @@ def prefill_tiles(chip: Chip, head_dim: int, element_size: int, mean_query_len: 
         return Tiles(block_m=64, block_n=256, num_warps=4, num_stages=1)
     row = row_bytes(head_dim, element_size)
     if chip.capability < 80:
-        return Tiles(block_m=16, block_n=32 if row <= 256 else 16, num_warps=4, num_stages=1)
+        return Tiles(block_m=16, block_n=32 if row <= 128 else 16, num_warps=4, num_stages=1)
     if mean_query_len <= 4:  # nearly all decode rows: do not compute 60 empty rows for each
         return Tiles(
             block_m=16, block_n=64 if row <= 256 else 32 if row <= 512 else 16, num_warps=4, num_stages=3
