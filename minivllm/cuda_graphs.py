@@ -1,7 +1,7 @@
 """CUDA graphs: a decode step is recorded once for each batch size, then replayed in one call.
 
 The host tells a GPU what to do one kernel at a time, some microseconds each. A decode step of a model with 32
-layers is about 300 kernels, most of them shorter than the time it takes to ask for them, so the GPU waits for
+layers is about 400 kernels, most of them shorter than the time it takes to ask for them, so the GPU waits for
 Python. A CUDA graph is a recording of all these requests: replayed, it costs the host a single call.
 
 A recording freezes what the host decided: how many rows, and at which addresses. So the inputs of every step
@@ -16,8 +16,8 @@ group of batch sizes is a bucket. A step of 5 sequences runs as the bucket of 8,
 
 Nothing the host decides may depend on the lengths, or a replay would repeat the decision of another step. The
 Triton kernels keep to it: they choose their launch by the shape of the block tables, and these have the width
-of the longest possible sequence here. Prefill is not recorded: its shapes are never the same twice, and its
-kernels run long enough for the host to keep ahead.
+of the longest possible sequence here. Prefill is not recorded: its shapes are never the same twice, and the
+kernels of a long prompt run long enough for the host to keep ahead.
 
 The first step of a bucket runs as always, which also compiles the kernels; then it is recorded. (vLLM records
 all buckets at start, so that no user waits for it.)

@@ -3,6 +3,10 @@
 The compiling is done by `minivllm/bench/kernel_compile.py` in processes side by side, without the interpreter.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from minivllm.bench import resources
@@ -21,6 +25,29 @@ KERNELS = {
     "_silu_and_mul_kernel",
 }
 LLAMA = {"dtype": "float16", "heads": "llama8b"}
+# Batches that differ in what changes from step to step; prints how many kernels Triton makes of them.
+VARIANTS = """
+import itertools, torch
+import kernels.common
+from minivllm.bench import kernel_compile
+from kernels.paged_attention import paged_attention
+from kernels.prefill_attention import prefill_attention
+
+hashes = set()
+def launch(kernel, grid):
+    return lambda *args, **kwargs: hashes.add(kernel.run(*args, grid=grid, warmup=True, **kwargs).hash)
+kernel_compile.JITFunction.__getitem__ = launch
+kernel_compile.pretend_to_be(90)
+kernels.common.check_launchable = lambda tensor: None
+kv = torch.zeros(8, 16, 2, 64, dtype=torch.float16)
+for R, width in itertools.product((1, 5, 16), (1, 7, 16)):
+    tables, lens = torch.zeros(R, width, dtype=torch.int32), torch.full((R,), 8, dtype=torch.int32)
+    starts = torch.arange(R + 1, dtype=torch.int32) * 8
+    query = torch.zeros(8 * R, 4, 64, dtype=torch.float16)
+    prefill_attention(query, kv, kv, tables, lens, starts, SCALE)
+    paged_attention(query[:R], kv, kv, tables, lens, SCALE, num_splits=1)
+print(len(hashes))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +141,15 @@ def test_paging_adds_instructions_and_not_many(capability, compiled, controls):
         (contiguous,) = find(controls, capability=capability, kernel=kernel, contiguous=True)
         assert paged["BLOCK_N"] == contiguous["BLOCK_N"]
         assert 1.0 < paged["loop_instructions"] / contiguous["loop_instructions"] < 1.5
+
+
+@pytest.mark.parametrize(("scale", "expected"), [("0.1", "2"), ("1 if R == 1 else 2", "4")])
+def test_no_batch_size_and_no_table_width_needs_a_kernel_of_its_own(scale, expected):
+    """Catches seconds of compiling in the middle of serving; with an argument that Triton does specialise as control."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    code = VARIANTS.replace("SCALE", scale)
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == expected + "\n", run.stderr[-2000:]
 
 
 def test_programs_on_a_multiprocessor_by_hand():
