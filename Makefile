@@ -56,11 +56,12 @@ bench-vllm: install
 
 # KV blocks are given, because minivllm would take 90% of the GPU and leave nothing to the other backend.
 bench-gpu: install
-	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/kernels
 	$(BIN)/python -m minivllm bench kernels --output-json docs/data/gpu_kernels.json \
 	  --plot docs/data/gpu_kernels.png
 	for shape in llama-3.2-1b llama-3.1-8b; do \
-	  test -e build/$$shape/config.json || $(BIN)/python -m minivllm.random_model $$shape build/$$shape || exit 1; \
+	  test -e build/$$shape/complete || \
+	    { rm -rf build/$$shape && $(BIN)/python -m minivllm.random_model $$shape build/$$shape && touch build/$$shape/complete; } || exit 1; \
 	  $(BIN)/python -m minivllm bench throughput --model build/$$shape --num-prompts 64 --num-blocks 4096 \
 	    --backend minivllm hf-continuous --repeats 5 --output-json docs/data/gpu_$$shape.json || exit 1; \
 	done

@@ -64,12 +64,10 @@ class KVCache:
         layers = config.num_hidden_layers
         self.num_blocks, self.num_cpu_blocks, self.block_size = num_blocks, num_cpu_blocks, block_size
         shape, cpu_shape = (layers, 2, num_blocks, *slot_shape), (layers, 2, num_cpu_blocks, *slot_shape)
-        if device.type == "cpu":
-            self._blocks, self._cpu_blocks = _lazy_zeros(shape, dtype), _lazy_zeros(cpu_shape, dtype)
-        else:
-            self._blocks = torch.zeros(shape, dtype=dtype, device=device)
-            # Pinned memory is what lets a GPU copy it without a detour through a staging buffer.
-            self._cpu_blocks = torch.zeros(cpu_shape, dtype=dtype, pin_memory=True)
+        on_cpu = device.type == "cpu"
+        self._blocks = _lazy_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        # Not pinned: the blocks of a swap are gathered into a new tensor first, and that one crosses over.
+        self._cpu_blocks = _lazy_zeros(cpu_shape, dtype)
         self.key = [layer[0] for layer in self._blocks]  # L x (B, S, Hkv, D)
         self.value = [layer[1] for layer in self._blocks]
         self.cpu_key = [layer[0] for layer in self._cpu_blocks]

@@ -18,6 +18,7 @@ vLLM V1: `vllm/benchmarks/throughput.py` (`run_hf`).
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -138,12 +139,15 @@ class HfContinuousBackend:
         """
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
+        # Before this option existed (5.17), transformers switched by itself.
+        option = "auto_switch_to_flash"
+        known = option in {field.name for field in fields(ContinuousBatchingConfig)}
         config = ContinuousBatchingConfig(
             num_blocks=sum(cdiv(request.num_tokens, PAGE_SIZE) for request in requests) + 1,
             max_batch_tokens=self.max_num_batched_tokens,
             max_requests_per_batch=self.max_num_seqs,
             allow_block_sharing=self.share_prefixes,
-            auto_switch_to_flash=self.hf.device.type == "cuda",
+            **({option: self.hf.device.type == "cuda"} if known else {}),
         )
         with self.hf.continuous_batching_context_manager(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
