@@ -146,8 +146,7 @@ def _carry_out(func, args, kwargs, recorder):
         if recorder is not None and len(set(on_gpu)) > 1:
             recorder.host_looks("a copy between host and device")
     if asked is not None:
-        # Pinned memory, which a copy to the GPU can be made from without waiting, is memory like any other here.
-        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"} | {"device": CPU}
+        kwargs = {**kwargs, "device": CPU}
     args, kwargs = tree_map(unwrap, args), tree_map(unwrap, kwargs)
     out = func(*args, **kwargs)
     if recorder is not None and here:

@@ -74,15 +74,15 @@ def test_chapters_and_exercises_are_found_by_any_name_one_would_type():
     for text in ("4", "04", "ch04", "CH04", "ch04_block_table", "ch04_block_table.py"):
         assert catalog.parse_target(text) == Target("ch04_block_table", None), text
     assert catalog.parse_target("ex04b") == catalog.parse_target("4b") == Target("ch04_block_table", "ex04b")
-    for text in ("9", "ex04z", "block_table", "", "123"):
+    for text in ("12", "ex04z", "block_table", "", "123"):
         with pytest.raises(CourseError, match="ch04_block_table: ex04a, ex04b, ex04c"):
             catalog.parse_target(text)
 
 
 def test_a_wrong_name_is_an_error_of_its_own_on_the_command_line(capsys):
     """Would catch a traceback where a sentence belongs."""
-    assert cli.main(["check", "9"]) == 2
-    assert "there is no chapter or exercise '9'" in capsys.readouterr().err
+    assert cli.main(["check", "12"]) == 2
+    assert "there is no chapter or exercise '12'" in capsys.readouterr().err
 
 
 # -- stubs ------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_show_runs_only_the_tests_inside_the_engine():
     assert code == 0, output
     shown = [line.rpartition("::")[2] for line in output.splitlines() if "::" in line]
     assert "test_the_block_table_generates_text" in shown
-    assert len(shown) < 20 and "test_the_blocks_just_hold_the_tokens" not in shown
+    assert len(shown) < 30 and "test_the_blocks_just_hold_the_tokens" not in shown
 
 
 def test_the_report_shows_what_the_code_printed(tmp_path):

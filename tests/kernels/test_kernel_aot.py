@@ -53,7 +53,7 @@ print(len(hashes))
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
     """One record for each compilation as it would be launched: chip, dtype, kernel, what it needs."""
-    return compile_in_processes([["75", "80", "86"], ["89", "90", "120"]])
+    return compile_in_processes([["75", "80", "89"], ["86", "90", "120"]])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_decode_uses_tensor_cores_and_asynchronous_copies(capability, compiled):
 def test_float32_is_computed_exactly_and_not_on_tensor_cores(compiled):
     """Catches TF32, which rounds float32 to 10 bits; and shows that the flag above can be false."""
     attention = [r for r in find(compiled, dtype="float32") if "BLOCK_N" in r]
-    assert len(attention) == 4 * len(CHIPS)
+    assert {record["capability"] for record in attention} == {75, 80, 90, 120} and len(attention) == 16
     assert not any(record["mma"] or record["wgmma"] for record in attention)
 
 
