@@ -203,7 +203,7 @@ class _Catcher(TorchFunctionMode):
         was, will = isinstance(tensor, OnGpu), torch.device(device or tensor.device).type == "cuda"
         if was == will and dtype in (None, tensor.dtype):
             return tensor
-        if was == will == True and dtype is not None:  # noqa: E712
+        if was and will:
             # By an operation, so that a recording has it.
             return torch.ops.aten._to_copy.default(tensor, dtype=dtype)
         if was != will:

@@ -51,12 +51,9 @@ def print_report(result: dict[str, Any]) -> None:
             print(f"  {shape:<40}{', '.join(texts)}")
 
 
-def microseconds(measurements: list[Measurement], shape: str, contender: str) -> float | None:
-    """The median of one contender on one shape; None if it was not measured."""
-    for m in measurements:
-        if (m.shape, m.contender) == (shape, contender):
-            return m.microseconds.median
-    return None
+def find(measurements: list[Measurement], shape: str, contender: str = "minivllm") -> Measurement | None:
+    """The measurement of one contender on one shape; None if there is none."""
+    return next((m for m in measurements if (m.shape, m.contender) == (shape, contender)), None)
 
 
 def marks_table(result: dict[str, Any] | None) -> str:
@@ -64,14 +61,13 @@ def marks_table(result: dict[str, Any] | None) -> str:
     measurements = measurements_of(result) if result else []
     lines = [f"{'mark':<34}{'asked':>8}   reached"]
     for shape, mark in MARKS.items():
-        reached = NOT_MEASURED
-        for m in measurements:
-            if (m.shape, m.contender) == (shape, "minivllm"):
-                reached = f"{m.percent_of(result['copy_bytes_per_second']):.1f}%"
+        ours = find(measurements, shape)
+        reached = f"{ours.percent_of(result['copy_bytes_per_second']):.1f}%" if ours else NOT_MEASURED
         lines.append(f"{shape + ', of a copy':<34}{mark:>7.0f}%   {reached}")
-    whole = microseconds(measurements, SPLIT_SHAPE, "minivllm, no split")
-    split = microseconds(measurements, SPLIT_SHAPE, "minivllm")
-    reached = f"{whole / split:.2f}x" if whole and split else NOT_MEASURED
+    whole, split = find(measurements, SPLIT_SHAPE, "minivllm, no split"), find(measurements, SPLIT_SHAPE)
+    reached = NOT_MEASURED
+    if whole and split:
+        reached = f"{whole.microseconds.median / split.microseconds.median:.2f}x"
     lines.append(f"{SPLIT_SHAPE + ', split-KV':<34}{SPLIT_MARK:>7.0f}x   {reached}")
     return "\n".join(lines)
 
@@ -84,8 +80,9 @@ def paging_costs(measurements: list[Measurement]) -> dict[str, dict[str, float]]
     peers = {ONE_BLOCK: "the same kernel", SDPA: "torch"}
     costs: dict[str, dict[str, float]] = {}
     for m in measurements:
-        if m.contender in peers and (ours := microseconds(measurements, m.shape, "minivllm")):
-            costs.setdefault(m.shape, {})[peers[m.contender]] = ours / m.microseconds.median
+        if m.contender in peers and (ours := find(measurements, m.shape)):
+            ratio = ours.microseconds.median / m.microseconds.median
+            costs.setdefault(m.shape, {})[peers[m.contender]] = ratio
     return costs
 
 

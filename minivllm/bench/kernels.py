@@ -81,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
         found = tune(args.tune, dtype, timer)
     else:
         found = measure_shapes(args.only, dtype, timer)
+    # Once: it asks git and the driver, and a lent machine has better things to do at every measurement.
+    result = as_json([], copy_rate, args) | {"floor_microseconds": floor.as_json()}
     measurements = []
     for measurement in found:
         measurements.append(measurement)
         print(f"{measurement.shape}: {measurement.contender} {measurement.microseconds:.1f} us", flush=True)
         if args.tune:
             measurements.sort(key=lambda m: m.microseconds.median)
-        result = as_json(measurements, copy_rate, args) | {"floor_microseconds": floor.as_json()}
+        result["results"] = [m.as_json(copy_rate) for m in measurements]
         # After each: minutes of a machine that may have been lent are not lost to the last contender.
         if args.output_json:
             report.write_json(args.output_json, result)

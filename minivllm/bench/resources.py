@@ -39,6 +39,7 @@ from minivllm.bench import report
 from minivllm.bench.chips import CHIPS, SCHEDULERS_PER_SM, ChipFacts
 
 DECODE, PREFILL, NAIVE = "_paged_attention_kernel", "_prefill_kernel", "_naive_kernel"
+LLAMA = {"dtype": "float16", "heads": "llama8b"}  # what the tables are about
 BLOCK_SIZE = 16  # tokens a turn of the naive kernel, which takes one block at a time
 Record = dict[str, Any]
 """One compilation, as `kernel_compile.py` prints it."""
@@ -145,11 +146,7 @@ def print_report(result: dict[str, Any]) -> None:
     print(f"{'registers':>35}{'shared':>8}{'programs':>10}  under way (enough)  instructions  issue")
     for chip in chips:
         for kernel, name in ((DECODE, "paged"), (NAIVE, "naive lesson")):
-            for r in find(
-                records, capability=chip.capability, kernel=kernel, dtype="float16", heads="llama8b"
-            ):
-                if r.get("contiguous"):
-                    continue
+            for r in find(records, capability=chip.capability, kernel=kernel, **LLAMA, contiguous=None):
                 bound = decode_bound(r, chip)
                 print(
                     f"  {chip.name:<11}{name:<13}{r['registers']:>9}{r['shared'] / 1024:>6.0f}KB"
@@ -169,11 +166,9 @@ def print_paging(records: list[Record], chips: list[ChipFacts]) -> None:
     print("\nWhat paging adds to a turn of the loop: instructions, contiguous -> paged")
     for chip in chips:
         for kernel, name in ((DECODE, "decode"), (PREFILL, "prefill")):
-            wanted = {"capability": chip.capability, "kernel": kernel, "dtype": "float16", "heads": "llama8b"}
-            paged, contiguous = (
-                find(records, **wanted, contiguous=None),
-                find(records, **wanted, contiguous=True),
-            )
+            wanted = {"capability": chip.capability, "kernel": kernel, **LLAMA}
+            paged = find(records, **wanted, contiguous=None)
+            contiguous = find(records, **wanted, contiguous=True)
             if not paged or not contiguous:
                 continue
             before, after = contiguous[0]["loop_instructions"], paged[0]["loop_instructions"]

@@ -106,13 +106,17 @@ def test_without_a_gpu_it_says_so_and_fails(capsys, monkeypatch):
     assert "needs a CUDA GPU" in capsys.readouterr().out
 
 
-def test_the_whole_command_writes_reports_and_draws(monkeypatch, capsys, tmp_path):
-    """Catches a benchmark that breaks after its last measurement, on a machine that is lent for minutes."""
+@pytest.fixture
+def made_up_gpu(monkeypatch):
+    """`bench kernels` believes in a GPU, on which a copy takes as long as it is told."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU made up")
-    monkeypatch.setattr(NoTimer, "repeats", 1, raising=False)
     monkeypatch.setattr(kernels, "Timer", lambda repeats: NoTimer())
     monkeypatch.setattr(kernels, "measure_copy", lambda timer: 2e12)
+
+
+def test_the_whole_command_writes_reports_and_draws(made_up_gpu, monkeypatch, capsys, tmp_path):
+    """Catches a benchmark that breaks after its last measurement, on a machine that is lent for minutes."""
     monkeypatch.setattr(kernels, "DECODE_SHAPES", (DecodeShape(TINY, 2, 48), DecodeShape(TINY, 1, 16)))
     monkeypatch.setattr(kernels, "PREFILL_SHAPES", (PrefillShape(TINY, 1, 16, 16),))
     monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})
@@ -130,7 +134,7 @@ def test_the_whole_command_writes_reports_and_draws(monkeypatch, capsys, tmp_pat
         kernels.run(parse("--only", "llama-17b"))
 
 
-def test_tuning_keeps_what_it_has_measured(monkeypatch, tmp_path):
+def test_tuning_keeps_what_it_has_measured(made_up_gpu, monkeypatch, tmp_path):
     """Catches minutes of a lent GPU lost because the list is written when it is complete."""
     seconds = iter(range(30, 0, -1))
 
@@ -141,10 +145,6 @@ def test_tuning_keeps_what_it_has_measured(monkeypatch, tmp_path):
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU made up")
-    monkeypatch.setattr(kernels, "Timer", lambda repeats: NoTimer())
-    monkeypatch.setattr(kernels, "measure_copy", lambda timer: 2e12)
     monkeypatch.setattr(kernels, "measure_floor", lambda timer: Spread((5.0,)))
     monkeypatch.setattr(NoTimer, "__call__", interrupted)
     monkeypatch.setattr(kernels, "DECODE_SHAPES", (DecodeShape(TINY, 1, 16),))

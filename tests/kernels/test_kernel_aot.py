@@ -11,7 +11,7 @@ import pytest
 
 from minivllm.bench import resources
 from minivllm.bench.chips import CHIPS
-from minivllm.bench.resources import DECODE, NAIVE, PREFILL, compile_in_processes, decode_bound, find
+from minivllm.bench.resources import DECODE, LLAMA, NAIVE, PREFILL, compile_in_processes, decode_bound, find
 
 KERNELS = {
     "_paged_attention_kernel",
@@ -24,7 +24,6 @@ KERNELS = {
     "_rotary_kernel",
     "_silu_and_mul_kernel",
 }
-LLAMA = {"dtype": "float16", "heads": "llama8b"}
 # Batches that differ in what changes from step to step; prints how many kernels Triton makes of them.
 VARIANTS = """
 import itertools, torch
