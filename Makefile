@@ -61,7 +61,7 @@ bench-gpu: install
 	  --plot docs/data/gpu_kernels.png
 	for shape in llama-3.2-1b llama-3.1-8b; do \
 	  test -e build/$$shape/complete || \
-	    { rm -rf build/$$shape && $(BIN)/python -m minivllm.random_model $$shape build/$$shape && touch build/$$shape/complete; } || exit 1; \
+	    { rm -rf build/$$shape && $(BIN)/python -m minivllm.weights.random_model $$shape build/$$shape && touch build/$$shape/complete; } || exit 1; \
 	  $(BIN)/python -m minivllm bench throughput --model build/$$shape --num-prompts 64 --num-blocks 4096 \
 	    --backend minivllm hf-continuous --repeats 5 --output-json docs/data/gpu_$$shape.json || exit 1; \
 	done

@@ -25,7 +25,7 @@ vLLM V1: `reduce_segments` in `vllm/v1/attention/ops/triton_unified_attention.py
 
 import torch
 
-from kernels.common import tl, triton
+from .common import tl, triton
 
 
 def combine_reference(part_acc: torch.Tensor, part_m: torch.Tensor, part_l: torch.Tensor) -> torch.Tensor:

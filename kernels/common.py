@@ -1,6 +1,6 @@
 """Importing Triton the right way, and the argument checks every kernel shares.
 
-Every kernel file says `from kernels.common import tl, triton` instead of `import triton`. What that buys:
+Every kernel file says `from .common import tl, triton` instead of `import triton`. What that buys:
 
 1. **Interpreter or compiler.** Without a GPU Triton can still run a kernel, one program after the other, in
    numpy: slow (about 100 microseconds a tensor operation) but the same source, on a laptop, in a debugger.
@@ -32,9 +32,20 @@ time at every launch, which a CUDA graph does not repeat when it is replayed.
 vLLM V1: `vllm/triton_utils/importing.py`.
 """
 
+import os
+
 import torch
 
-from kernels import use_interpreter_without_gpu
+
+def use_interpreter_without_gpu() -> None:
+    """Choose Triton's interpreter where no GPU is present and the environment says nothing else.
+
+    A value of `TRITON_INTERPRET` that is already set wins: 0 keeps the compiler on a machine without a GPU,
+    which is how the kernels are compiled ahead of time for chips that are not there.
+    """
+    if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
 
 use_interpreter_without_gpu()
 

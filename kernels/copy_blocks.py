@@ -27,7 +27,7 @@ it, as only prefixes of full blocks are shared there).
 
 import torch
 
-from kernels.common import (
+from .common import (
     INDEX_DTYPES,
     check_cache,
     check_devices,

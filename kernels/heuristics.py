@@ -32,7 +32,7 @@ from functools import lru_cache
 
 import torch
 
-from kernels.common import INTERPRETED, triton
+from .common import INTERPRETED, triton
 
 MAX_SPLITS = 32
 MIN_TOKENS_PER_SPLIT = 256

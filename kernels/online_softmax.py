@@ -16,7 +16,7 @@ Source: Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.0
 """
 # ruff: noqa: E741  (l is the derivation's letter)
 
-from kernels.common import tl, triton
+from .common import tl, triton
 
 
 @triton.jit

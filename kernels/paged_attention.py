@@ -40,11 +40,11 @@ Paper: section 4.1. vLLM V1: `vllm/v1/attention/ops/triton_unified_attention.py`
 
 import torch
 
-from kernels.combine import combine
-from kernels.common import check_attention, needs_float32_dot, tl, triton
-from kernels.heuristics import Tiles, chip_of, choose_num_splits, decode_tiles
-from kernels.online_softmax import cap_scores, load_keys_and_values, online_update
-from kernels.paged_attention_naive import paged_attention_naive, paged_attention_reference
+from .combine import combine
+from .common import check_attention, needs_float32_dot, tl, triton
+from .heuristics import Tiles, chip_of, choose_num_splits, decode_tiles
+from .online_softmax import cap_scores, load_keys_and_values, online_update
+from .paged_attention_naive import paged_attention_naive, paged_attention_reference
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
 

@@ -48,7 +48,7 @@ Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
 
 import torch
 
-from kernels.common import check_attention, tl, triton
+from .common import check_attention, tl, triton
 
 
 def paged_attention_reference(

@@ -52,9 +52,9 @@ Paper: section 4.3 (prompt and generation phase). vLLM V1:
 
 import torch
 
-from kernels.common import check_attention, check_query_start_loc, needs_float32_dot, tl, triton
-from kernels.heuristics import Tiles, chip_of, prefill_tiles
-from kernels.online_softmax import cap_scores, load_keys_and_values, online_update
+from .common import check_attention, check_query_start_loc, needs_float32_dot, tl, triton
+from .heuristics import Tiles, chip_of, prefill_tiles
+from .online_softmax import cap_scores, load_keys_and_values, online_update
 
 
 def prefill_attention_reference(

@@ -34,7 +34,7 @@ Paper: section 5.1, "fused reshape and block write". vLLM V1: `csrc/cache_kernel
 
 import torch
 
-from kernels.common import (
+from .common import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     check_cache,

@@ -25,7 +25,7 @@ nobody's input changes under their feet, at the same traffic).
 
 import torch
 
-from kernels.common import FLOAT_DTYPES, check_devices, check_dtypes, check_tensor, tl, triton
+from .common import FLOAT_DTYPES, check_devices, check_dtypes, check_tensor, tl, triton
 
 
 def rms_norm_reference(

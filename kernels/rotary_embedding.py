@@ -42,7 +42,7 @@ vLLM V1: `csrc/pos_encoding_kernels.cu`, with the same `cos_sin_cache`.
 
 import torch
 
-from kernels.common import (
+from .common import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     check_devices,

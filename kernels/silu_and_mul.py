@@ -21,7 +21,7 @@ vLLM V1: `csrc/activation_kernels.cu`.
 
 import torch
 
-from kernels.common import FLOAT_DTYPES, check_devices, check_dtypes, check_tensor, tl, triton
+from .common import FLOAT_DTYPES, check_devices, check_dtypes, check_tensor, tl, triton
 
 
 def silu_and_mul_reference(x: torch.Tensor) -> torch.Tensor:

@@ -156,7 +156,7 @@ def chat(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the demonstration: see `demo.py`."""
-    from minivllm.demo import run_demo
+    from minivllm.viz.demo import run_demo
 
     run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
 

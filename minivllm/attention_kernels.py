@@ -56,7 +56,7 @@ class NumbaAttention(TorchAttention):
         if find_spec("numba") is None:
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
         # Imported here and not above: a third of a second, and nothing else needs it.
-        from kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
+        from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
 
         super().__init__(config, block_size, dtype, device)
         self._kernel = compile_paged_attention_cpu(config.head_dim)
@@ -92,9 +92,9 @@ class TritonAttention:
 
     def __init__(self) -> None:
         # Imported here and not above: Triton is optional, and a plain CPU run never loads it.
-        from kernels.paged_attention import paged_attention
-        from kernels.prefill_attention import prefill_attention
-        from kernels.reshape_and_cache import reshape_and_cache
+        from minivllm.kernels.paged_attention import paged_attention
+        from minivllm.kernels.prefill_attention import prefill_attention
+        from minivllm.kernels.reshape_and_cache import reshape_and_cache
 
         self._write, self._decode, self._prefill = reshape_and_cache, paged_attention, prefill_attention
 

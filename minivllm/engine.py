@@ -36,7 +36,6 @@ from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.llama import LlamaForCausalLM
 from minivllm.memory import MemoryReport, derive_num_blocks
 from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
-from minivllm.model_loader import load_model, load_model_config, load_tokenizer, resolve_model
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
@@ -44,11 +43,12 @@ from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler
 from minivllm.sequence import SequenceGroup
+from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from minivllm.trace import Trace
+    from minivllm.viz.trace import Trace
 
 
 class LLMEngine:

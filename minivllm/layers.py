@@ -190,7 +190,7 @@ class TritonRMSNorm(RMSNorm):
     """The same in one kernel instead of five operators. The kernels are imported only where they are used."""
 
     def __init__(self, build: Build) -> None:
-        from kernels.rms_norm import rms_norm
+        from minivllm.kernels.rms_norm import rms_norm
 
         super().__init__(build)
         self._kernel, self._eps = rms_norm, build.config.rms_norm_eps
@@ -210,7 +210,7 @@ class TritonRotaryEmbedding(RotaryEmbedding):
     @staticmethod
     def rotate(heads: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
         """Rotate query and key heads together, (T, Hq + Hkv, D), in place."""
-        from kernels.rotary_embedding import rotary_embedding
+        from minivllm.kernels.rotary_embedding import rotary_embedding
 
         rotary_embedding(positions, heads[:, :1], heads[:, 1:], cos_sin_cache)  # any cut will do
         return heads
@@ -218,6 +218,6 @@ class TritonRotaryEmbedding(RotaryEmbedding):
 
 def triton_silu_and_mul() -> Callable[[Tensor], Tensor]:
     """The kernel that does what `silu_and_mul` does."""
-    from kernels.silu_and_mul import silu_and_mul
+    from minivllm.kernels.silu_and_mul import silu_and_mul
 
     return silu_and_mul

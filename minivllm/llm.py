@@ -47,7 +47,7 @@ from minivllm.scheduler import Scheduler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from minivllm.trace import Trace
+    from minivllm.viz.trace import Trace
 
 
 class LLM:

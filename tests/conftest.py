@@ -16,8 +16,8 @@ import pytest
 
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
-from minivllm.model_download import resolve_model
-from minivllm.random_model import random_llama
+from minivllm.weights.download import resolve_model
+from minivllm.weights.random_model import random_llama
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two workers on two cores

@@ -28,10 +28,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import kernels.common  # while torch still says that there is no GPU: the kernels are to be interpreted
+import minivllm.kernels.common  # while torch still says that there is no GPU: the kernels are to be interpreted
 from minivllm import cuda_graphs
 
-assert kernels.common.INTERPRETED, "on a machine with a GPU there is nothing to pretend"
+assert minivllm.kernels.common.INTERPRETED, "on a machine with a GPU there is nothing to pretend"
 
 from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.paged_attention_cpu import deal_out
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
 from minivllm.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
 from minivllm.attention_torch import TorchAttention, TorchPlan, bottom_right_mask, group_by_length
 from minivllm.config import ModelConfig
+from minivllm.kernels.paged_attention_cpu import deal_out
 from minivllm.kv_cache import KVCache
 from tests.helpers_tensor import make_metadata, model_config, poison_
 

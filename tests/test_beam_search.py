@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minivllm.random_model import random_llama
 from minivllm.sampling_params import BeamSearchParams
+from minivllm.weights.random_model import random_llama
 from tests.helpers import add, make_scheduler, step
 from tests.test_engine import prompts_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from minivllm.__main__ import main, make_parser
-from minivllm.drawing import draw_block_tables, fullest_step
-from minivllm.trace import Trace
+from minivllm.viz.drawing import draw_block_tables, fullest_step
+from minivllm.viz.trace import Trace
 from tests.helpers import add, make_scheduler, run_model
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from minivllm import SamplingParams
 from minivllm.attention import paged_attention_reference
 from minivllm.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
 from minivllm.kv_cache import KVCache, write_kv_reference
-from minivllm.model_loader import load_model
+from minivllm.weights.loader import load_model
 from tests.helpers_tensor import make_metadata, poison_
 
 S = 4

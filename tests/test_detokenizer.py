@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from minivllm.detokenizer import IncrementalDetokenizer, StopChecker
-from minivllm.model_loader import load_tokenizer
+from minivllm.weights.loader import load_tokenizer
 
 CUT = "\ufffd"
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minivllm.engine import LLMEngine
-from minivllm.random_model import random_llama
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.weights.random_model import random_llama
 
 LENGTHS = [6, 1, 17, 8, 4, 12, 5]
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from minivllm import LLM, RequestOutputKind, SamplingParams
 from minivllm.outputs import SequenceOutput
-from minivllm.random_model import byte_symbols, random_llama
+from minivllm.weights.random_model import byte_symbols, random_llama
 
 EOS = 257
 KINDS = list(RequestOutputKind)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from kernels.rms_norm import _rms_norm_kernel, rms_norm
-from kernels.silu_and_mul import silu_and_mul
 from minivllm import BeamSearchParams, SamplingParams
 from minivllm.attention_kernels import TritonAttention
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
-from minivllm.trace import Trace
+from minivllm.kernels.rms_norm import _rms_norm_kernel, rms_norm
+from minivllm.kernels.silu_and_mul import silu_and_mul
+from minivllm.viz.trace import Trace
 from tests.pretend_gpu import OnGpu, pretend_gpu
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}

@@ -36,7 +36,7 @@ from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.bench.workloads import BenchRequest
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -121,7 +121,7 @@ class MinivllmBackend:
 
 
 TRACED = "minivllm-traced"
-"""minivllm with a trace of every step (`minivllm/trace.py`), to see what recording it costs."""
+"""minivllm with a trace of every step (`minivllm/viz/trace.py`), to see what recording it costs."""
 
 # The parts that make each baseline out of this engine, given max_model_len.
 BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {

@@ -27,7 +27,7 @@ from minivllm.bench.backends import BackendRun
 from minivllm.bench.workloads import BenchRequest
 from minivllm.block_table import cdiv
 from minivllm.engine import choose_device, choose_dtype
-from minivllm.model_loader import resolve_model
+from minivllm.weights.loader import resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

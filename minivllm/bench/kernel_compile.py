@@ -30,19 +30,19 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-import kernels.common
-from kernels import paged_attention as decode_module
-from kernels import prefill_attention as prefill_module
-from kernels.common import tl, triton
-from kernels.copy_blocks import copy_blocks
-from kernels.heuristics import Chip, Tiles
-from kernels.paged_attention import paged_attention, paged_attention_naive
-from kernels.prefill_attention import prefill_attention
-from kernels.reshape_and_cache import reshape_and_cache
-from kernels.rms_norm import rms_norm
-from kernels.rotary_embedding import rotary_embedding
-from kernels.silu_and_mul import silu_and_mul
+import minivllm.kernels.common
 from minivllm.bench.chips import CHIPS
+from minivllm.kernels import paged_attention as decode_module
+from minivllm.kernels import prefill_attention as prefill_module
+from minivllm.kernels.common import tl, triton
+from minivllm.kernels.copy_blocks import copy_blocks
+from minivllm.kernels.heuristics import Chip, Tiles
+from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
+from minivllm.kernels.prefill_attention import prefill_attention
+from minivllm.kernels.reshape_and_cache import reshape_and_cache
+from minivllm.kernels.rms_norm import rms_norm
+from minivllm.kernels.rotary_embedding import rotary_embedding
+from minivllm.kernels.silu_and_mul import silu_and_mul
 
 # (Hq, Hkv, D): SmolLM2, Llama-3.1-8B, and the widest head there is (Gemma 2)
 HEADS = {"smollm2": (9, 3, 64), "llama8b": (32, 8, 128), "wide": (16, 8, 256)}
@@ -240,7 +240,7 @@ def compile_too_large(recorder: Recorder) -> None:
 
 def main(arguments: list[str]) -> None:
     """`80 90`: everything for these chips. `contiguous 80 90`: without paging. `too_large`: the control."""
-    kernels.common.check_launchable = lambda tensor: None
+    minivllm.kernels.common.check_launchable = lambda tensor: None
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder))
         if arguments == ["too_large"]:

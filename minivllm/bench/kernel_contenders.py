@@ -14,7 +14,7 @@ and the kernel would push them out to memory while it is timed: up to 50 MB on a
 of one sequence of 16,384 tokens.
 
 Timing works on a GPU only, but everything else here runs on the CPU too, with a timer that measures nothing;
-so `tests/kernels/test_bench_kernels.py` can check that every contender computes the same thing.
+so `tests/bench/test_kernels.py` can check that every contender computes the same thing.
 """
 
 from __future__ import annotations
@@ -285,8 +285,8 @@ def measure_decode(shape: DecodeShape, dtype: torch.dtype, timer: Timer) -> Iter
         Our kernel as the heuristics split it, with 1 and with 16 splits, on contiguous K and V, the naive
         lesson, then the peers.
     """
-    from kernels.heuristics import chip_of, choose_num_splits
-    from kernels.paged_attention import paged_attention, paged_attention_naive
+    from minivllm.kernels.heuristics import chip_of, choose_num_splits
+    from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
 
     batch = make_batch(shape, dtype, timer.device)
     query = batch.query[:, 0]  # (R, Hq, D)
@@ -324,7 +324,7 @@ def measure_prefill(shape: PrefillShape, dtype: torch.dtype, timer: Timer) -> It
     Prompts with context have no peers: torch's `is_causal` lines the mask up with the first key, and here the
     queries are the last tokens.
     """
-    from kernels.prefill_attention import prefill_attention, prefill_attention_reference
+    from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
     query = batch.query.flatten(0, 1)  # (T, Hq, D)
@@ -351,8 +351,8 @@ def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[
         dtype: of everything.
         timer: also says on which device.
     """
-    from kernels.rms_norm import rms_norm, rms_norm_reference
-    from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
+    from minivllm.kernels.rms_norm import rms_norm, rms_norm_reference
+    from minivllm.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 
     x = torch.randn(num_tokens, 4096, dtype=dtype, device=timer.device)
     weight = torch.randn(4096, dtype=dtype, device=timer.device)

@@ -136,8 +136,8 @@ def tune(name: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
     Raises:
         ValueError: `name` is not one of the decode shapes.
     """
-    from kernels.heuristics import Tiles, chip_of, choose_num_splits
-    from kernels.paged_attention import paged_attention
+    from minivllm.kernels.heuristics import Tiles, chip_of, choose_num_splits
+    from minivllm.kernels.paged_attention import paged_attention
 
     shapes = {shape.name: shape for shape in DECODE_SHAPES}
     if name not in shapes:

@@ -27,8 +27,8 @@ from minivllm.bench.options import add_engine_arguments, engine_options, positiv
 from minivllm.bench.report import describe, percentile, provenance, write_json
 from minivllm.bench.workloads import random_tokens
 from minivllm.llm import LLM
-from minivllm.model_loader import resolve_model
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.weights.loader import resolve_model
 
 # vLLM's.
 PERCENTAGES = (10, 25, 50, 75, 90, 99)

@@ -43,8 +43,8 @@ from minivllm.bench.report import describe, provenance, write_json
 from minivllm.bench.serve_metrics import RequestTimes, overview, parse_goodput, summarize, table
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.engine import LLMEngine
-from minivllm.model_loader import load_tokenizer, resolve_model
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.weights.loader import load_tokenizer, resolve_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,8 +39,8 @@ from minivllm.bench.report import Spread, describe, provenance, write_json
 from minivllm.bench.steps import replaced
 from minivllm.bench.workloads import BenchRequest, fixed_requests, shared_prefix_requests
 from minivllm.llm import LLM
-from minivllm.model_loader import resolve_model
 from minivllm.sampling_params import SamplingParams
+from minivllm.weights.loader import resolve_model
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ from minivllm.bench.throughput_report import plot, print_report
 from minivllm.bench.throughput_result import bound_of, memory_of, rates, same_tokens
 from minivllm.bench.vllm_cpu import VllmBackend, vllm_options
 from minivllm.bench.workloads import BenchRequest
-from minivllm.model_loader import load_tokenizer, resolve_model
+from minivllm.weights.loader import load_tokenizer, resolve_model
 
 OURS = "minivllm"
 

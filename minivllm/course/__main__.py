@@ -43,7 +43,7 @@ def show(arguments: argparse.Namespace) -> bool:
     """
     target = parse_target(arguments.target)
     # Imported here: no other command downloads anything.
-    from minivllm.model_download import resolve_model
+    from minivllm.weights.download import resolve_model
 
     resolve_model("smollm2-135m-instruct")  # here, where its progress bar is seen
     # A real model on a CPU, with a student's loops in it: 20 seconds would call honest work endless.

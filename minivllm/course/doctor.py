@@ -70,7 +70,7 @@ def _generate() -> Answer:
     """
     try:
         from minivllm import LLM, SamplingParams
-        from minivllm.random_model import random_llama
+        from minivllm.weights.random_model import random_llama
 
         with tempfile.TemporaryDirectory() as folder:
             model = random_llama(Path(folder) / "tiny")

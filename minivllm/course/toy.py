@@ -25,9 +25,9 @@ from typing import Any
 
 from minivllm.llm import LLM
 from minivllm.outputs import RequestOutput
-from minivllm.random_model import random_llama
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
+from minivllm.weights.random_model import random_llama
 
 _WORDS = """
     Four score and seven years ago our fathers brought forth on this continent a new nation conceived in

@@ -14,6 +14,9 @@ that a reader has written is drawn by the same code as ours.
 | `throughput_waterfall` | tokens a step and a second, idea by idea |
 | `trace_player` | a run to step through, in the page |
 
+`trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need no
+matplotlib, so the names above are imported on first use.
+
 `show(fig, alt=...)` puts a figure into a notebook together with a sentence that describes it; without the
 sentence it refuses. Needs matplotlib.
 
@@ -22,34 +25,42 @@ sentence it refuses. Needs matplotlib.
     >>> show(gantt({"continuous batching": trace}), alt="Three requests share 9 steps ...")
 """
 
-from minivllm.viz.blocks import block_grid, slot_map, three_panel
-from minivllm.viz.gantt import blocks_in_use, gantt
-from minivllm.viz.memory import memory_area, request_area
-from minivllm.viz.player import trace_player
-from minivllm.viz.style import figure_html, new_figure, png_bytes, request_style, show
-from minivllm.viz.throughput import throughput_waterfall, tokens_per_second, tokens_per_step
-from minivllm.viz.usage import MemoryUse, memory_use, num_output_tokens, seating, wasted_share
+from __future__ import annotations
 
-__all__ = [
-    "MemoryUse",
-    "block_grid",
-    "blocks_in_use",
-    "figure_html",
-    "gantt",
-    "memory_area",
-    "memory_use",
-    "new_figure",
-    "num_output_tokens",
-    "png_bytes",
-    "request_area",
-    "request_style",
-    "seating",
-    "show",
-    "slot_map",
-    "three_panel",
-    "throughput_waterfall",
-    "tokens_per_second",
-    "tokens_per_step",
-    "trace_player",
-    "wasted_share",
-]
+import importlib
+from typing import Any
+
+# Public name -> the module that defines it.
+_HOME = {
+    "MemoryUse": "usage",
+    "Trace": "trace",
+    "block_grid": "blocks",
+    "blocks_in_use": "gantt",
+    "figure_html": "style",
+    "gantt": "gantt",
+    "memory_area": "memory",
+    "memory_use": "usage",
+    "new_figure": "style",
+    "num_output_tokens": "usage",
+    "png_bytes": "style",
+    "request_area": "memory",
+    "request_style": "style",
+    "seating": "usage",
+    "show": "style",
+    "slot_map": "blocks",
+    "three_panel": "blocks",
+    "throughput_waterfall": "throughput",
+    "tokens_per_second": "throughput",
+    "tokens_per_step": "throughput",
+    "trace_player": "player",
+    "wasted_share": "usage",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'minivllm.viz' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    return getattr(importlib.import_module(f"minivllm.viz.{_HOME[name]}"), name)

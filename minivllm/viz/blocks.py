@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
-from minivllm.trace import Trace
 from minivllm.viz.style import EMPTY, GRID, INK, RequestStyle, new_figure, request_order, request_style
+from minivllm.viz.trace import Trace
 from minivllm.viz.usage import filled_during, sequences_of, slot_of, slot_words, tables_during
 
 EMPTY_STYLE = RequestStyle(EMPTY, GRID, "")

@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minivllm.trace import Trace
 from minivllm.viz.style import GRID, INK, MEMORY_STYLE, PEAK, new_figure, request_order, request_style
+from minivllm.viz.trace import Trace
 from minivllm.viz.usage import Work, seating, tables_during
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from minivllm.trace import Trace
 from minivllm.viz.style import GRID, INK, MEMORY_STYLE, new_figure, request_order, request_style
+from minivllm.viz.trace import Trace
 from minivllm.viz.usage import MEMORY_KINDS, filled_during, memory_use, sequences_of, wasted_share
 
 LABELS = {

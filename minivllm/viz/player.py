@@ -22,8 +22,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from minivllm.trace import ScheduledRecord, StepRecord, Trace
 from minivllm.viz.style import request_order, request_style
+from minivllm.viz.trace import ScheduledRecord, StepRecord, Trace
 from minivllm.viz.usage import filled_during, sequences_of, slot_of, slot_words, tables_during
 
 

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 if TYPE_CHECKING:
-    from minivllm.trace import Trace
+    from minivllm.viz.trace import Trace
 
 # Okabe-Ito without black, ordered so that neighbours differ in lightness as well as in hue.
 PALETTE = ("#E69F00", "#0072B2", "#F0E442", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")

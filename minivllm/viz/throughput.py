@@ -15,8 +15,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minivllm.trace import Trace
 from minivllm.viz.style import HATCHES, INK, PALETTE, mix_with_white, new_figure
+from minivllm.viz.trace import Trace
 from minivllm.viz.usage import num_output_tokens
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.trace import BlockMoves, StepRecord, Trace
+from minivllm.viz.trace import BlockMoves, StepRecord, Trace
 
 MEMORY_KINDS = ("used", "reserved", "internal", "rounding", "free")
 

@@ -20,7 +20,7 @@ from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, example_llm, greedy, word
 from minivllm.engine import LLMEngine
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import gantt, show
 
 seed_all()

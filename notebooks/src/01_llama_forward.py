@@ -22,7 +22,7 @@ from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, toy_llm
 from minivllm.layers import RMSNorm, RotaryEmbedding
 from minivllm.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
-from minivllm.random_model import random_llama
+from minivllm.weights.random_model import random_llama
 from minivllm.viz import new_figure, show
 
 seed_all()

@@ -19,7 +19,7 @@ from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, example_llm, greedy, word
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sequence import Sequence
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import show, three_panel, trace_player
 
 seed_all()

@@ -15,7 +15,7 @@ from minivllm.baselines import StaticBatchScheduler
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import WORKLOAD, encode, example_llm, greedy, run_workload, toy_llm, workload_prompts
 from minivllm.scheduler import Scheduler
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import gantt, new_figure, seating, show
 
 seed_all()

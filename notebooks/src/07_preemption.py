@@ -16,7 +16,7 @@ from itertools import pairwise
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import WORKLOAD, encode, greedy, run_workload, toy_llm, workload_prompts
 from minivllm.scheduler import Scheduler
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import blocks_in_use, gantt, new_figure, show
 
 seed_all()

@@ -21,7 +21,7 @@ from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, toy_llm, word, workload_prompts
 from minivllm.outputs import SequenceOutput
 from minivllm.sampler import apply_min_p, draw, draw_top_p, invert_cdf, kept_tokens_reference, uniform
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show
 from minivllm.viz.style import PALETTE
 

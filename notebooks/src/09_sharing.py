@@ -22,7 +22,7 @@ from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, t
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.sequence import Sequence
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show, three_panel
 
 seed_all()

@@ -23,12 +23,12 @@ from unittest.mock import patch
 import torch
 from triton.runtime.interpreter import interpreter_builder
 
-from kernels import paged_attention as attention
-from kernels.combine import combine_reference
-from kernels.paged_attention_naive import _naive_kernel
+from minivllm.kernels import paged_attention as attention
+from minivllm.kernels.combine import combine_reference
+from minivllm.kernels.paged_attention_naive import _naive_kernel
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, example_llm, greedy
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show
 
 seed_all()

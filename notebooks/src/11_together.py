@@ -28,7 +28,7 @@ from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.engine import LLMEngine
-from minivllm.trace import Trace
+from minivllm.viz.trace import Trace
 from minivllm.viz import (
     blocks_in_use,
     memory_area,

@@ -152,13 +152,13 @@ def tiny_model(ex, request, tmp_path_factory):
     """
     session = request.config.stash[SESSION]
     if session.model is None and request.config.getoption("real"):
-        from minivllm.model_download import resolve_model
+        from minivllm.weights.download import resolve_model
 
         session.model = resolve_model("smollm2-135m-instruct")
     if session.model is None:
         # Imported and compiled here, where nobody is timed.
         from minivllm.llm import LLM
-        from minivllm.random_model import random_llama
+        from minivllm.weights.random_model import random_llama
 
         session.model = random_llama(tmp_path_factory.mktemp("models") / "tiny")
         LLM(session.model, skip_tokenizer_init=True, num_blocks=4)

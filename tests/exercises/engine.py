@@ -31,7 +31,7 @@ def tokenizer_of(model):
     """The tokenizer of the real model; None for the tiny one, which has none."""
     if not (model / "tokenizer.json").exists():
         return None
-    from minivllm.model_loader import load_tokenizer
+    from minivllm.weights.loader import load_tokenizer
 
     return load_tokenizer(model)
 

@@ -171,7 +171,7 @@ def test_the_input_is_left_alone(ex, rng):
 def test_the_model_writes_the_same_text_with_your_rotation(ex, tiny_model, reference_text):
     """Inside the model, with prompts and single tokens in one batch: positions are not row numbers."""
 
-    from minivllm.model_loader import load_model_config
+    from minivllm.weights.loader import load_model_config
 
     theta = load_model_config(tiny_model).rope.rope_theta
 
@@ -239,7 +239,7 @@ def test_the_model_writes_the_same_text_without_a_cache(ex, tiny_model, referenc
     import torch
 
     from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
-    from minivllm.model_loader import load_model
+    from minivllm.weights.loader import load_model
     from tests.exercises.backends import StudentAttention
 
     backend = StudentAttention(

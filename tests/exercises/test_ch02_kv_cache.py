@@ -183,7 +183,7 @@ class ContiguousAttention:
 @pytest.mark.exercise("ex02b", points=2, hint="The engine calls it once a layer, a step and a sequence.")
 def test_the_engine_generates_with_it(ex, tmp_path):
     """Inside the engine, prompts in parts of at most 8 tokens: the same text as from the engine's own attention."""
-    from minivllm.random_model import random_llama
+    from minivllm.weights.random_model import random_llama
 
     model = random_llama(tmp_path / "mha", num_key_value_heads=4)
     options = {"block_size": 64, "num_blocks": 8, "max_num_batched_tokens": 8, "max_num_seqs": 8}

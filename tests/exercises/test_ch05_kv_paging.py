@@ -180,7 +180,7 @@ def test_each_sequence_has_its_own_blocks(ex, num_tokens, block_size):
 )
 def test_the_engine_of_this_chapter_counts_the_same(ex, tiny_model):
     """Measured, not believed: what an engine holds after each step, for three block sizes."""
-    from minivllm.trace import Trace
+    from minivllm.viz.trace import Trace
 
     for block_size in (1, 4, 16):
         trace = Trace()

@@ -8,12 +8,9 @@ the device); without CUDA they are deselected, and the summary counts them as su
 from pathlib import Path
 
 import pytest
+import torch
 
-from kernels import use_interpreter_without_gpu
-
-use_interpreter_without_gpu()  # before anything here imports triton
-
-import torch  # noqa: E402
+import minivllm.kernels.common  # noqa: F401  (chooses the interpreter, before anything here imports triton)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

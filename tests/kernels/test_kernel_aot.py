@@ -27,17 +27,17 @@ KERNELS = {
 # Batches that differ in what changes from step to step; prints how many kernels Triton makes of them.
 VARIANTS = """
 import itertools, torch
-import kernels.common
+import minivllm.kernels.common
 from minivllm.bench import kernel_compile
-from kernels.paged_attention import paged_attention
-from kernels.prefill_attention import prefill_attention
+from minivllm.kernels.paged_attention import paged_attention
+from minivllm.kernels.prefill_attention import prefill_attention
 
 hashes = set()
 def launch(kernel, grid):
     return lambda *args, **kwargs: hashes.add(kernel.run(*args, grid=grid, warmup=True, **kwargs).hash)
 kernel_compile.JITFunction.__getitem__ = launch
 kernel_compile.pretend_to_be(90)
-kernels.common.check_launchable = lambda tensor: None
+minivllm.kernels.common.check_launchable = lambda tensor: None
 kv = torch.zeros(8, 16, 2, 64, dtype=torch.float16)
 for R, width in itertools.product((1, 5, 16), (1, 7, 16)):
     tables, lens = torch.zeros(R, width, dtype=torch.int32), torch.full((R,), 8, dtype=torch.int32)

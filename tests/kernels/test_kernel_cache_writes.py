@@ -7,8 +7,8 @@ into a neighbour's slot is the bug that matters most, and an assertion on the wr
 import pytest
 import torch
 
-from kernels.copy_blocks import copy_blocks, copy_blocks_reference
-from kernels.reshape_and_cache import reshape_and_cache, reshape_and_cache_reference
+from minivllm.kernels.copy_blocks import copy_blocks, copy_blocks_reference
+from minivllm.kernels.reshape_and_cache import reshape_and_cache, reshape_and_cache_reference
 from tests.kernels.attention_case import DTYPES
 
 

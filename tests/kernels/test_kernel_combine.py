@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.combine import combine, combine_reference
+from minivllm.kernels.combine import combine, combine_reference
 
 # A kernel that computes inf - inf or 0 / 0 in a row it then masks is a warning in the interpreter.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

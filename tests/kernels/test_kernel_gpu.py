@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.copy_blocks import copy_blocks
-from kernels.paged_attention import paged_attention, paged_attention_naive
-from kernels.prefill_attention import prefill_attention
-from kernels.reshape_and_cache import reshape_and_cache
-from kernels.rms_norm import rms_norm
-from kernels.rotary_embedding import rotary_embedding
-from kernels.silu_and_mul import silu_and_mul
 from minivllm import SamplingParams
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
-from minivllm.random_model import random_llama
+from minivllm.kernels.copy_blocks import copy_blocks
+from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
+from minivllm.kernels.prefill_attention import prefill_attention
+from minivllm.kernels.reshape_and_cache import reshape_and_cache
+from minivllm.kernels.rms_norm import rms_norm
+from minivllm.kernels.rotary_embedding import rotary_embedding
+from minivllm.kernels.silu_and_mul import silu_and_mul
+from minivllm.weights.random_model import random_llama
 from tests.kernels.attention_case import DTYPES, Case, assert_matches
 
 pytestmark = pytest.mark.gpu

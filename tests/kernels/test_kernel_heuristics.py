@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from kernels.heuristics import (
+from minivllm.kernels.heuristics import (
     MAX_SPLITS,
     MIN_TOKENS_PER_SPLIT,
     Chip,

@@ -46,7 +46,7 @@ kernels.reshape_and_cache.reshape_and_cache(key, value, *caches, torch.tensor([l
 assert torch.equal(caches[0][last, 5], key[0]) and torch.equal(caches[1][last, 5], value[0])
 """
 COPY = """
-from kernels.copy_blocks import copy_blocks
+from minivllm.kernels.copy_blocks import copy_blocks
 copy_blocks(*caches, torch.tensor([[last, 0], [last, last - 1]], dtype=torch.int32))
 for cache in caches:
     assert torch.equal(cache[0], cache[last]) and torch.equal(cache[last - 1], cache[last])

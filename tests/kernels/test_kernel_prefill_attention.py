@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.heuristics import Tiles
-from kernels.paged_attention import paged_attention
-from kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from minivllm.kernels.heuristics import Tiles
+from minivllm.kernels.paged_attention import paged_attention
+from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from tests.kernels.attention_case import DTYPES, Bug, Case, assert_matches
 
 # A kernel that computes inf - inf or 0 / 0 in a row it then masks is a warning in the interpreter.

@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 
-from kernels.rms_norm import rms_norm, rms_norm_reference
-from kernels.rotary_embedding import rotary_embedding, rotary_embedding_reference
-from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
+from minivllm.kernels.rms_norm import rms_norm, rms_norm_reference
+from minivllm.kernels.rotary_embedding import rotary_embedding, rotary_embedding_reference
+from minivllm.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 from tests.kernels.attention_case import DTYPES
 
 # A kernel that computes inf - inf or 0 / 0 in a row it then masks is a warning in the interpreter.

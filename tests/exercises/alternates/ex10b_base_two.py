@@ -1,7 +1,7 @@
 """Powers of two, q scaled instead of the scores, block numbers loaded without a mask on the scores' side."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

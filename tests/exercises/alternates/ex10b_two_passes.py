@@ -1,7 +1,7 @@
 """First the largest score and the sum of all keys, then, in a second pass, the values: no repair needed."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 """Takes S slots for the way from one block to the next."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

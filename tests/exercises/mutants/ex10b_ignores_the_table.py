@@ -2,7 +2,7 @@
 """Reads blocks 0, 1, 2, ... whatever the table says."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

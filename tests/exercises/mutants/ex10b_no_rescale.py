@@ -2,7 +2,7 @@
 """Repairs l when a new maximum comes, and forgets acc."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

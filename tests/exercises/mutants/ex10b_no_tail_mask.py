@@ -2,7 +2,7 @@
 """Keys behind the end are loaded as 0 and keep the score 0."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 """Looks up one block for a tile, that of its first position."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 """Every query head reads KV head 0."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 """The newest token does not see itself."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

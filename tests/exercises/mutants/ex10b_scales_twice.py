@@ -2,7 +2,7 @@
 """Scales q and the scores."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

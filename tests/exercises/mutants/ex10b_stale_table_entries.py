@@ -2,7 +2,7 @@
 """Loads a whole tile without a mask, and masks the scores only."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 """Every sequence reads row 0 of the block tables."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

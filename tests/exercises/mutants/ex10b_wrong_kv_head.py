@@ -2,7 +2,7 @@
 """Query head h reads KV head h % Hkv."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

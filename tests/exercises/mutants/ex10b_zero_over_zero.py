@@ -2,7 +2,7 @@
 """Divides 0 by 0 for a row of padding."""
 # ruff: noqa: E741
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.common import tl, triton
+from minivllm.kernels.common import tl, triton
 
 Part = tuple[Tensor, Tensor, Tensor]  # m (...), l (...), acc (..., D)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers_notebooks import SOURCES, TIMED, run_and_compare
+from tests.notebooks.helpers import SOURCES, TIMED, run_and_compare
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 _spec = importlib.util.spec_from_file_location("make_performance", DOCS / "make_performance.py")
 make_performance = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_performance)

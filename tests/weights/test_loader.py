@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minivllm.attention_kernels import make_attention_backend
-from minivllm.model_loader import (
+from minivllm.weights.loader import (
     iterate_weights,
     load_model,
     load_model_config,
@@ -358,7 +358,7 @@ def test_a_folder_without_tokenizer_says_what_to_do(tmp_path):
 def test_importing_the_loader_imports_no_transformers():
     """Catches a top-level import that costs every start, and every test run, seconds."""
     code = (
-        "import sys, minivllm.model_loader\n"
+        "import sys, minivllm.weights.loader\n"
         "slow = {'transformers', 'huggingface_hub', 'gguf'} & set(sys.modules)\n"
         "assert not slow, slow"
     )

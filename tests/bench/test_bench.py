@@ -30,7 +30,7 @@ from minivllm.bench.steps import PARTS, StepRecord, profile_steps, record_steps,
 from minivllm.bench.workloads import BenchRequest
 from minivllm.layers import Linear
 from minivllm.llm import LLM
-from minivllm.random_model import random_llama
+from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
     "skip_tokenizer_init": True,

@@ -32,7 +32,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from minivllm.gguf_convert import convert_gguf
+from minivllm.weights.gguf import convert_gguf
 
 # Only what Llama inference reads. Some hub repositories hold the weights a second time in other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]

@@ -10,7 +10,7 @@ that several sequences share.
 
 from __future__ import annotations
 
-from minivllm.trace import StepRecord, Trace
+from minivllm.viz.trace import StepRecord, Trace
 
 
 def fullest_step(trace: Trace) -> StepRecord:

@@ -21,11 +21,11 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from minivllm import model_download
-from minivllm.gguf_convert import convert_gguf, hf_name, unpermute_rows
-from minivllm.model_download import BuiltinModel, default_cache_dir, resolve_model
-from minivllm.model_loader import iterate_weights, load_model_config, load_tokenizer
-from minivllm.random_model import byte_symbols, random_llama
+from minivllm.weights import download as model_download
+from minivllm.weights.download import BuiltinModel, default_cache_dir, resolve_model
+from minivllm.weights.gguf import convert_gguf, hf_name, unpermute_rows
+from minivllm.weights.loader import iterate_weights, load_model_config, load_tokenizer
+from minivllm.weights.random_model import byte_symbols, random_llama
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LAYER_NAMES = {
@@ -233,7 +233,7 @@ def run_child(source, cache_dir, before=""):
     """Start a process that resolves "tiny" into `cache_dir`, after running the lines `before`."""
     code = (
         "import os, pathlib, signal, sys\n"
-        "from minivllm import model_download as d\n"
+        "from minivllm.weights import download as model_download as d\n"
         f"d.BUILTIN_MODELS['tiny'] = d.BuiltinModel(**{dataclasses.asdict(source.model)!r})\n"
         f"cache = pathlib.Path({str(cache_dir)!r})\n"
         f"{before}\n"

@@ -37,8 +37,8 @@ from torch import Tensor
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig, RopeConfig, require_int
 from minivllm.llama import LlamaForCausalLM
-from minivllm.model_download import BUILTIN_MODELS, default_cache_dir, resolve_model
-from minivllm.random_model import random_llama
+from minivllm.weights.download import BUILTIN_MODELS, default_cache_dir, resolve_model
+from minivllm.weights.random_model import random_llama
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,7 +16,6 @@ from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca, pa
 from minivllm.course.toy import arrange_free_blocks, decode, encode, example_llm, greedy, toy_llm, word
 from minivllm.outputs import SequenceOutput
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace import Trace
 from minivllm.viz import (
     block_grid,
     blocks_in_use,
@@ -35,6 +34,7 @@ from minivllm.viz import (
     wasted_share,
 )
 from minivllm.viz.style import new_figure
+from minivllm.viz.trace import Trace
 from minivllm.viz.usage import filled_during, slot_words, tables_during
 from tests.helpers import add, make_scheduler
 

@@ -21,11 +21,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from minivllm.drawing import draw_block_tables, fullest_step
 from minivllm.llm import LLM
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace import StepRecord, Trace
+from minivllm.viz.drawing import draw_block_tables, fullest_step
+from minivllm.viz.trace import StepRecord, Trace
 
 # The four prompts are those of vLLM's first example, so that the output can be held against it.
 QUESTION = "What is the capital of France?"

@@ -16,7 +16,7 @@ layers outweigh the embedding, so that greedy text wanders and depends on the wh
 
 For speed on a GPU the weights need not be trained either, only as large as real ones (`SHAPES`)::
 
-    $ python -m minivllm.random_model llama-3.1-8b FOLDER       16 GB of bfloat16, some minutes
+    $ python -m minivllm.weights.random_model llama-3.1-8b FOLDER       16 GB of bfloat16, some minutes
 
 vLLM V1 does the same with `load_format="dummy"` (weights only, no folder on disk).
 """
@@ -278,7 +278,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write a model of a real one's size."""
-    parser = argparse.ArgumentParser(prog="python -m minivllm.random_model", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m minivllm.weights.random_model", description=main.__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num-shards", type=int, default=4, help="files the weights are spread over")

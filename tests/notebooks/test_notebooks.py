@@ -11,7 +11,7 @@ import pytest
 
 from minivllm.block_table import BlockTable
 from minivllm.course.notebook import CLAIM_PREFIX, claim, reveal, source_of
-from tests.helpers_notebooks import NOTEBOOKS, ROOT, SOURCES, TIMED, build
+from tests.notebooks.helpers import NOTEBOOKS, ROOT, SOURCES, TIMED, build
 
 SKELETON = [
     "## Before you start",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minivllm import SamplingParams
 from minivllm.baselines import ReservationPolicy, orca
 from minivllm.scheduler import Scheduler
-from minivllm.trace import ScheduledRecord, StepRecord, Trace
+from minivllm.viz.trace import ScheduledRecord, StepRecord, Trace
 from tests import helpers
 
 

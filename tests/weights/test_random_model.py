@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from minivllm.model_loader import iterate_weights, load_model_config
-from minivllm.random_model import CONFIG, SHAPES, main, random_llama
+from minivllm.weights.loader import iterate_weights, load_model_config
+from minivllm.weights.random_model import CONFIG, SHAPES, main, random_llama
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from minivllm.baselines import (
 from minivllm.baselines.buddy import next_power_of_two
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits, llama_logits
 from minivllm.kv_cache_manager import KVCacheManager
-from minivllm.model_loader import load_model, load_model_config
 from minivllm.scheduler import Scheduler
+from minivllm.weights.loader import load_model, load_model_config
 from tests import helpers
 
 # -- the buddy allocator ------------------------------------------------------------------------------
