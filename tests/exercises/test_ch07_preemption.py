@@ -387,7 +387,7 @@ def run_policy(policy, workload):
         check_plan(scheduler, plan)
         num_tokens += plan.num_scheduled_tokens
         most_blocks = max(most_blocks, scheduler.kv.pool.num_used)
-        scheduler.update_from_output(plan, run_model(plan))
+        scheduler.update_from_output(plan, run_model(scheduler, plan))
     return None, num_tokens, f"not finished after {STEP_LIMIT} steps and {num_tokens} tokens computed"
 
 
