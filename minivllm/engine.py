@@ -9,7 +9,8 @@
 
     RequestOutput <--- output_processor: text, stop strings
 
-A loop that calls `step()` until `has_unfinished_requests()` is false is an inference server (`engine_loop.py`).
+A loop that calls `step()` until `has_unfinished_requests()` is false is an inference server
+(`engine_loop.py`).
 Requests may be added or aborted between any two steps, and each of these is all or nothing::
 
     engine.add_request("a", "The sky is", SamplingParams(max_tokens=2))      queued, or refused: no change

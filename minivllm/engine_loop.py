@@ -1,19 +1,22 @@
-"""The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out what comes of it.
+"""The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out what comes
+of it.
 
-Several callers may wait for outputs at once: two open streams, `generate` inside a `for` over a stream, requests
-of several threads. They share one engine, so a step of one is a step for all. Each request has a mailbox; the
+Several callers may wait for outputs at once: two open streams, `generate` inside a `for` over a stream,
+requests of several threads. They share one engine, so a step of one is a step for all. Each request has a
+mailbox; the
 caller that runs a step puts every output into the mailbox of its request, and each caller reads its own::
 
-    thread 1   outputs_of([a])     turn: step -> mail a, b       reads a      turn: step -> mail a, b    reads a
-    thread 2   outputs_of([b])          waits in line            reads b           waits in line         reads b
+    thread 1   outputs_of([a])     turn: step -> mail a, b       reads a      turn: step -> mail a, b    reads
+    a thread 2   outputs_of([b])          waits in line            reads b           waits in line reads b
 
-One caller at a time has the turn, and only the caller that has it may touch the engine. The line is first come,
-first served: without it the thread that has just made a step would always be quicker than the one it woke.
+One caller at a time has the turn, and only the caller that has it may touch the engine. The line is first
+come, first served: without it the thread that has just made a step would always be quicker than the one it
+woke.
 
-No request stays behind, however a caller leaves: with all its outputs, by closing its generator, with an error, or
-by Ctrl-C at any line. The clean-up is registered before the first request is queued, and registered twice: an
-interrupt may cut the first one short, and then the second finishes its work. What had been cut in the middle of
-an update cannot be trusted; `LLMEngine.recover` drops it.
+No request stays behind, however a caller leaves: with all its outputs, by closing its generator, with an
+error, or by Ctrl-C at any line. The clean-up is registered before the first request is queued, and registered
+twice: an interrupt may cut the first one short, and then the second finishes its work. What had been cut in
+the middle of an update cannot be trusted; `LLMEngine.recover` drops it.
 
 vLLM V1: `vllm/v1/engine/core.py` (`run_busy_loop`) and `llm_engine.py`.
 """
@@ -59,10 +62,12 @@ class EngineLoop:
     def outputs_of(self, groups: list[SequenceGroup]) -> Iterator[RequestOutput]:
         """Queue groups from `make_groups`, then step until they are finished.
 
-        Each output is yielded before the next step is run, so a caller who prints sees a token when it is made.
+        Each output is yielded before the next step is run, so a caller who prints sees a token when it is
+        made.
 
         Raises:
-            RuntimeError: a step that another caller ran has failed, and its error dropped these requests, too.
+            RuntimeError: a step that another caller ran has failed, and its error dropped these requests,
+            too.
         """
         mail: deque[RequestOutput] = deque()
         unfinished = dict.fromkeys(group.request_id for group in groups)  # in order
@@ -113,8 +118,8 @@ class EngineLoop:
     def _leave(self, request_ids: Iterable[str]) -> None:
         """Abort what a caller leaves unfinished, now or as soon as possible.
 
-        A generator that nothing refers to is closed wherever its thread happens to be, even in the middle of a
-        step that the same thread runs for another caller: then its requests wait for the next turn.
+        A generator that nothing refers to is closed wherever its thread happens to be, even in the middle of
+        a step that the same thread runs for another caller: then its requests wait for the next turn.
         """
         self._left.extend(request_ids)
         if self._left and threading.get_ident() not in self._line:
@@ -134,6 +139,6 @@ class EngineLoop:
         lost = request_ids.keys() - self.engine.scheduler.groups.keys()
         if lost:
             raise RuntimeError(
-                f"requests {', '.join(sorted(lost, key=int))} are no longer in the engine: they were aborted, or "
-                f"an error in a step that another caller ran dropped them."
+                f"requests {', '.join(sorted(lost, key=int))} are no longer in the engine: they were aborted "
+                f"or dropped with a step of another caller that failed."
             )

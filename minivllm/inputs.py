@@ -40,8 +40,8 @@ Message = dict[str, str]
 class Request:
     """What a front end asks for: a prompt, how to continue it, and what only the scheduler looks at.
 
-    `arrival_time` is in seconds of `time.perf_counter()`, None: now. With scheduling_policy="priority", a smaller
-    `priority` goes first.
+    `arrival_time` is in seconds of `time.perf_counter()`, None: now. With scheduling_policy="priority", a
+    smaller `priority` goes first.
     """
 
     prompt: Prompt

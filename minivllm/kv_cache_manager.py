@@ -19,12 +19,12 @@ Sharing, in one picture. `block_size = 4`, a prompt of 6 tokens, two completions
 
 `width` completions of one prompt therefore cost the prompt's full blocks once, plus what differs.
 
-Prefix cache: a full block never changes again, so it can be named by its content (`Sequence.block_hash`)
-and found by the next prompt that begins the same way. A block is registered when its tokens are *accepted*,
-after the step (`cache_blocks`). Until then it is in flight, and only requests planned in the same step find it:
+Prefix cache: a full block never changes again, so it can be named by its content (`Sequence.block_hash`) and
+found by the next prompt that begins the same way. A block is registered when its tokens are *accepted*, after
+the step (`cache_blocks`). Until then it is in flight, and only requests planned in the same step find it:
 within a step every layer writes all K and V before it reads any, so a second request with the same prompt can
-share the block in the very step that fills it. A hit never covers the last token, because its logits are still
-needed.
+share the block in the very step that fills it. A hit never covers the last token, because its logits are
+still needed.
 
 Paper: sections 4.2 to 4.5. vLLM V1: `vllm/v1/core/kv_cache_manager.py` (no copy-on-write there any more:
 only full blocks are shared); v0.1: `vllm/core/block_manager.py`.
@@ -77,7 +77,8 @@ class KVCacheManager:
     # -- the question the scheduler asks ------------------------------------------------------------
 
     def get_computed_blocks(self, seq: Sequence, max_tokens: int) -> list[KVCacheBlock]:
-        """The longest run of full blocks, cached or in flight, at the start of `seq`: at most `max_tokens` tokens.
+        """The longest run of full blocks, cached or in flight, at the start of `seq`: at most `max_tokens`
+        tokens.
 
         Changes nothing: hand the result to `allocate_slots` to hold it.
         """
@@ -146,7 +147,7 @@ class KVCacheManager:
             self.pool.cache(block, block_hash)
 
     def _full_blocks(self, seq: Sequence, start: int, end: int) -> list[tuple[KVCacheBlock, bytes]]:
-        """The blocks that computing positions [start, end) fills to the brim, and the names of their content."""
+        """The blocks that computing positions [start, end) fills, and the names of their content."""
         if not self.enable_prefix_caching:
             return []
         blocks, size = self.block_tables[seq.seq_id].blocks, self.block_size

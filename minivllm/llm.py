@@ -6,8 +6,9 @@
     >>> outputs[0].outputs[0].text
     ' Paris. The capital of France is Paris'
 
-Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that steps
-the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts, whatever order
+Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that
+steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts,
+whatever order
 they finished in::
 
     chat -> generate, beam_search -> _run ---+

@@ -2,8 +2,8 @@
 
 The scheduler knows tokens only. This module turns them into text as they come, and is therefore the place
 where a stop string is noticed. It works in two passes, because what is handed out says whether a request is
-finished: `read` takes in the new tokens and names the stop strings it found, the scheduler ends these sequences,
-and `make_outputs` then reports.
+finished: `read` takes in the new tokens and names the stop strings it found, the scheduler ends these
+sequences, and `make_outputs` then reports.
 
 What is handed out depends on the request's `output_kind`::
 

@@ -264,7 +264,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]
 
 
 def beam_candidates(logits: torch.Tensor, counts: list[int]) -> list[SequenceOutput]:
-    """The `counts[i]` most likely next tokens of each beam with their log-probabilities, from logits (N, V)."""
+    """The `counts[i]` most likely next tokens of each beam, with log-probabilities, from logits (N, V)."""
     counts = [min(count, logits.shape[-1]) for count in counts]
     values, token_ids = top(logits.float().log_softmax(dim=-1), max(counts))
     return [

@@ -18,11 +18,11 @@ One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
     B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
     C   waits: no budget left
 
-Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Who stands
-where in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the order of their
-queue. When one does not fit, the last of the queue gives up its blocks, either to be computed again later or to
-be swapped out. So the head of the queue makes progress in each step, and since `add` refuses what could not fit
-an empty pool, every request finishes.
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Who
+stands where in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
+order of their queue. When one does not fit, the last of the queue gives up its blocks, either to be computed
+again later or to be swapped out. So the head of the queue makes progress in each step, and since `add`
+refuses what could not fit an empty pool, every request finishes.
 
 A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a third block::
 
@@ -30,8 +30,8 @@ A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a
     A asks for 1: nothing is free, so B, the newest, goes      ->   2 free
     after     running [A 3 blocks]                 waiting [B, C]   1 free     B is first in line again
 
-A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it forks, and how its sequences
-share their blocks again after a preemption: `parallel_sampling.py`.
+A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it forks, and how its
+sequences share their blocks again after a preemption: `parallel_sampling.py`.
 
 The methods without an underscore are the places to put a policy of your own: a subclass that overrides
 `schedule_waiting`, for instance, admits in another way (`baselines/static_batch.py` does).
@@ -237,8 +237,8 @@ class Scheduler:
     def schedule_swapped(self, step: StepDraft) -> None:
         """Bring swapped groups back, in order, while they fit.
 
-        They come before all groups that wait: they hold CPU memory that the next victim may need, and all they
-        have computed is paid for.
+        They come before all groups that wait: they hold CPU memory that the next victim may need, and all
+        they have computed is paid for.
         """
         while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
             group = self.swapped[0]

@@ -1,8 +1,9 @@
 """The plan of one step, by value: what the scheduler decided, for the runner to carry out.
 
-The plan goes one way, from `Scheduler.schedule()` to `ModelRunner.execute_model()`. It is plain data: numbers,
-strings, tuples, and no object that the scheduler goes on changing. So it can be pickled and sent to a process or
-a machine that has never seen the request, and a runner cannot reach the scheduler's state even by mistake. For
+The plan goes one way, from `Scheduler.schedule()` to `ModelRunner.execute_model()`. It is plain data:
+numbers, strings, tuples, and no object that the scheduler goes on changing. So it can be pickled and sent to
+a process or a machine that has never seen the request, and a runner cannot reach the scheduler's state even
+by mistake. For
 the step in `scheduler.py`'s example (A generates its 8th token, B catches up with a long prompt)::
 
     SchedulerOutput(step=12, scheduled=(
@@ -11,11 +12,11 @@ the step in `scheduler.py`'s example (A generates its 8th token, B catches up wi
         ScheduledSequence("B", seq_id=1, start=4, token_ids=(9, 2, 41, 5, 7, 3, 60), block_ids=(5, 0, 3))))
 
 Each row is complete: everything the model and the sampler need for it stands in it. That includes the history
-that penalties and bad words look back on, sent anew in each step, but only for the requests that use them. vLLM
-sends a request's parameters once and then only what is new (`CachedRequestData`), so its workers keep a copy of
-every request, which each fork, preemption and abort has to keep true. A runner without memory cannot disagree
-with the scheduler. The price is bytes: a decode step of 64 sequences is some 30 KB, with penalties 3 bytes more
-for each token of history.
+that penalties and bad words look back on, sent anew in each step, but only for the requests that use them.
+vLLM sends a request's parameters once and then only what is new (`CachedRequestData`), so its workers keep a
+copy of every request, which each fork, preemption and abort has to keep true. A runner without memory cannot
+disagree with the scheduler. The price is bytes: a decode step of 64 sequences is some 30 KB, with penalties 3
+bytes more for each token of history.
 
 Paper: section 4.6 (the control message, with token ids and block tables).
 vLLM V1: `vllm/v1/core/sched/output.py`, `vllm/v1/sample/metadata.py`.
@@ -36,9 +37,9 @@ class SamplingMetadata:
     """How to choose the token that follows a row's last one.
 
     `num_samples` tokens are drawn: one, or n when a prompt for n completions is done; the k-th of them draws
-    with `seed` + k. `position` is the place of the token to be chosen, which is also the number of tokens known. `token_ids`
-    are these tokens, the prompt first; empty if nothing in `params` looks back. The ids that end the text
-    (`stop_token_ids`) are forbidden until there are `params.min_tokens` output tokens.
+    with `seed` + k. `position` is the place of the token to be chosen, which is also the number of tokens
+    known. `token_ids` are these tokens, the prompt first; empty if nothing in `params` looks back. The ids
+    that end the text (`stop_token_ids`) are forbidden until there are `params.min_tokens` output tokens.
     """
 
     params: SamplingParams
@@ -67,7 +68,8 @@ class ScheduledSequence:
 
     `block_ids` is the block table of this step. What is wanted of the logits:
 
-    - `sampling`: tokens that follow the row's last one; None while the sequence is catching up, and for a beam;
+    - `sampling`: tokens that follow the row's last one; None while the sequence is catching up, and for a
+    beam;
     - `num_candidates`: for a beam that has caught up, so many of its likeliest next tokens; else 0;
     - `scored_token_ids`: prompt tokens whose log-probabilities are wanted; the i-th follows the row's i-th.
     """

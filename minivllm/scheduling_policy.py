@@ -1,13 +1,14 @@
 """The order of the scheduler's queues: which group goes first, and which gives way.
 
-The scheduler takes from the head of `waiting` and `swapped`, and preempts the last of `running`. Where a group is
+The scheduler takes from the head of `waiting` and `swapped`, and preempts the last of `running`. Where a
+group is
 put into these queues is all there is to a policy::
 
     first come, first served       waiting [C, D]           a preempted B comes back:   [B, C, D]
                                    running [A, B]           the next victim is B, admitted last
 
-The policy object is the only one that inserts into a queue. To try another order, write a class with these three
-methods and hand it to `Scheduler(policy=...)`.
+The policy object is the only one that inserts into a queue. To try another order, write a class with these
+three methods and hand it to `Scheduler(policy=...)`.
 
 Paper: section 4.5 (first come, first served, for fairness and against starvation).
 vLLM V1: `vllm/v1/core/sched/request_queue.py`.

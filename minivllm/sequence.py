@@ -14,8 +14,9 @@ Two numbers describe how far a sequence is. `len(seq)` counts the tokens that ar
 everything sampled. `num_computed_tokens` counts those whose K and V are in the cache. The newest sampled
 token is known but not computed; its K and V are written by the step that samples the next one.
 
-The scheduler owns status, tokens and `num_computed_tokens`; all other modules read them, and the modules below
-the plan never see a sequence: what they need of one is copied into the plan by `SequenceGroup.scheduled`.
+The scheduler owns status, tokens and `num_computed_tokens`; all other modules read them, and the modules
+below the plan never see a sequence: what they need of one is copied into the plan by
+`SequenceGroup.scheduled`.
 
 Paper: section 4.5 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
 requests in `vllm/v1/engine/parallel_sampling.py`); v0.1: `vllm/sequence.py`.

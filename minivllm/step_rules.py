@@ -1,6 +1,7 @@
 """The rules for one group in one step: how many tokens it computes, how many it samples, and when it is done.
 
-One rule says how far a group may go, for its first chunk and for all later ones (`chunks_of`): all that is known
+One rule says how far a group may go, for its first chunk and for all later ones (`chunks_of`): all that is
+known
 and not yet computed, within the budget. Two examples, a budget of 8 tokens::
 
     one sequence, 12 known, 4 computed        8 tokens             no sample: it has not caught up
@@ -41,7 +42,8 @@ def max_cached_tokens(group: SequenceGroup, seq: Sequence) -> int:
 
 
 def chunks_of(group: SequenceGroup, budget: int, num_cached: int = 0) -> Chunks:
-    """What a group computes this step, within `budget` tokens: the first chunk of a prompt and all later ones.
+    """What a group computes this step, within `budget` tokens: the first chunk of a prompt and all later
+    ones.
 
     If everything it lacks fits, each sequence gets all it lacks, and all of them sample. Otherwise each
     sequence holds back its last token: none may sample before all can. Beams are compared with each other, so

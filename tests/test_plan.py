@@ -12,7 +12,13 @@ from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
 
-OPTIONS = {"num_blocks": 18, "block_size": 4, "max_model_len": 128, "max_num_batched_tokens": 32, "max_num_seqs": 16}
+OPTIONS = {
+    "num_blocks": 18,
+    "block_size": 4,
+    "max_model_len": 128,
+    "max_num_batched_tokens": 32,
+    "max_num_seqs": 16,
+}
 PROMPTS = [list(range(40, 40 + length)) for length in (6, 1, 13, 9, 22)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
@@ -76,7 +82,10 @@ def test_a_pickled_plan_gives_the_same_tokens_in_another_process(tiny_llama):
     ]
     assert greedy_tokens == results["0"][0]
     num_sampled = sum(
-        row.num_samples for plan in map(pickle.loads, plans) for row in plan.scheduled if row.sampling is not None
+        row.num_samples
+        for plan in map(pickle.loads, plans)
+        for row in plan.scheduled
+        if row.sampling is not None
     )
     assert num_sampled == sum(len(tokens) for name in "0123" for tokens in results[name])
     for name in "23":

@@ -284,7 +284,9 @@ def test_a_preempted_request_finds_its_own_blocks_again(prefix_caching, computed
     _, group = [add(scheduler, name, prompt, max_tokens=7) for name, prompt in prompts]
     plans = run_to_end(scheduler)
     assert [name for plan in plans for name in plan.preempted] == ["b"]
-    assert sum(row.num_tokens for plan in plans for row in plan.scheduled if row.request_id == "b") == computed
+    assert (
+        sum(row.num_tokens for plan in plans for row in plan.scheduled if row.request_id == "b") == computed
+    )
     assert group.num_cached_tokens == 0
     assert group.seqs[0].output_token_ids == greedy(range(50, 59), 7)
 

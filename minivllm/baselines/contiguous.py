@@ -57,8 +57,8 @@ class Reservation:
 class ContiguousKVCacheManager(KVCacheManager):
     """Block tables that are runs of consecutive blocks, from a buddy allocator.
 
-    The true output length follows from `Sequence.max_num_tokens`: exact if the request ignores end-of-sequence
-    tokens, as the requests of the benchmarks do, else an upper bound.
+    The true output length follows from `Sequence.max_num_tokens`: exact if the request ignores
+    end-of-sequence tokens, as the requests of the benchmarks do, else an upper bound.
 
     Args:
         num_blocks, block_size: as in `KVCacheManager`. A chunk of the allocator is never below one block.
@@ -95,7 +95,8 @@ class ContiguousKVCacheManager(KVCacheManager):
     # -- the interface of KVCacheManager ------------------------------------------------------------
 
     def max_blocks(self, group: SequenceGroup) -> int:
-        """Blocks of the run that `group` will get; the scheduler asks this of each request before it queues it.
+        """Blocks of the run that `group` will get; the scheduler asks this of each request before it queues
+        it.
 
         Raises:
             ValueError: the request wants to fork, or is longer than `max_model_len`.
