@@ -26,9 +26,10 @@ def make_group(name, prompt, max_tokens=8, *, seq_id=None, n=1, beam_width=None,
     )
 
 
-def add(scheduler, name, prompt, max_tokens=8, **options):
+def add(scheduler, name, prompt, max_tokens=8, *, priority=0, arrival_time=0.0, **options):
     """Make a group with an id from the scheduler, and queue it."""
     group = make_group(name, prompt, max_tokens, seq_id=scheduler.new_seq_id(), **options)
+    group.priority, group.arrival_time = priority, arrival_time
     scheduler.add(group)
     return group
 
