@@ -34,7 +34,7 @@ CHOICES = {
     "attention_backend": ("auto", "torch", "numba", "triton"),
 }
 # The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
-AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0, "bos_token_id": 0}
+AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0}
 AT_MOST = {"gpu_memory_utilization": 1}
 
 
@@ -163,8 +163,7 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    # Token ids that are more than text: tokenizers put the first one in front, generation ends at the others.
-    bos_token_id: int | None = None
+    # Where generation ends. What a prompt begins with is up to the tokenizer.
     eos_token_ids: tuple[int, ...] = ()
     architecture: str = "LlamaForCausalLM"
 

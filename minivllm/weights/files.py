@@ -26,9 +26,7 @@ from torch import Tensor
 
 from minivllm.config import few
 
-START_AGAIN = (
-    "If it was downloaded, delete the model's folder and start again; else copy or write the file anew."
-)
+START_AGAIN = "If it is damaged: delete the model's folder and download it again, or write the file anew."
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

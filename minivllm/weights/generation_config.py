@@ -17,7 +17,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minivllm.config import require_int
 from minivllm.sampling_params import SamplingParams
 from minivllm.weights.files import START_AGAIN, read_json
 
@@ -46,8 +45,8 @@ def default_sampling_params(folder: Path) -> SamplingParams:
         raise ValueError(f"{folder / FILE}: {error} {START_AGAIN}") from error
 
 
-def special_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int | None, tuple[int, ...]]:
-    """Return (bos, all eos ids). `generation_config.json` wins: chat models add their end-of-turn there.
+def eos_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    """The ids that end a sequence. `generation_config.json` wins: chat models add their end-of-turn there.
 
     Example, Llama 3.1 Instruct: `config.json` of the base model has 128001 (end of text), its chat version
     has [128001, 128008, 128009]. With only the first, the model would talk on as the user.
@@ -62,16 +61,16 @@ def special_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int | None, tu
     Raises:
         ValueError: an id is no int; the text names the file.
     """
-    generation, ids = read_generation_config(folder), []
-    for key, default in (("bos_token_id", 1), ("eos_token_id", 2)):
-        path, value = folder / FILE, generation.get(key)
-        if value is None:  # absent or null
-            path, value = folder / "config.json", raw.get(key, default)
-        several = value if isinstance(value, list) and key == "eos_token_id" else [value]
-        try:
-            for token in [] if value is None else several:
-                require_int(key, token, minimum=-(1 << 31))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error} {START_AGAIN}") from error
-        ids.append(tuple(token for token in several if token is not None and token >= 0))
-    return next(iter(ids[0]), None), ids[1]
+    path, value = folder / FILE, read_generation_config(folder).get("eos_token_id")
+    if value is None:  # absent or null
+        path, value = folder / "config.json", raw.get("eos_token_id", 2)
+    if value is None:
+        return ()
+    tokens = value if isinstance(value, list) else [value]
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise ValueError(
+                f"{path}: eos_token_id must be an int or a list of ints, got {str(value)[:80]!r}. "
+                f"{START_AGAIN}"
+            )
+    return tuple(token for token in tokens if token >= 0)

@@ -25,15 +25,15 @@ from typing import Any
 
 from minivllm.config import ModelConfig, RopeConfig, require_int
 from minivllm.weights.files import START_AGAIN, read_json
-from minivllm.weights.generation_config import special_token_ids
+from minivllm.weights.generation_config import eos_token_ids
 from minivllm.weights.registry import architecture_of
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
-# Twice the longest reach of any published Llama (4,194,304). The rotary embedding holds a row for each
-# position, and unlike the other sizes no weight contradicts this one if it is absurd.
-MOST_POSITIONS = 1 << 23
+# No size of a model is near this; the largest are the reaches of about 4 million positions that some Llamas
+# have been stretched to. Tables are made from several sizes before a weight can contradict them.
+LARGEST_SIZE = 1 << 23
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -48,14 +48,14 @@ def load_model_config(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     raw = read_json(path)
-    bos_token_id, eos_token_ids = special_token_ids(raw, folder)
+    eos = eos_token_ids(raw, folder)
     try:
-        return translate(raw, bos_token_id, eos_token_ids)
+        return translate(raw, eos)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error} {START_AGAIN}") from error
 
 
-def translate(raw: dict[str, Any], bos_token_id: int | None, eos_token_ids: tuple[int, ...]) -> ModelConfig:
+def translate(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
     """The content of `config.json` as a `ModelConfig`; see `load_model_config`."""
     architecture = architecture_of(raw)
     refuse_other_mathematics(raw)
@@ -77,15 +77,13 @@ def translate(raw: dict[str, Any], bos_token_id: int | None, eos_token_ids: tupl
         attention_bias=raw.get("attention_bias", False),
         mlp_bias=raw.get("mlp_bias", False),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        bos_token_id=bos_token_id,
-        eos_token_ids=eos_token_ids,
+        eos_token_ids=eos,
         architecture=architecture,
     )
-    if config.max_position_embeddings > MOST_POSITIONS:
-        raise ValueError(
-            f"max_position_embeddings = {config.max_position_embeddings} is above {MOST_POSITIONS}, more "
-            "than any Llama reaches."
-        )
+    sizes = vars(config) | vars(config.rope) | {"num_attention_heads * head_dim": heads * config.head_dim}
+    for name, size in sizes.items():
+        if isinstance(size, int) and size > LARGEST_SIZE:
+            raise ValueError(f"{name} is above {LARGEST_SIZE}, which no model reaches.")
     return config
 
 

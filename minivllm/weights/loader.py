@@ -123,8 +123,9 @@ def load_model(
     try:
         model.load_weights((name, stored.read()) for name, stored in weights.items())
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
+        if str(folder) in str(error):  # about a single file
+            raise
+        raise ValueError(f"{folder / 'config.json'} and its weights: {error}") from error
     return model.eval()
 
 
@@ -154,7 +155,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     else:
         from transformers import AutoTokenizer as Loader
     try:
-        return Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")  # some settings are looked at only now
+        if not isinstance(tokenizer.chat_template, str | dict | None):
+            raise TypeError(f"chat_template is of type {type(tokenizer.chat_template).__name__}")
     except Exception as error:  # of any type: the libraries below do not expect damaged files
         for name in (*TOKENIZER_SETTINGS, "tokenizer.json", "config.json"):
             if (folder / name).exists():
@@ -164,3 +168,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"the tokenizer in {folder} ({', '.join(files)}) cannot be loaded "
             f"({type(error).__name__}: {str(error)[:200]}). {START_AGAIN}"
         ) from error
+    return tokenizer

@@ -150,7 +150,7 @@ def test_a_llama_survives_the_way_through_gguf(source, tmp_path):
     before, after = dict(iterate_weights(source.folder)), dict(iterate_weights(tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    expected = dataclasses.replace(load_model_config(source.folder), bos_token_id=1, eos_token_ids=(2,))
+    expected = dataclasses.replace(load_model_config(source.folder), eos_token_ids=(2,))
     assert load_model_config(tmp_path) == expected
 
 
@@ -472,7 +472,7 @@ def test_the_built_in_model_is_smollm2(smollm2):
     assert (config.head_dim, config.max_position_embeddings, config.rms_norm_eps) == (64, 8192, 1e-5)
     assert (config.rope.rope_theta, config.rope.rope_type) == (100000.0, "default")
     assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
-    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
+    assert config.eos_token_ids == (2,)
     weights = json.loads((smollm2 / "config.json").read_text())["torch_dtype"]
     assert weights == "float32"
 

@@ -68,7 +68,7 @@ def edit_weights(folder, edit):
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "default"}},
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "linear", "factor": 8.0}},
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "llama3", **LLAMA3, **TRAINED}},
-        {"architectures": ["LlamaForCausalLM"], "bos_token_id": None, "eos_token_id": [3, 4]},
+        {"architectures": ["LlamaForCausalLM"], "eos_token_id": [3, 4]},
     ],
 )  # fmt: skip
 def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
@@ -80,7 +80,7 @@ def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
     for key in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias",
-        "mlp_bias", "tie_word_embeddings", "bos_token_id",
+        "mlp_bias", "tie_word_embeddings",
     ):  # fmt: skip
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.rope.rope_type == theirs.rope_parameters["rope_type"]
@@ -99,12 +99,25 @@ def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
         (5, {"eos_token_id": [5, 6]}, (5, 6)),
         (5, {"eos_token_id": 7}, (7,)),
         (5, {"temperature": 0.6}, (5,)),
+        (5, {"eos_token_id": None}, (5,)),
+        (5, {"eos_token_id": []}, ()),
+        (-1, None, ()),
+        ([5, -1, 6], None, (5, 6)),
     ],
 )
 def test_eos_ids_of_generation_config_win(tmp_path, eos, generation, expected):
     """Catches a chat model that does not stop at its end-of-turn token and talks on as the user."""
     folder = write_config(tmp_path, generation, eos_token_id=eos)
     assert load_model_config(folder).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("eos", ["5", True, [None], [5, "6"], 5.0, {"a": 5}, [[5]]])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_eos_id_that_is_no_number_is_refused_by_name(tmp_path, eos, file):
+    """Would catch `true` taken for token 1, and a string that breaks each request in the middle of a step."""
+    keys, generation = ({"eos_token_id": eos}, None) if file == "config.json" else ({}, {"eos_token_id": eos})
+    with pytest.raises(ValueError, match=f"/{file}: eos_token_id must be an int or a list of ints, got"):
+        load_model_config(write_config(tmp_path, generation, **keys))
 
 
 @pytest.mark.parametrize(
