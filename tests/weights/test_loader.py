@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -211,6 +212,68 @@ def test_an_index_without_files_is_refused(tmp_path):
         next(iterate_weights(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/tmp/x.safetensors", "a/../../x.safetensors", "a/x.safetensors", "..\\x.safetensors",
+     "C:x.safetensors", "x.bin", "", ".", "\0.safetensors", None, 5, ["x.safetensors"]],
+)  # fmt: skip
+def test_an_index_names_files_of_its_own_folder_only(tmp_path, name):
+    """Would catch weights read in silence from anywhere on the disk because a download says so."""
+    folder = random_llama(tmp_path / "model", num_shards=2)
+    random_llama(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "x.safetensors")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"index\.json names the weight file .*, expected the plain name"):
+        load_tiny(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], ["model.safetensors"], {}, "model.safetensors", 5])
+def test_a_weight_map_that_is_no_map_is_refused(tmp_path, weight_map):
+    """Would catch "list has no attribute values"."""
+    folder = random_llama(tmp_path, num_shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r'index\.json has no "weight_map"'):
+        load_tiny(folder)
+
+
+def test_links_out_of_the_folder_are_followed(tmp_path):
+    """Would catch the hub's cache refused: there each file of a snapshot is a link to a store beside it."""
+    folder, store = random_llama(tmp_path / "snapshot", num_shards=2), tmp_path / "blobs"
+    store.mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(store / path.name)
+        path.symlink_to(f"../blobs/{path.name}")
+    load_tiny(folder)
+
+
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}', "{"]
+)
+def test_a_whole_file_wins_over_a_stale_index(tmp_path, index):
+    """Would catch the refusal of a model that was saved again in one file. transformers takes that one too."""
+    from transformers import AutoModelForCausalLM
+
+    folder = random_llama(tmp_path)
+    (folder / "model.safetensors.index.json").write_text(index)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(load_tiny(folder).model.embed_tokens, theirs.model.embed_tokens.weight)
+
+
+def test_one_tensor_in_two_shards_is_refused(tmp_path):
+    """Would catch shards of two checkpoints mixed in one folder: the last one read would win."""
+    folder = random_llama(tmp_path, num_shards=2)
+    first, second = sorted(folder.glob("*.safetensors"))
+    weights = load_file(second)
+    save_file(weights | {"model.embed_tokens.weight": load_file(first)["model.embed_tokens.weight"]}, second)
+    with pytest.raises(
+        ValueError, match=r"model\.embed_tokens\.weight is stored twice: in .*00001-of.*00002-of"
+    ):
+        load_tiny(folder)
+
+
 def test_rotary_buffers_of_old_checkpoints_are_left_out(tmp_path):
     """Catches an "unexpected weight" error for every Llama that was saved before 2023-07."""
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -369,6 +432,44 @@ def test_a_tokenizer_of_a_named_class_goes_through_auto_tokenizer(tiny_llama, tm
     assert type(ours) is type(theirs)
     assert type(ours) is not type(load_tokenizer(tiny_llama))
     assert ours("ab c")["input_ids"] == theirs("ab c")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer_class", [None, "MyTokenizer", "LlamaTokenizer", "PreTrainedTokenizerFast"]
+)
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoTokenizer": ["evil.MyTokenizer", None]}, ["evil.MyTokenizer", None]]
+)
+def test_code_in_a_model_folder_is_never_run(tiny_llama, tmp_path, monkeypatch, auto_map, tokenizer_class):
+    """Would catch transformers' question on the terminal, whose answer "y" runs what came with the model."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass MyTokenizer: pass\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class, "auto_map": auto_map}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names code of its own .* never run"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("auto_class", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("model_type", ["llama", "mine"])
+def test_code_that_config_json_names_is_not_run_either(
+    tiny_llama, tmp_path, monkeypatch, auto_class, model_type
+):
+    """Would catch AutoTokenizer following `auto_map` of config.json, which it reads to choose its class."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {auto_class: "evil.Mine"}, "model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["tokenizer_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(folder).eos_token_id == 257
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_without_tokenizer_says_what_to_do(tmp_path):
