@@ -31,6 +31,7 @@ CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "preemption_mode": ("recompute", "swap"),
+    "scheduling_policy": ("fcfs", "priority"),
     "attention_backend": ("auto", "torch", "numba", "triton"),
 }
 # The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
@@ -227,6 +228,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     preemption_mode: str = "recompute"
+    scheduling_policy: str = "fcfs"
 
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minivllm import LLM, SamplingParams
 from minivllm.attention_kernels import make_attention_backend
 from minivllm.weights.loader import (
     iterate_weights,
@@ -470,6 +471,22 @@ def test_code_that_config_json_names_is_not_run_either(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(folder).eos_token_id == 257
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("skip_tokenizer_init", "reason"), [(False, "stop"), (True, "length")])
+def test_generation_ends_at_a_token_that_only_the_tokenizer_names(
+    tiny_llama, tmp_path, skip_tokenizer_init, reason
+):
+    """Would catch a ChatML fine-tune that talks on past <|im_end|>. Without a tokenizer none can know it."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
+    llm = LLM(folder, num_blocks=8, skip_tokenizer_init=skip_tokenizer_init)
+    params = SamplingParams(temperature=0, max_tokens=5, logit_bias={257: 100.0}, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": [104, 105]}], params, use_tqdm=False)
+    assert output.outputs[0].finish_reason == reason
+    assert output.outputs[0].stop_reason is None
+    assert output.outputs[0].token_ids == [257] * (1 if reason == "stop" else 5)
 
 
 def test_a_folder_without_tokenizer_says_what_to_do(tmp_path):
