@@ -109,8 +109,10 @@ class InputProcessor:
         # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
         # sampled, and to forbid it (min_tokens) would be an index error in the middle of a step.
         vocab_size = self.model_config.vocab_size
-        # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn".
-        known_eos = frozenset(token for token in self.model_config.eos_token_ids if token < vocab_size)
+        # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn". And a
+        # fine-tune may name its end of turn in the tokenizer alone (`<|im_end|>`); vLLM stops there too.
+        named = {*self.model_config.eos_token_ids, getattr(self.tokenizer, "eos_token_id", None)} - {None}
+        known_eos = frozenset(token for token in named if token < vocab_size)
         eos = frozenset() if params.ignore_eos else known_eos
         # `BeamSearchParams` has neither stop tokens nor bad words.
         stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())

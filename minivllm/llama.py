@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.config import ModelConfig
+from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
 from minivllm.layers import (
     Build,
@@ -220,8 +220,7 @@ class LlamaForCausalLM(nn.Module):
             view.copy_(weight)
         if missing or unexpected:
             raise ValueError(
-                f"the weights do not fit the config: missing {sorted(missing) or 'none'}, "
-                f"unexpected {sorted(unexpected) or 'none'}."
+                f"the weights do not fit the config: missing {few(missing)}; unexpected {few(unexpected)}."
             )
         self._has_weights = True
         # Only now: a packed weight cannot be written to any more.
