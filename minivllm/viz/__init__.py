@@ -62,7 +62,5 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
     if name not in _HOME:
-        raise AttributeError(
-            f"module 'minivllm.viz' has no attribute {name!r}. It has: {', '.join(__all__)}."
-        )
+        raise AttributeError(f"module 'minivllm.viz' has no attribute {name!r}. It has: {', '.join(__all__)}.")
     return getattr(importlib.import_module(f"minivllm.viz.{_HOME[name]}"), name)
