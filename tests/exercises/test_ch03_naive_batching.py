@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.scheduler import Scheduler
 from tests.exercises.engine import default_prompts, generate
-from tests.exercises.expect import expect, expect_that, same_text
+from tests.exercises.expect import expect, expect_that, expect_unchanged, same_text
 from tests.exercises.simulate import Job, draw_jobs, simulate
 from tests.helpers import make_group, step
 
@@ -32,6 +32,8 @@ def test_the_three_kinds_are_told_apart(ex):
     """Empty and set aside is not the same as empty and free: only the second can be given to somebody."""
     check_shares(ex, 0.125, 0.375, 0.5, [6, 2], [16, 16], 64)
     check_shares(ex, 0.25, 0.0, 0.75, [16], [16], 64)
+    check_shares(ex, 1.0, 0.0, 0.0, [16, 48], [16, 48], 64)
+    check_shares(ex, 1 / 3, 1 / 3, 1 / 3, [1], [2], 3)
 
 
 @pytest.mark.exercise("ex03a", points=1, hint="Divide all three by the same number: the capacity.")
@@ -83,8 +85,9 @@ def test_the_engine_counts_the_same(ex):
 
 
 def check_steps(ex, expected, lengths, batch_size):
-    got = ex.static_batch_steps(list(lengths), batch_size)
-    expect(tuple(got), expected, f"static_batch_steps({list(lengths)}, batch_size={batch_size})")
+    given, call = list(lengths), f"static_batch_steps({list(lengths)}, batch_size={batch_size})"
+    expect(tuple(ex.static_batch_steps(given, batch_size)), expected, call)
+    expect_unchanged([given], [list(lengths)], call)
 
 
 @pytest.mark.exercise("ex03b", points=1, hint="A batch takes as many steps as its longest request.")
@@ -125,8 +128,10 @@ def steps_of(lengths, batch_size):
 
 
 def check_order(ex, lengths, batch_size):
-    order = list(ex.order_by_length(list(lengths), batch_size))
+    given = list(lengths)
+    order = list(ex.order_by_length(given, batch_size))
     call = f"order_by_length({list(lengths)}, batch_size={batch_size})"
+    expect_unchanged([given], [list(lengths)], call)
     expect(sorted(order), list(range(len(lengths))), f"request numbers, sorted, of {call}")
     return order, call
 
