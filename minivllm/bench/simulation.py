@@ -117,7 +117,7 @@ def add_request(
 
 def dummy_outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
     """Token 0 for everybody who samples."""
-    return [SequenceOutput((0,) * row.num_samples) for row in plan.scheduled]
+    return [SequenceOutput(((0,),) * row.num_samples) for row in plan.scheduled]
 
 
 def random_beam_outputs(seed: int) -> Runner:
@@ -131,7 +131,7 @@ def random_beam_outputs(seed: int) -> Runner:
         logits = rng.standard_normal((len(plan.scheduled), VOCAB_SIZE))  # (R, V)
         # log-softmax without the usual shift by the maximum: standard normal numbers do not overflow exp.
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        count = 2 * max((row.group.width for row in plan.scheduled), default=0)
+        count = max((row.num_candidates for row in plan.scheduled), default=0)
         top = np.argpartition(log_probs, -count)[:, -count:]  # (R, count), in no order
         return [
             SequenceOutput(
