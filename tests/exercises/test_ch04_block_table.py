@@ -1,7 +1,5 @@
 """Chapter 4: blocks_needed, append_tokens, free; each alone and inside the engine."""
 
-from collections import OrderedDict
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -253,12 +251,14 @@ def test_the_engine_gets_its_blocks_back(ex, tiny_model, reference_text):
 
     class Pool(BlockPool):
         def free(self, blocks):
-            block_ids = [block.block_id for block in reversed(list(blocks))]
-            free_blocks, ref_counts = list(self._free), [block.ref_count for block in self.blocks]
+            blocks = list(blocks)
+            block_ids = [block.block_id for block in reversed(blocks)]
+            free_blocks, ref_counts = list(self.free_block_ids), [block.ref_count for block in self.blocks]
+            call = f"free({block_ids}, {free_blocks}, {ref_counts})"
             ex.free(block_ids, free_blocks, ref_counts)
-            for block, count in zip(self.blocks, ref_counts, strict=True):
-                block.ref_count = count
-            self._free = OrderedDict((block_id, self.blocks[block_id]) for block_id in free_blocks)
+            super().free(blocks)
+            expect(ref_counts, [block.ref_count for block in self.blocks], f"ref_counts after {call}")
+            expect(sorted(free_blocks), sorted(self.free_block_ids), f"free_blocks, sorted, after {call}")
 
     class Manager(KVCacheManager):
         def __init__(self, *args, **kwargs):
