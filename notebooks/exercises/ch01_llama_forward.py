@@ -65,8 +65,8 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Do not call `scaled_dot_product_attention`; it is what you are writing.
 
     Args:
-        query: (T, Hq, D). Not changed.
-        key, value: (T, Hkv, D). Hkv divides Hq. Not changed.
+        query: (T, Hq, D).
+        key, value: (T, Hkv, D). Hkv divides Hq.
 
     Returns:
         (T, Hq, D).

@@ -49,7 +49,7 @@ def static_batch_steps(output_lengths: list[int], batch_size: int) -> tuple[int,
     That makes 8 steps of 2 seats, and 10 tokens: 16 - 10 = 6 times a seat was empty.
 
     Args:
-        output_lengths: 1 or more tokens for each request. Not changed.
+        output_lengths: 1 or more tokens for each request.
         batch_size: seats, 1 or more. All of them count in every step, in a smaller last batch too.
 
     Returns:
@@ -69,9 +69,5 @@ def order_by_length(output_lengths: list[int], batch_size: int) -> list[int]:
 
     Example: output_lengths [2, 5, 3], batch_size 2. In the order given it takes 5 + 3 = 8 steps. [1, 2, 0] takes
     5 + 2 = 7, and so does [2, 1, 0]; no order takes fewer.
-
-    Args:
-        output_lengths: 1 or more tokens for each request. Not changed.
-        batch_size: seats, 1 or more.
     """
     raise NotImplementedError("ex03c")

@@ -26,8 +26,7 @@ def admit(waiting: list[int], seats: int, token_budget: int, free_blocks: int, b
     up. With free_blocks=4 it is [6]: 10 tokens need 3 blocks and 2 are left.
 
     Args:
-        waiting: tokens that each waiting request has to compute, 1 or more, head of the queue first. Not
-            changed.
+        waiting: tokens that each waiting request has to compute, 1 or more, head of the queue first.
         seats: how many more sequences may run.
         token_budget: how many tokens this step may still compute.
         free_blocks: blocks that nobody holds.
@@ -53,7 +52,6 @@ def finish_reason(
 
     Args:
         token_ids: the prompt, then all output tokens; at least one of these. The last one is the newest.
-            Not changed.
         num_prompt_tokens: how many of `token_ids` are the prompt. It may contain stop tokens; they end nothing.
         max_tokens: output tokens the request asked for, 1 or more.
         stop_token_ids: tokens that end the text.

@@ -26,7 +26,7 @@ def slot_mapping(block_table: list[int], start: int, end: int, block_size: int) 
 
     Args:
         block_table: physical block numbers in logical order. It covers position end - 1, and may go on behind
-            it. Not changed.
+            it.
         start: first position.
         end: one past the last position.
         block_size: tokens a block.
@@ -66,7 +66,7 @@ def block_size_sweep(num_tokens: list[int], block_sizes: list[int]) -> dict[int,
     Example: block_size_sweep([6, 3], [1, 4, 16]) == {1: (0, 9), 4: (3, 3), 16: (23, 2)}.
 
     Args:
-        num_tokens: 0 or more tokens for each sequence. Without tokens a sequence holds no block. Not changed.
+        num_tokens: 0 or more tokens for each sequence. Without tokens a sequence holds no block.
         block_sizes: the sizes to compare.
     """
     raise NotImplementedError("ex05c")
