@@ -1,5 +1,6 @@
 """The commands of the course: what a student and a teacher are told, and that nobody is graded by the wrong code."""
 
+import ast
 import csv
 import io
 import json
@@ -572,6 +573,18 @@ def test_the_solutions_page_is_up_to_date_and_folds_every_exercise():
     exercises = [exercise for chapter in catalog.chapters() for exercise in catalog.exercises_of(chapter)]
     assert page.count("<details>") == page.count("</details>") == len(exercises)
     assert "SOLUTION" not in page
+
+
+def test_the_built_site_has_no_page_of_solutions():
+    """Would catch answers that students find with the search of the site; the other pages for teachers are there."""
+    settings = (catalog.ROOT / "docs" / "conf.py").read_text()
+    (excluded,) = re.findall(r"^exclude_patterns = (\[.*\])$", settings, re.MULTILINE)
+    page = solutions_page.PAGE.relative_to(catalog.ROOT / "docs").as_posix()
+    assert page in ast.literal_eval(excluded)
+    toctree = re.search(
+        r"```\{toctree\}(.*?)```", solutions_page.PAGE.with_name("index.md").read_text(), re.DOTALL
+    )
+    assert "grading" in toctree[1] and "solutions" not in toctree[1]
 
 
 def test_the_magic_is_registered_and_says_what_is_wrong(capsys):

@@ -157,7 +157,9 @@ def test_the_angles_are_those_of_the_formula(ex, rng):
         expect_close(got, rope_oracle(heads, positions, theta), f"apply_rope at positions [0, 7, 3, 41, 100], theta={theta:g}", 2e-4)  # fmt: skip
 
 
-@pytest.mark.exercise("ex01b", points=1, hint="positions.float() and float32 frequencies; cast the result only.")
+@pytest.mark.exercise(
+    "ex01b", points=1, hint="positions.float() and float32 frequencies; cast the result only."
+)
 def test_far_positions_are_told_apart(ex, rng):
     """bfloat16 has 8 bits: 257 becomes 256, and 100,001 becomes 99,840. Neighbours would get one position."""
     import torch
@@ -251,7 +253,9 @@ def test_neighbouring_query_heads_share_a_kv_head(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex01c", points=2, hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100."
+    "ex01c",
+    points=2,
+    hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
 )
 def test_scores_of_any_size_give_the_right_weights(ex, rng):
     """Heads whose scores lie hundreds apart, and a future that scores higher than all the past."""

@@ -159,7 +159,9 @@ def test_the_scores_are_scaled_by_the_head_size(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex02b", points=2, hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100."
+    "ex02b",
+    points=2,
+    hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
 )
 def test_neither_garbage_nor_large_scores_disturb(ex, rng):
     """Heads whose scores lie hundreds apart, a future that scores higher, and rows that nobody has written."""

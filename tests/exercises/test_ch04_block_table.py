@@ -117,7 +117,9 @@ def test_out_of_blocks_changes_nothing(ex):
         expect((table, free), (block_table, free_blocks), f"block_table and free_blocks after {call} raised")
 
 
-@pytest.mark.exercise("ex04b", points=1, hint="Blocks are numbered from 0: `if block` is false for the first of them.")
+@pytest.mark.exercise(
+    "ex04b", points=1, hint="Blocks are numbered from 0: `if block` is false for the first of them."
+)
 def test_block_zero_holds_tokens_too(ex):
     """0 is a block number like any other, not "none": taken for none, a slot or the block itself is lost."""
     table, free_blocks = [0], []

@@ -134,7 +134,9 @@ def test_a_ragged_batch_is_packed(ex, rng):
     check_gather(ex, rng, [[7, 2], [3], [5]], [6, 0, 3])
 
 
-@pytest.mark.exercise("ex05b", points=1, hint="How many entries count follows from seq_lens, not from the entries.")
+@pytest.mark.exercise(
+    "ex05b", points=1, hint="How many entries count follows from seq_lens, not from the entries."
+)
 def test_block_zero_is_a_block_like_any_other(ex, rng):
     """Tables are padded with 0, but a 0 among the first entries names block 0: without it a sequence has a hole."""
     check_gather(ex, rng, [[0]], [4])
@@ -143,7 +145,9 @@ def test_block_zero_is_a_block_like_any_other(ex, rng):
     check_gather(ex, rng, [[3, 0]], [8])
 
 
-@pytest.mark.exercise("ex05b", points=1, hint="Index or concatenate the cache itself: nothing is computed here.")
+@pytest.mark.exercise(
+    "ex05b", points=1, hint="Index or concatenate the cache itself: nothing is computed here."
+)
 def test_the_dtype_of_the_cache_is_kept(ex, rng):
     """A result made by torch.zeros is float32: twice the memory, and attention refuses two dtypes. Empty ones too."""
     for dtype in ("float16", "bfloat16", "float64"):

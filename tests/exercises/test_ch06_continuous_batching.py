@@ -30,7 +30,9 @@ def walk(waiting, seats, budget, blocks, block_size=4):
         needed = -(-tokens // block_size)
         lacks = [name for name, left in (("seat", seats), ("token", budget)) if left == 0]
         if lacks or needed > blocks:
-            reason = f"no {lacks[0]} is left" if lacks else f"its {tokens} tokens need {needed} blocks of {blocks}"
+            reason = (
+                f"no {lacks[0]} is left" if lacks else f"its {tokens} tokens need {needed} blocks of {blocks}"
+            )
             return [*lines, f"request {number} asks for {asked}: {reason}. It waits, and all behind it"]
         seats, budget, blocks = seats - 1, budget - tokens, blocks - needed
         left = f"{seats} seats, {budget} tokens, {blocks} blocks"
@@ -101,7 +103,10 @@ def test_no_limit_is_broken_and_no_room_is_wasted(ex, waiting, seats, budget, bl
     """Whatever the numbers: within all three limits, and the first who stays out really did not fit."""
     got = list(ex.admit(list(waiting), seats, budget, blocks, block_size))
     call = "\n  ".join(
-        [call_of(waiting, seats, budget, blocks, block_size), *walk(waiting, seats, budget, blocks, block_size)]
+        [
+            call_of(waiting, seats, budget, blocks, block_size),
+            *walk(waiting, seats, budget, blocks, block_size),
+        ]
     )
     expect_that(len(got) <= len(waiting) and 0 not in got, f"each number is that of a request that joins\n  {call}",
                 got=got)  # fmt: skip
@@ -242,7 +247,9 @@ def test_a_short_job_that_comes_later_passes_too(ex):
 
 
 @pytest.mark.exercise(
-    "ex06c", points=1, hint="max_num_tokens - len(group.seqs[0]): what is yet to generate, not what was asked for."
+    "ex06c",
+    points=1,
+    hint="max_num_tokens - len(group.seqs[0]): what is yet to generate, not what was asked for.",
 )
 def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
     """A preempted job has tokens already: judged by all it asked for, one that is nearly done waits again for long."""
@@ -258,7 +265,11 @@ def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
     expect(admitted, ["nearly done"], what)
     expect_that(isinstance(scheduler.waiting, deque), "self.waiting is still a collections.deque",
                 got=type(scheduler.waiting).__name__)  # fmt: skip
-    expect(sorted(group.request_id for group in scheduler.waiting), ["half way", "new"], "who waits after that step")
+    expect(
+        sorted(group.request_id for group in scheduler.waiting),
+        ["half way", "new"],
+        "who waits after that step",
+    )
 
 
 @pytest.mark.exercise(

@@ -153,7 +153,9 @@ def test_a_low_temperature_is_not_zero(ex):
         check_sample(ex, 1, logits, temperature, 0.65)
 
 
-@pytest.mark.exercise("ex08a", points=1, hint="Look at all V tokens: no top-k, no 16-bit index, no 16-bit sum.")
+@pytest.mark.exercise(
+    "ex08a", points=1, hint="Look at all V tokens: no top-k, no 16-bit index, no 16-bit sum."
+)
 def test_a_large_vocabulary_is_reached_to_its_end(ex, rng):
     """Llama 3 has 128,256 tokens, and ids and shares of all of them count: the last one as much as the first."""
     import torch
@@ -228,7 +230,9 @@ def cut_of(ex, probs, p):
     row = torch.tensor(probs)
     given, call = row.clone(), f"top_p({shown(row)}, p={p})"
     got = ex.top_p(given, p)
-    expect_that(isinstance(got, torch.Tensor) and got.dtype == row.dtype, f"{call} is a float32 tensor", got=got)
+    expect_that(
+        isinstance(got, torch.Tensor) and got.dtype == row.dtype, f"{call} is a float32 tensor", got=got
+    )
     expect_unchanged([given], [row], call)
     return got, call
 
@@ -308,7 +312,9 @@ def test_a_flat_row_keeps_as_many_tokens_as_it_takes(ex, rng):
     kept = got > 0
     call = "top_p(3,000 tokens of about the same probability, p=0.5)"
     mass = probs.double()[kept].sum().item()
-    expect_that(abs(mass - 0.5) < 1e-3, f"{call} keeps tokens of probability 0.5 together", got=round(mass, 4))
+    expect_that(
+        abs(mass - 0.5) < 1e-3, f"{call} keeps tokens of probability 0.5 together", got=round(mass, 4)
+    )
     lowest, highest = probs[kept].min().item(), probs[~kept].max().item()
     expect_that(lowest >= highest, f"{call} keeps the likeliest", least_kept=lowest, most_cut=highest)
 

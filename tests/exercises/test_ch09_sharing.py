@@ -94,7 +94,9 @@ def test_tokens_do_not_run_into_each_other(ex):
     check_equal_up_to(ex, 1, [1, 2, 3, 4, 70000, 1, 1, 1], [1, 2, 3, 4, 4464, 1, 1, 1])
 
 
-@pytest.mark.exercise("ex09a", points=1, hint="4 bytes for each token: token.to_bytes(4, 'little'); or the numbers.")
+@pytest.mark.exercise(
+    "ex09a", points=1, hint="4 bytes for each token: token.to_bytes(4, 'little'); or the numbers."
+)
 def test_every_bit_of_a_token_counts(ex):
     """Vocabularies of 128,256 and more: ids that agree in their lowest 8, 16 or 24 bits are still other words."""
     for base in (0, 5, 128_255, 2**31 - 1):
@@ -106,7 +108,9 @@ def test_every_bit_of_a_token_counts(ex):
 
 
 @pytest.mark.exercise(
-    "ex09a", points=2, hint="How many different names can there be? 2 bytes: 65,536. hashlib.sha256 has 32 bytes."
+    "ex09a",
+    points=2,
+    hint="How many different names can there be? 2 bytes: 65,536. hashlib.sha256 has 32 bytes.",
 )
 def test_a_hundred_thousand_blocks_have_as_many_names(ex, rng):
     """A server holds more blocks than a checksum has values: two that collide, and one user reads another's text."""
@@ -118,7 +122,9 @@ def test_a_hundred_thousand_blocks_have_as_many_names(ex, rng):
             for index, name in enumerate(ex.block_names(list(token_ids), 4)):
                 if name in seen:
                     same, other = token_ids[: 4 * index + 4], seen[name]
-                    raise AssertionError(f"two sequences whose last blocks have one name, {name!r}\n  {same}\n  {other}")
+                    raise AssertionError(
+                        f"two sequences whose last blocks have one name, {name!r}\n  {same}\n  {other}"
+                    )
                 seen[name] = token_ids[: 4 * index + 4]
 
 

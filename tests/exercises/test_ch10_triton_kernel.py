@@ -117,7 +117,11 @@ def test_a_part_without_keys_changes_nothing(ex, rng):
         check_merged(ex.merge(both, full), scores, values, what)
 
 
-@pytest.mark.exercise("ex10a", points=1, hint="[..., None] puts D behind any leading dimensions; new tensors take their dtype from a.")
+@pytest.mark.exercise(
+    "ex10a",
+    points=1,
+    hint="[..., None] puts D behind any leading dimensions; new tensors take their dtype from a.",
+)
 def test_any_shape_and_dtype_will_do(ex, rng):
     """One row for each head, or for each head of each sequence; in float32 as in float64."""
     import torch
@@ -163,7 +167,12 @@ def test_large_scores_do_not_overflow(ex):
     tensor = torch.tensor([[1000.0, 1001.0, 998.0], [-1000.0, -1002.0, -999.0]], dtype=torch.float64)
     values = torch.stack((values, 2 * values))
     a, b = part_of(tensor[:, :1], values[:, :1]), part_of(tensor[:, 1:], values[:, 1:])
-    check_merged(ex.merge(a, b), tensor, values, "merge(key 0, keys 1 and 2) of two heads with scores near 1000 and -1000")
+    check_merged(
+        ex.merge(a, b),
+        tensor,
+        values,
+        "merge(key 0, keys 1 and 2) of two heads with scores near 1000 and -1000",
+    )
 
 
 def attend_in_parts(parts_to_out):
@@ -324,7 +333,9 @@ def check_kernel(ex, batch, block_n=16, tolerance=1e-4):
     tensors = (batch.query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
     with told_as_it_is(), reads_outside(batch.block_tables) as entries:
         ex.decode_attention(*tensors, batch.scale, block_n, out)
-    expect_that(entries == [0], f"{what} reads no entry outside of block_tables", entries_read_there=entries[0])
+    expect_that(
+        entries == [0], f"{what} reads no entry outside of block_tables", entries_read_there=entries[0]
+    )
     outside = torch.cat([buffer[:GUARD], buffer[-GUARD:]]) != UNTOUCHED
     expect_that(not outside.any().item(), f"{what} writes to out only", numbers_elsewhere=int(outside.sum()))
     missing = [tuple(i) for i in (out == UNTOUCHED).any(-1).nonzero().tolist()]
@@ -362,7 +373,9 @@ def test_only_tokens_of_the_sequence_count(ex, rng):
         check_kernel(ex, Batch(rng, [1, 17], [[3], [5, 4, 2, 7, 1]], heads=(1, 1), garbage=garbage))
 
 
-@pytest.mark.exercise("ex10b", points=1, hint="mask=n < seq_len, other=0 for the load of the block numbers, too.")
+@pytest.mark.exercise(
+    "ex10b", points=1, hint="mask=n < seq_len, other=0 for the load of the block numbers, too."
+)
 def test_the_table_is_read_under_a_mask(ex, rng):
     """A tile is longer than the row of the table: behind the last row is memory that is not the table's."""
     check_kernel(ex, Batch(rng, [5], [[2, 1]], heads=(1, 1)), block_n=16)
@@ -370,7 +383,9 @@ def test_the_table_is_read_under_a_mask(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex10b", points=2, hint="m starts at -inf and not at 0; what does not exist has the score -inf and not -100."
+    "ex10b",
+    points=2,
+    hint="m starts at -inf and not at 0; what does not exist has the score -inf and not -100.",
 )
 def test_scores_far_from_zero_count_as_any_other(ex, rng):
     """All scores near -200, or 200: beside a maximum of 0, or a mask of -100, exp(-200) is nothing at all."""
@@ -563,7 +578,9 @@ def test_scores_of_any_size_can_be_merged(ex, rng):
         check_close(out, attention(scores, values), f"result of {what} with scores near {shift:g}", 1e-9)
     scores[0] += 2000.0  # the other head stays near -1000: each has its own maximum
     what, out, _ = run_split(ex, 20, 4, 4, scores, values)
-    check_close(out, attention(scores, values), f"result of {what} with scores near 1000 and -1000 in two heads", 1e-9)
+    check_close(
+        out, attention(scores, values), f"result of {what} with scores near 1000 and -1000 in two heads", 1e-9
+    )
 
 
 @pytest.mark.exercise("ex10c", points=1, hint="Where l is 0, take 0 for acc before you multiply.")

@@ -1,6 +1,7 @@
 # caught by: test_the_shares_add_up_to_the_whole
 """Rounds to hundredths: the shares no longer add up."""
 
+
 def fragmentation(snapshot):
     used, held = sum(snapshot.filled), sum(snapshot.reserved)
     slots = {"used": used, "wasted": held - used, "free": snapshot.capacity - held}

@@ -1,6 +1,7 @@
 # caught by: test_block_zero_holds_tokens_too
 """Takes block 0 for "no block", and asks for another one."""
 
+
 def append_tokens(block_table, num_tokens, num_new_tokens, free_blocks, block_size):
     missing = -(-(num_tokens + num_new_tokens) // block_size) - len(block_table)
     if missing > len(free_blocks):

@@ -1,6 +1,7 @@
 # caught by: test_a_double_free_is_an_error_and_changes_nothing
 """Frees block by block and takes it back on an error: what was free has other places."""
 
+
 def free(block_table, free_blocks, ref_counts):
     done = []
     for block in block_table:

@@ -9,5 +9,7 @@ from minivllm.scheduler import Scheduler
 class ShortestJobFirst(Scheduler):
     def schedule(self):
         if not self.running:
-            self.waiting = deque(sorted(self.waiting, key=lambda each: each.max_num_tokens - len(each.seqs[0])))
+            self.waiting = deque(
+                sorted(self.waiting, key=lambda each: each.max_num_tokens - len(each.seqs[0]))
+            )
         return super().schedule()

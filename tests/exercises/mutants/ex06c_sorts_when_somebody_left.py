@@ -11,5 +11,7 @@ class ShortestJobFirst(Scheduler):
         self.seen = getattr(self, "seen", set())
         if len(self.waiting) not in self.seen:
             self.seen.add(len(self.waiting))
-            self.waiting = deque(sorted(self.waiting, key=lambda each: each.max_num_tokens - len(each.seqs[0])))
+            self.waiting = deque(
+                sorted(self.waiting, key=lambda each: each.max_num_tokens - len(each.seqs[0]))
+            )
         return super().schedule()

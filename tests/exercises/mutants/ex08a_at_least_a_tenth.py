@@ -1,6 +1,7 @@
 # caught by: test_a_low_temperature_is_not_zero
 """Raises low temperatures to 0.1, against overflow."""
 
+
 def sample(logits, temperature, u):
     if temperature == 0:
         return int(logits.argmax())

@@ -1,6 +1,7 @@
 # caught by: test_temperature_divides_the_logits
 """Divides in place: the log-probabilities of the answer are read from the same row."""
 
+
 def sample(logits, temperature, u):
     if temperature == 0:
         return int(logits.argmax())

@@ -1,6 +1,7 @@
 # caught by: test_a_low_temperature_is_not_zero
 """Takes every temperature below 0.1 for 0."""
 
+
 def sample(logits, temperature, u):
     if temperature < 0.1:
         return int(logits.argmax())

@@ -1,6 +1,7 @@
 # caught by: test_a_large_vocabulary_is_reached_to_its_end
 """Looks at the 1,000 likeliest tokens only, to be fast."""
 
+
 def sample(logits, temperature, u):
     if temperature == 0:
         return int(logits.argmax())

@@ -1,6 +1,7 @@
 # caught by: test_a_p_of_nearly_one_is_a_cut
 """Takes 0.95 and more for 1."""
 
+
 def top_p(probs, p):
     if p >= 0.95:
         return probs.clone()

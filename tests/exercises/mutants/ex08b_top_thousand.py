@@ -1,6 +1,7 @@
 # caught by: test_a_flat_row_keeps_as_many_tokens_as_it_takes
 """Sorts the 1,000 likeliest tokens only, to be fast."""
 
+
 def top_p(probs, p):
     if p == 1:
         return probs.clone()

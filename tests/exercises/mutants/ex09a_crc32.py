@@ -8,6 +8,8 @@ def block_names(token_ids, block_size):
     names, name = [], b""
     for end in range(block_size, len(token_ids) + 1, block_size):
         block = token_ids[end - block_size : end]
-        name = zlib.crc32(name + b"".join(token.to_bytes(4, "little") for token in block)).to_bytes(4, "little")
+        name = zlib.crc32(name + b"".join(token.to_bytes(4, "little") for token in block)).to_bytes(
+            4, "little"
+        )
         names.append(name)
     return names

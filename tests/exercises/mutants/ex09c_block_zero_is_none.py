@@ -1,6 +1,7 @@
 # caught by: test_the_tail_goes_before_the_head
 """Skips block 0 as if it were padding."""
 
+
 def eviction_order(history, num_blocks):
     free, holders = list(range(num_blocks)), [0] * num_blocks
     for event, block_ids in history:
