@@ -127,7 +127,7 @@ def chat(args: argparse.Namespace) -> None:
     It grows until the prompt has no room for an answer; then `max_model_len` ends it with an error.
     """
     from minivllm import LLM, SamplingParams
-    from minivllm.inputs import render_chat
+    from minivllm.prompts import render_chat
 
     params = SamplingParams(**sampling_options(args))
     llm = LLM(model=args.model, **engine_options(args))

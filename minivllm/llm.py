@@ -34,10 +34,11 @@ from minivllm.attention import AttentionBackend
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine, StepObserver
 from minivllm.engine_loop import EngineLoop
-from minivllm.inputs import Message, Prompt, Request, as_conversations, as_list, render_chat
+from minivllm.inputs import Request
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.model_runner import SamplerFunction
 from minivllm.outputs import RequestOutput
+from minivllm.prompts import Message, Prompt, as_conversations, as_list, render_chat
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.scheduler import Scheduler
 from minivllm.sequence import SequenceGroup

@@ -19,7 +19,7 @@ FLOORS = [
      "cuda_graphs"],
     ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "memory"],
-    ["logits_processors", "sampler", "model_runner", "detokenizer", "inputs", "output_processor", "metrics"],
+    ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics"],
     ["engine"],
     ["engine_loop", "llm"],
 ]  # fmt: skip
