@@ -1,19 +1,15 @@
 """Benchmarks: workloads, and the commands `python -m minivllm bench NAME` that run them.
 
-Every command is a module with two functions, `add_arguments(parser)` and `run(args) -> int` (the exit
-status). `COMMANDS` lists them; a module is imported when its command is asked for, because some need torch
-and some need packages that a study installation may lack.
+A command is a module with two functions, `add_arguments(parser)` and `run(args) -> int` (the exit status). It
+is imported when it is asked for, because some commands need torch and some need packages that a study
+installation may lack. `vllm` and `openvino` are `throughput` with other defaults::
 
     $ python -m minivllm bench throughput --num-prompts 4 --backend minivllm hf
 
-Every command prints a table, and with `--output-json` writes the same numbers with their provenance: the
-machine, the versions, the commit, the date. A number without these is an anecdote.
+Every command prints a table below the processor and its load, and `--output-json` writes the same numbers
+with their provenance (`report.py`): a number without its circumstances is an anecdote.
 
-What each is for: `throughput` a full engine, `latency` one batch, `serve` users who come and go, `sharing`
-and `memory` what the paper's ideas save, `vllm` the comparison with the real thing, `kernels` the GPU alone,
-`resources` GPUs that are not there.
-
-vLLM V1: `vllm/benchmarks/` and `vllm bench --help`; the option names are vLLM's where it has them.
+vLLM V1: `vllm/benchmarks/` and `vllm bench --help`; the option names are vLLM's where vLLM has them.
 """
 
 from __future__ import annotations
@@ -21,33 +17,53 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "throughput": ("minivllm.bench.throughput", "tokens per second, beside Hugging Face, interleaved"),
-    "latency": ("minivllm.bench.latency", "seconds for one batch, start to end"),
-    "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, normalized latency, goodput"),
-    "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
-    "vllm": ("minivllm.bench.vllm_cpu", "against vLLM itself on a CPU, in an environment of its own"),
-    "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
-    "kernels": ("minivllm.bench.kernels", "the Triton kernels, in microseconds and bytes (needs a GPU)"),
-    "resources": ("minivllm.bench.resources", "what each GPU would give the kernels, compiled without one"),
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its module, what `--help` says of it, and the options whose default differs."""
+
+    module: str
+    help: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def _against(peer: str) -> dict[str, Any]:
+    return {"backend": ["minivllm", peer], "install": True}
+
+
+THROUGHPUT = "minivllm.bench.throughput"
+COMMANDS = {
+    "throughput": Command(THROUGHPUT, "tokens per second, beside Hugging Face, interleaved"),
+    "vllm": Command(THROUGHPUT, "against vLLM on a CPU, in an environment of its own", _against("vllm")),
+    "openvino": Command(THROUGHPUT, "against OpenVINO GenAI, in the same way", _against("openvino")),
+    "latency": Command("minivllm.bench.latency", "seconds for one batch, start to end"),
+    "serve": Command("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
+    "sharing": Command("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
+    "memory": Command("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
+    "plan": Command("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
+    "kernels": Command("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
+    "resources": Command("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
 }
 
 
 def load_command(name: str) -> ModuleType:
-    """Import the module of one command; an unknown name is a ValueError that lists the known ones.
+    """Import the module of one command.
 
-    Example: `load_command("latency").run` is `minivllm.bench.latency.run`.
+    Raises:
+        ValueError: an unknown name; the text lists the known ones.
     """
     if name not in COMMANDS:
         raise ValueError(f"unknown benchmark {name!r}. Known: {', '.join(COMMANDS)}.")
-    return importlib.import_module(COMMANDS[name][0])
+    return importlib.import_module(COMMANDS[name].module)
 
 
 def help_text() -> str:
     """The list of commands."""
-    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<12}{command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: python -m minivllm bench COMMAND [options]", "", "commands:", *lines])
 
 
@@ -55,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; `argv` is what follows `python -m minivllm bench`.
 
     Returns:
-        The exit status, which is the command's own, 0 for help, 2 for a command that does not exist.
+        The command's own exit status; 0 for help, 2 for a command that does not exist.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
@@ -67,13 +83,13 @@ def main(argv: Sequence[str]) -> int:
         return 2
     parser = argparse.ArgumentParser(
         prog=f"python -m minivllm bench {argv[0]}",
-        # The first line of a command's docstring is its help text; so it has to make sense alone.
-        description=(module.__doc__ or "").strip().split("\n", maxsplit=1)[0],
+        description=COMMANDS[argv[0]].help,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     module.add_arguments(parser)
+    parser.set_defaults(**COMMANDS[argv[0]].defaults)
     args = parser.parse_args(list(argv[1:]))
     try:
         return int(module.run(args))
-    except ValueError as error:  # a wrong option, found where it was used: its text says what to do
+    except ValueError as error:  # a wrong option, found where it was used: the text says what to do
         parser.error(str(error))
