@@ -124,6 +124,7 @@ def chat(args: argparse.Namespace) -> None:
     It grows until the prompt has no room for an answer; then `max_model_len` ends it with an error.
     """
     from minivllm import LLM, SamplingParams
+    from minivllm.inputs import render_chat
 
     params = SamplingParams(**sampling_options(args))
     llm = LLM(model=args.model, **engine_options(args))
@@ -140,9 +141,7 @@ def chat(args: argparse.Namespace) -> None:
         if not question.strip():
             return
         messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # The template has put the special tokens in already.
-        prompt = {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        prompt = render_chat(tokenizer, messages)
         # Each output holds what is new (`LLM.stream`); the pieces together are the answer for the next turn.
         answer = ""
         for output in llm.stream(prompt, params):

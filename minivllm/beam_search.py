@@ -43,11 +43,6 @@ class _Offer:
     total: float
 
 
-def num_candidates(width: int, num_stop_tokens: int) -> int:
-    """Offers to consider: even if every beam's best is a stop token, `width` others remain."""
-    return max(2, 1 + num_stop_tokens) * width
-
-
 def score(seq: Sequence, length_penalty: float) -> float:
     """What hypotheses are ranked by."""
     return seq.cumulative_logprob / seq.num_output_tokens**length_penalty
@@ -63,7 +58,7 @@ def advance(
 
     Args:
         sampled: the live beams, all of one length, whose every token is computed, and for each its most
-            likely next tokens, at least `num_candidates` of them.
+            likely next tokens, at least `group.num_candidates` of them.
         new_seq_id: gives an unused sequence id at each call.
     """
     params = group.params
@@ -75,7 +70,7 @@ def advance(
         for token_id, logprob in output.candidates
     ]
     offers.sort(key=lambda offer: offer.total, reverse=True)
-    offers = offers[: num_candidates(params.beam_width, len(group.stop_token_ids))]
+    offers = offers[: group.num_candidates]
 
     # Like Hugging Face: only what ranks among the first `w` may finish. A worse continuation that happens to
     # end would otherwise fill the list of hypotheses and stop the search before better ones are done.
@@ -91,7 +86,7 @@ def advance(
 
     survivors = [offer for offer in offers if offer.token_id not in group.stop_token_ids][: params.beam_width]
     if last or not _can_improve(group, params, finished, survivors):
-        # The end of the group: the hypotheses stay, best first, and nobody holds a block any more.
+        # The end of the group: the hypotheses stay, best first, and no beam holds a block any more.
         for beam in beams:
             kv.free(beam)
         for index, seq in enumerate(finished):

@@ -29,6 +29,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 PREEMPTION_MODES = ("recompute", "swap")
+SCHEDULING_POLICIES = ("fcfs", "priority")
 ATTENTION_BACKENDS = ("auto", "torch", "numba", "triton")
 
 
@@ -191,6 +192,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     preemption_mode: str = "recompute"
+    scheduling_policy: str = "fcfs"
 
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"
@@ -205,6 +207,7 @@ class EngineConfig:
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("device", self.device, DEVICES)
         require_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
+        require_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
         require_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         for name in (
             "skip_tokenizer_init",

@@ -7,10 +7,11 @@
         outputs = runner.execute_model(plan)                 the model                     tensors
         updated = scheduler.update_from_output(plan, outputs)  append, fork, finish        pure Python
 
-    RequestOutput <--- output_processor.process(updated)
+    RequestOutput <--- output_processor: text, stop strings
 
-Whoever calls `step()` in a loop until `has_unfinished_requests()` is false has an inference server; `LLM`
-does just that. Requests may be added or aborted between any two steps, and a step is all or nothing::
+A loop that calls `step()` until `has_unfinished_requests()` is false is an inference server
+(`engine_loop.py`).
+Requests may be added or aborted between any two steps, and each of these is all or nothing::
 
     engine.add_request("a", "The sky is", SamplingParams(max_tokens=2))      queued, or refused: no change
     engine.step()   ->  [RequestOutput("a", " blue", finished=False)]        prompt computed, 1 token
@@ -22,15 +23,17 @@ Paper: section 4 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.st
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from minivllm.attention import AttentionBackend
 from minivllm.attention_kernels import make_attention_backend
-from minivllm.config import EngineConfig, require_number
+from minivllm.config import EngineConfig
 from minivllm.cuda_graphs import DecodeGraphs, can_replay
-from minivllm.inputs import InputProcessor, Prompt
+from minivllm.inputs import InputProcessor, Prompt, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.llama import LlamaForCausalLM
@@ -42,13 +45,27 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler
-from minivllm.sequence import SequenceGroup
+from minivllm.scheduler_output import SchedulerOutput
+from minivllm.scheduling_policy import POLICIES
+from minivllm.sequence import Sequence, SequenceGroup
 from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from minivllm.viz.trace import Trace
+
+class StepObserver(Protocol):
+    """What is told about every step: `viz/trace.py` records them."""
+
+    def record(
+        self,
+        plan: SchedulerOutput,
+        updated: list[tuple[SequenceGroup, list[Sequence]]],
+        scheduler: Scheduler,
+        now: float,
+    ) -> None:
+        """Take in one step, after it is over; nothing may be changed."""
+        ...
 
 
 class LLMEngine:
@@ -68,6 +85,7 @@ class LLMEngine:
 
     Raises:
         ValueError: the model, the device or the memory is not what the config asks for.
+        TypeError: a part lacks a method that the engine will call.
         ConnectionError: the model is not here yet and cannot be fetched.
     """
 
@@ -79,9 +97,11 @@ class LLMEngine:
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
         attention_backend: AttentionBackend | None = None,
-        trace: Trace | None = None,
+        trace: StepObserver | None = None,
     ) -> None:
         # What is quick to check comes first, before gigabytes of weights are read.
+        _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
+        _require_methods("trace", trace, ("record",))
         folder = resolve_model(config.model)
         self.config = config
         self.model_folder = folder
@@ -104,20 +124,28 @@ class LLMEngine:
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
         self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
         self.scheduler = scheduler_cls(
-            kv_cache_manager_cls(
-                kv_cache.num_blocks, config.block_size, config.enable_prefix_caching, kv_cache.num_cpu_blocks
+            kv=kv_cache_manager_cls(
+                num_blocks=kv_cache.num_blocks,
+                block_size=config.block_size,
+                enable_prefix_caching=config.enable_prefix_caching,
+                num_cpu_blocks=kv_cache.num_cpu_blocks,
             ),
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            config.enable_chunked_prefill,
-            config.preemption_mode,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_chunked_prefill=config.enable_chunked_prefill,
+            preemption_mode=config.preemption_mode,
+            policy=POLICIES[config.scheduling_policy](),
         )
         self.input_processor = InputProcessor(
-            self.model_config, self.tokenizer, self.max_model_len, config.max_logprobs, config.seed
+            config=config,
+            model_config=self.model_config,
+            tokenizer=self.tokenizer,
+            max_model_len=self.max_model_len,
         )
         self.output_processor = OutputProcessor(self.tokenizer)
         self.trace = trace  # asked after each step; the engine itself never reads it
         self.periodic_log = None if config.disable_log_stats else PeriodicLog()
+        self._is_whole = True  # False while an update is going on, and after one that was cut short
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -127,6 +155,7 @@ class LLMEngine:
         prompt: Prompt,
         params: SamplingParams | BeamSearchParams | None = None,
         arrival_time: float | None = None,
+        priority: int = 0,
     ) -> None:
         """Queue a request.
 
@@ -135,15 +164,15 @@ class LLMEngine:
             prompt: `str`, `{"prompt": str}` or `{"prompt_token_ids": [int]}`.
             params: None: `SamplingParams()`.
             arrival_time: in seconds of `time.perf_counter()`; None: now.
+            priority: with scheduling_policy="priority", the smaller goes first.
 
         Raises:
             ValueError, TypeError: something is wrong with the request; the engine is as it was.
         """
-        self.add_group(self.make_group(request_id, prompt, params), arrival_time)
+        request = Request(prompt, SamplingParams() if params is None else params, arrival_time, priority)
+        self.add_group(self.make_group(request_id, request))
 
-    def make_group(
-        self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams | None = None
-    ) -> SequenceGroup:
+    def make_group(self, request_id: str, request: Request) -> SequenceGroup:
         """Check a request without queueing it, so that many can be checked before the first is queued.
 
         The sequence id of a refused request is lost, which is harmless: ids need to be unique, not dense.
@@ -151,23 +180,21 @@ class LLMEngine:
         Raises:
             ValueError, TypeError: as in `add_request`.
         """
-        params = SamplingParams() if params is None else params
-        group = self.input_processor.make_group(request_id, prompt, params, self.scheduler.new_seq_id())
+        group = self.input_processor.make_group(request_id, request, self.scheduler.new_seq_id())
         self.scheduler.check(group)
         return group
 
-    def add_group(self, group: SequenceGroup, arrival_time: float | None = None) -> None:
-        """Queue a request that `make_group` has checked; `arrival_time` as in `add_request`.
+    def add_group(self, group: SequenceGroup) -> None:
+        """Queue a request that `make_group` has checked.
 
-        `Scheduler.add` checks once more, because two groups made with one request_id are both right until one
-        of them is queued. It comes before the seed is given and the outputs are expected: if it refuses,
-        nothing has happened.
+        It is checked once more, because two groups made with one request_id are both right until one of them
+        is queued. The seed comes last: a refused request must not use one up.
         """
-        now = time.perf_counter()
-        arrival_time = now if arrival_time is None else require_number("arrival_time", arrival_time)
-        self.scheduler.add(group)
-        self.input_processor.give_seed(group)
-        self.output_processor.add(group, arrival_time)
+        self.scheduler.check(group)
+        with self._all_or_nothing():
+            self.scheduler.add(group)
+            self.output_processor.add(group)
+            self.input_processor.give_seed(group)
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; all its blocks are free afterwards.
@@ -177,44 +204,66 @@ class LLMEngine:
         Returns:
             What there is of its output, with finish_reason "abort"; None if there is no such request.
         """
-        group = self.scheduler.abort(request_id)
-        return None if group is None else self.output_processor.finish_aborted(group, time.perf_counter())
+        if request_id not in self.scheduler.groups:
+            return None
+        with self._all_or_nothing():
+            group = self.scheduler.abort(request_id)
+            return self.output_processor.finish_aborted(group, time.perf_counter())
 
     def has_unfinished_requests(self) -> bool:
         """Whether a call of `step` has anything to do."""
         return self.scheduler.has_unfinished
 
-    def get_num_unfinished_requests(self) -> int:
-        """Requests waiting, running or swapped."""
-        return len(self.scheduler.groups)
-
     # -- the loop body ------------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
-        """Run one step for everybody who fits, and return what the requests asked to see.
+        """Run one step for all requests that fit, and return what the requests asked to see.
 
         If anything interrupts it (an error, Ctrl-C), every request is dropped and every block is free: the
         KV cache may be half written then, so nothing in it can be trusted. The engine stays usable.
         """
-        try:
+        with self._all_or_nothing():
             plan = self.scheduler.schedule()
             self.output_processor.note_scheduled(plan, time.perf_counter())
             outputs = self.runner.execute_model(plan)
             updated = self.scheduler.update_from_output(plan, outputs)
-            results = self.output_processor.process(updated, self.scheduler, time.perf_counter())
+            results = self._make_outputs(updated)
             if self.trace is not None:
                 self.trace.record(plan, updated, self.scheduler, time.perf_counter())
-        except BaseException:
-            self.reset()
-            raise
         if self.periodic_log is not None:
-            self.periodic_log.note(plan, time.perf_counter(), self.stats)
+            self.periodic_log.note(self.stats, time.perf_counter())
         return results
+
+    def _make_outputs(self, updated: list[tuple[SequenceGroup, list[Sequence]]]) -> list[RequestOutput]:
+        """Tokens to text, text to stop strings, and what the requests asked to see of both."""
+        now = time.perf_counter()
+        self.scheduler.finish_stopped(self.output_processor.read(updated, now))
+        return self.output_processor.make_outputs(updated, now)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """An update in several places. If it is cut short, every request is dropped."""
+        self.recover()
+        self._is_whole = False
+        try:
+            yield
+            self._is_whole = True
+        finally:
+            self.recover()
+
+    def recover(self) -> None:
+        """Drop all requests if an update was cut short; does nothing else.
+
+        An interrupt may cut `recover` short as well: then the next call begins anew.
+        """
+        if not self._is_whole:
+            self.reset()
 
     def reset(self) -> None:
         """Drop all requests and forget all KV. The weights, the seeds to come and the counters stay."""
         self.scheduler.reset()
         self.output_processor.reset()
+        self._is_whole = True
 
     def reset_prefix_cache(self) -> None:
         """Forget the content of all blocks, so that the next prompts are computed from scratch.
@@ -267,6 +316,13 @@ class LLMEngine:
                 f"swap_space_bytes ({config.swap_space_bytes}) holds no block: one takes {block_bytes} bytes."
             )
         return KVCache(model_config, num_blocks, config.block_size, self.dtype, self.device, num_cpu_blocks)
+
+
+def _require_methods(name: str, part: object, methods: tuple[str, ...]) -> None:
+    """Raise TypeError unless `part` is None or has these methods."""
+    missing = [method for method in methods if part is not None and not callable(getattr(part, method, None))]
+    if missing:
+        raise TypeError(f"{name} must be an object with {', '.join(methods)}(), got {part!r}.")
 
 
 def choose_device(device: str) -> torch.device:

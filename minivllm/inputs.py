@@ -21,9 +21,11 @@ vLLM V1: `vllm/v1/engine/input_processor.py` (`processor.py` before), `vllm/inpu
 from __future__ import annotations
 
 import random
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minivllm.config import ModelConfig
+from minivllm.config import EngineConfig, ModelConfig, require_number
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.sequence import Sequence, SequenceGroup
 
@@ -34,34 +36,45 @@ Prompt = str | dict[str, object]
 Message = dict[str, str]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a front end asks for: a prompt, how to continue it, and what only the scheduler looks at.
+
+    `arrival_time` is in seconds of `time.perf_counter()`, None: now. With scheduling_policy="priority", a
+    smaller `priority` goes first.
+    """
+
+    prompt: Prompt
+    params: SamplingParams | BeamSearchParams
+    arrival_time: float | None = None
+    priority: int = 0
+
+
 class InputProcessor:
     """Checks requests and turns them into sequence groups.
 
     Args:
+        config: for the policy, the most log-probabilities a request may ask for, and the seed that requests
+            without one of their own get theirs from.
         model_config: for the vocabulary size and the end-of-sequence tokens.
         tokenizer: None if the engine runs on token ids alone.
         max_model_len: the most tokens, prompt and output, that a sequence may have.
-        max_logprobs: the most log-probabilities a request may ask for.
-        seed: where requests without a seed of their own get theirs from.
     """
 
     def __init__(
         self,
+        config: EngineConfig,
         model_config: ModelConfig,
         tokenizer: PreTrainedTokenizerFast | None,
         max_model_len: int,
-        max_logprobs: int,
-        seed: int,
     ) -> None:
+        self.config = config
         self.model_config = model_config
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
-        self.max_logprobs = max_logprobs
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(config.seed)
 
-    def make_group(
-        self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams, seq_id: int
-    ) -> SequenceGroup:
+    def make_group(self, request_id: str, request: Request, seq_id: int) -> SequenceGroup:
         """Check one request and make its group, with one sequence that holds the prompt.
 
         Changes nothing, here or in the engine. The limits that parameters leave open are decided now:
@@ -72,8 +85,7 @@ class InputProcessor:
 
         Args:
             request_id: the name outputs will carry. Whether it is free only the scheduler knows.
-            prompt: see `tokenize`.
-            params: what is asked for, valid in itself already.
+            request: its parameters are valid in themselves already.
             seq_id: an unused id for the group's first sequence.
 
         Raises:
@@ -81,7 +93,12 @@ class InputProcessor:
         """
         if not isinstance(request_id, str):
             raise TypeError(f"request_id must be a string, got {type(request_id).__name__}.")
-        text, token_ids = self.tokenize(prompt)
+        params = request.params
+        self._check_priority(request.priority)
+        arrival_time = time.perf_counter()
+        if request.arrival_time is not None:
+            arrival_time = require_number("arrival_time", request.arrival_time)
+        text, token_ids = self.tokenize(request.prompt)
         self._check_prompt(token_ids)
         if isinstance(params, SamplingParams):
             self._check_sampling_params(params)
@@ -107,7 +124,19 @@ class InputProcessor:
             eos_token_ids=eos,
             stop_token_ids=eos | stop_token_ids,
             bad_words_token_ids=self._bad_words(getattr(params, "bad_words", None)),
+            arrival_time=arrival_time,
+            priority=request.priority,
         )
+
+    def _check_priority(self, priority: int) -> None:
+        """A priority that nothing would look at is refused, as in vLLM."""
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority must be an int, but is of type {type(priority).__name__}.")
+        if priority != 0 and self.config.scheduling_policy != "priority":
+            raise ValueError(
+                f"Got priority {priority} but Priority scheduling is not enabled. "
+                f'Make the engine with scheduling_policy="priority".'
+            )
 
     def give_seed(self, group: SequenceGroup) -> None:
         """Set the seed of a request: its own, or the next of the engine's.
@@ -199,10 +228,10 @@ class InputProcessor:
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0
-            if asked > self.max_logprobs:
+            if asked > self.config.max_logprobs:
                 raise ValueError(
                     f"Requested {kind} logprobs of {asked}, which is greater than max allowed: "
-                    f"{self.max_logprobs}"
+                    f"{self.config.max_logprobs}"
                 )
         if self.tokenizer is None and (params.stop_strings or params.bad_words):
             raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
@@ -276,6 +305,25 @@ def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list
             if not all(isinstance(roles.get(key), str) for key in ("role", "content")):
                 raise TypeError(f'a message must be {{"role": str, "content": str}}, got {message!r}.')
     return conversations
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[Message],
+    chat_template: str | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> dict[str, object]:
+    """One conversation as a prompt: text and token ids, rendered by the model's chat template."""
+    text = tokenizer.apply_chat_template(
+        messages,
+        chat_template=chat_template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        continue_final_message=continue_final_message,
+    )
+    # The template has put the special tokens in already.
+    return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
 
 def _list_of_ints(token_ids: object) -> list[int]:

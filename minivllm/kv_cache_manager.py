@@ -19,11 +19,12 @@ Sharing, in one picture. `block_size = 4`, a prompt of 6 tokens, two completions
 
 `width` completions of one prompt therefore cost the prompt's full blocks once, plus what differs.
 
-Prefix cache: a full block never changes again, so it can be named by its content (`Sequence.block_hash`)
-and found by the next prompt that begins the same way. Blocks are registered when they are *scheduled* to
-be filled, not after: within a step every layer writes all K and V before it reads any, so a second request
-with the same prompt can share them in the very same step. (If the step then fails, the engine empties the
-cache: see `LLMEngine.step`.) A hit never covers the last token, because its logits are still needed.
+Prefix cache: a full block never changes again, so it can be named by its content (`Sequence.block_hash`) and
+found by the next prompt that begins the same way. A block is registered when its tokens are *accepted*, after
+the step (`cache_blocks`). Until then it is in flight, and only requests planned in the same step find it:
+within a step every layer writes all K and V before it reads any, so a second request with the same prompt can
+share the block in the very step that fills it. A hit never covers the last token, because its logits are
+still needed.
 
 Paper: sections 4.2 to 4.5. vLLM V1: `vllm/v1/core/kv_cache_manager.py` (no copy-on-write there any more:
 only full blocks are shared); v0.1: `vllm/core/block_manager.py`.
@@ -60,6 +61,7 @@ class KVCacheManager:
         self.cpu_pool = BlockPool(num_cpu_blocks)
         self.block_tables: dict[int, BlockTable] = {}  # seq_id -> blocks in `pool`
         self.swapped_tables: dict[int, BlockTable] = {}  # seq_id -> blocks in `cpu_pool`
+        self.in_flight: dict[bytes, KVCacheBlock] = {}  # full after the step that is being planned
 
     # -- what fits at all ---------------------------------------------------------------------------
 
@@ -75,7 +77,8 @@ class KVCacheManager:
     # -- the question the scheduler asks ------------------------------------------------------------
 
     def get_computed_blocks(self, seq: Sequence, max_tokens: int) -> list[KVCacheBlock]:
-        """The longest run of cached full blocks at the start of `seq`, at most `max_tokens` tokens.
+        """The longest run of full blocks, cached or in flight, at the start of `seq`: at most `max_tokens`
+        tokens.
 
         Changes nothing: hand the result to `allocate_slots` to hold it.
         """
@@ -83,7 +86,8 @@ class KVCacheManager:
         if not self.enable_prefix_caching:
             return hit
         for index in range(max_tokens // self.block_size):
-            block = self.pool.lookup(seq.block_hash(index, self.block_size))
+            block_hash = seq.block_hash(index, self.block_size)
+            block = self.pool.lookup(block_hash) or self.in_flight.get(block_hash)
             if block is None:
                 break
             hit.append(block)
@@ -129,8 +133,25 @@ class KVCacheManager:
         for table, start, count, (seq, num_tokens) in zip(tables, starts, missing, chunks, strict=True):
             table.blocks.extend(self.pool.allocate(count))
             self.block_tables[seq.seq_id] = table
-            self._cache_full_blocks(seq, table, start, start + num_tokens)
+            for block, block_hash in self._full_blocks(seq, start, start + num_tokens):
+                self.in_flight.setdefault(block_hash, block)
         return copies
+
+    def cache_blocks(self, seq: Sequence, start: int) -> None:
+        """Register the blocks which the accepted tokens of `seq`, from position `start` on, have filled.
+
+        Call it after the step, when `num_computed_tokens` has grown.
+        """
+        for block, block_hash in self._full_blocks(seq, start, seq.num_computed_tokens):
+            self.in_flight.pop(block_hash, None)
+            self.pool.cache(block, block_hash)
+
+    def _full_blocks(self, seq: Sequence, start: int, end: int) -> list[tuple[KVCacheBlock, bytes]]:
+        """The blocks that computing positions [start, end) fills, and the names of their content."""
+        if not self.enable_prefix_caching:
+            return []
+        blocks, size = self.block_tables[seq.seq_id].blocks, self.block_size
+        return [(blocks[i], seq.block_hash(i, size)) for i in range(start // size, end // size)]
 
     def _shared_last_blocks(self, tables: list[BlockTable], starts: list[int]) -> list[int]:
         """Indices of the tables whose next write falls into a block that another holder still needs.
@@ -157,13 +178,6 @@ class KVCacheManager:
         self.pool.free([source])
         return source.block_id, destination.block_id
 
-    def _cache_full_blocks(self, seq: Sequence, table: BlockTable, start: int, end: int) -> None:
-        """Register the blocks that computing positions [start, end) fills to the brim."""
-        if not self.enable_prefix_caching:
-            return
-        for index in range(start // self.block_size, end // self.block_size):
-            self.pool.cache(table.blocks[index], seq.block_hash(index, self.block_size))
-
     # -- sharing and giving back --------------------------------------------------------------------
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -185,6 +199,7 @@ class KVCacheManager:
         self.cpu_pool = BlockPool(self.cpu_pool.num_blocks)
         self.block_tables.clear()
         self.swapped_tables.clear()
+        self.in_flight.clear()
 
     # -- swapping -----------------------------------------------------------------------------------
 

@@ -6,19 +6,16 @@
     >>> outputs[0].outputs[0].text
     ' Paris. The capital of France is Paris'
 
-Names, defaults and behaviour are vLLM's. Everything here is a loop over `LLMEngine.step()` and the sorting
-of what comes out of it: results are in the order of the prompts, whatever order they finished in.
+Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that
+steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts,
+whatever order
+they finished in::
 
-All four ways of asking end in one generator, `_outputs_of`, which owns its requests from the first check to
-the last output::
+    chat -> generate, beam_search -> _run ---+
+                                             +--> EngineLoop: check all, queue all, step until done, clean up
+    stream ----------------------------------+
 
-    generate, chat, beam_search -> _run ---+
-                                           +--> _outputs_of: check all, queue all, step until done, clean up
-    stream --------------------------------+
-
-Two such generators may be alive at once (two open streams, or `generate` inside a `for` over a stream).
-Whichever is asked next runs the step, for everybody's requests; what is not its own it puts into the mail of
-the request it belongs to.
+One `LLM` may be used by several threads: their requests share the steps.
 
 vLLM V1: `vllm/entrypoints/llm.py`.
 """
@@ -26,8 +23,8 @@ vLLM V1: `vllm/entrypoints/llm.py`.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -36,18 +33,18 @@ from tqdm import tqdm
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import EngineConfig
-from minivllm.engine import LLMEngine
-from minivllm.inputs import Message, Prompt, as_conversations, as_list
+from minivllm.engine import LLMEngine, StepObserver
+from minivllm.engine_loop import EngineLoop
+from minivllm.inputs import Message, Prompt, Request, as_conversations, as_list, render_chat
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.model_runner import SamplerFunction
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.scheduler import Scheduler
+from minivllm.sequence import SequenceGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-    from minivllm.viz.trace import Trace
 
 
 class LLM:
@@ -59,7 +56,7 @@ class LLM:
         skip_tokenizer_init: run on token ids alone, without a tokenizer.
         scheduler_cls, kv_cache_manager_cls, sampler, attention_backend: parts to use instead of the
             engine's own (`attention_backend` may also be a name).
-        trace: a `Trace` that is told about every step.
+        trace: a `Trace` (`viz/trace.py`) that is told about every step.
         options: every other field of `EngineConfig`: dtype, device, seed, max_model_len, block_size,
             num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
 
@@ -78,7 +75,7 @@ class LLM:
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
         attention_backend: str | AttentionBackend = "auto",
-        trace: Trace | None = None,
+        trace: StepObserver | None = None,
         **options: Any,
     ) -> None:
         by_name = isinstance(attention_backend, str)
@@ -93,9 +90,7 @@ class LLM:
             attention_backend=None if by_name else attention_backend,
             trace=trace,
         )
-        self._num_requests = 0  # so far; the next request's id
-        # Outputs that a step produced for a loop other than the one that ran it (two open streams).
-        self._mail: dict[str, deque[RequestOutput]] = {}
+        self.engine_loop = EngineLoop(self.llm_engine)
 
     # -- generating ---------------------------------------------------------------------------------
 
@@ -105,6 +100,7 @@ class LLM:
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: list[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete the prompts, all in one continuous batch.
 
@@ -113,17 +109,25 @@ class LLM:
             sampling_params: one for all, or one each. None: the model's own defaults
                 (`get_default_sampling_params`).
             use_tqdm: show progress.
+            priority: one number per prompt, for scheduling_policy="priority": the smaller goes first.
 
         Returns:
-            One finished `RequestOutput` a prompt, in the order of the prompts.
+            One finished `RequestOutput` per prompt, in the order of the prompts.
 
         Raises:
             ValueError, TypeError: a prompt or its parameters are wrong; then none of them has run.
         """
-        params = self._one_each(prompts, sampling_params)
-        # Whatever the user's parameters say: nobody would see the outputs before the last one.
-        params = [replace(each, output_kind=RequestOutputKind.FINAL_ONLY) for each in params]
-        return self._run(as_list(prompts), params, use_tqdm)
+        prompts = as_list(prompts)
+        # Whatever the user's parameters say: only the last output of each request is returned.
+        params = self._one_each(prompts, sampling_params, RequestOutputKind.FINAL_ONLY)
+        if priority is None:
+            priority = [0] * len(prompts)
+        if len(priority) != len(prompts):
+            raise ValueError(
+                f"The lengths of prompts ({len(prompts)}) and priority ({len(priority)}) must be the same."
+            )
+        requests = map(Request, prompts, params, [None] * len(prompts), priority)
+        return self._run(self.engine_loop.make_groups(requests), use_tqdm)
 
     def chat(
         self,
@@ -148,18 +152,13 @@ class LLM:
         """
         conversations = as_conversations(messages)
         tokenizer = self.get_tokenizer()
-        prompts: list[Prompt] = []
-        for conversation in conversations:
-            text = tokenizer.apply_chat_template(
-                conversation,
-                chat_template=chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
-                continue_final_message=continue_final_message,
-            )
-            # The template has put the special tokens in already.
-            token_ids = tokenizer.encode(text, add_special_tokens=False)
-            prompts.append({"prompt": text, "prompt_token_ids": token_ids})
+        with self.engine_loop.turn():  # the tokenizer is not to be used by two threads at once
+            prompts: list[Prompt] = [
+                render_chat(
+                    tokenizer, conversation, chat_template, add_generation_prompt, continue_final_message
+                )
+                for conversation in conversations
+            ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def beam_search(
@@ -168,8 +167,8 @@ class LLM:
         """Complete each prompt in the `beam_width` most likely ways, best first (see `beam_search.py`)."""
         if not isinstance(params, BeamSearchParams):
             raise TypeError(f"params must be BeamSearchParams, got {type(params).__name__}.")
-        prompts = as_list(prompts)
-        return self._run(prompts, [params] * len(prompts), use_tqdm)
+        requests = [Request(prompt, params) for prompt in as_list(prompts)]
+        return self._run(self.engine_loop.make_groups(requests), use_tqdm)
 
     def stream(
         self,
@@ -179,12 +178,12 @@ class LLM:
         """Yield what is new, as it comes: `outputs[i].text` is the piece to print.
 
         Request ids tell several prompts apart: they count up in the order of the prompts. The requests are
-        queued by the first `next`; leaving the loop early aborts what is still running. Several streams may
-        be open at once: they then share the steps.
+        checked at once and queued by the first `next`; leaving the loop early aborts what is still running.
+        Several streams may be open at once: they then share the steps.
         """
-        params = self._one_each(prompts, sampling_params)
-        params = [replace(each, output_kind=RequestOutputKind.DELTA) for each in params]
-        return self._outputs_of(as_list(prompts), params)
+        prompts = as_list(prompts)
+        params = self._one_each(prompts, sampling_params, RequestOutputKind.DELTA)
+        return self.engine_loop.outputs_of(self.engine_loop.make_groups(map(Request, prompts, params)))
 
     # -- asking -------------------------------------------------------------------------------------
 
@@ -212,10 +211,12 @@ class LLM:
     # -- the loop -----------------------------------------------------------------------------------
 
     def _one_each(
-        self, prompts: Prompt | list[Prompt], params: SamplingParams | list[SamplingParams] | None
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams | list[SamplingParams] | None,
+        output_kind: RequestOutputKind,
     ) -> list[SamplingParams]:
-        """Sampling parameters for each prompt; raises before anything has happened."""
-        prompts = as_list(prompts)
+        """Sampling parameters for each prompt, with this output kind; raises before anything has happened."""
         if params is None:
             params = self.get_default_sampling_params()
         if not isinstance(params, list | tuple):
@@ -227,26 +228,26 @@ class LLM:
         for each in params:
             if not isinstance(each, SamplingParams):
                 raise TypeError(f"sampling_params must be SamplingParams, got {type(each).__name__}.")
-        return list(params)
+        # One copy for all prompts that were given the same object: fewer bytes in a pickled plan.
+        copies = {id(each): replace(each, output_kind=output_kind) for each in params}
+        return [copies[id(each)] for each in params]
 
-    def _run(
-        self,
-        prompts: list[Prompt],
-        params: list[SamplingParams] | list[BeamSearchParams],
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
+    def _run(self, groups: list[SequenceGroup], use_tqdm: bool) -> list[RequestOutput]:
         """Run until all these requests are finished; results in the order of the prompts."""
         finished: dict[str, RequestOutput] = {}
         num_input, num_output = 0, 0  # tokens of finished requests
         bar_text = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
-        with tqdm(
-            total=len(prompts),
-            desc="Processed prompts",
-            dynamic_ncols=True,
-            postfix=bar_text.format(0, 0),
-            disable=not use_tqdm,
-        ) as bar:
-            for output in self._outputs_of(prompts, params):
+        with (
+            closing(self.engine_loop.outputs_of(groups)) as outputs,
+            tqdm(
+                total=len(groups),
+                desc="Processed prompts",
+                dynamic_ncols=True,
+                postfix=bar_text.format(0, 0),
+                disable=not use_tqdm,
+            ) as bar,
+        ):
+            for output in outputs:
                 if not output.finished:
                     continue
                 finished[output.request_id] = output
@@ -257,57 +258,4 @@ class LLM:
                     elapsed = max(bar.format_dict["elapsed"], 1e-9)
                     bar.postfix = bar_text.format(num_input / elapsed, num_output / elapsed)
                     bar.update(1)
-        # Ids count up, and a dictionary keeps them as strings: "10" must not sort before "9".
-        return [finished[request_id] for request_id in sorted(finished, key=int)]
-
-    def _outputs_of(
-        self, prompts: list[Prompt], params: list[SamplingParams] | list[BeamSearchParams]
-    ) -> Iterator[RequestOutput]:
-        """Queue requests (all, or none if one is refused), then step until they are finished.
-
-        However this ends (a refusal, the caller leaves, an error, Ctrl-C), none of them stays behind.
-        """
-        # Every request is checked before the first is queued, so a refusal leaves no trace at all.
-        groups = [
-            self.llm_engine.make_group(str(request_id), prompt, each)
-            for request_id, (prompt, each) in enumerate(zip(prompts, params, strict=True), self._num_requests)
-        ]
-        self._num_requests += len(groups)
-        unfinished = dict.fromkeys(group.request_id for group in groups)  # in order
-        self._mail |= {request_id: deque() for request_id in unfinished}
-        try:
-            for group in groups:
-                self.llm_engine.add_group(group)
-            while unfinished:
-                # One output a request and round: each is yielded before the next step is run, so a caller who
-                # prints sees a token when it is made and not when the batch is done.
-                mail = [
-                    self._mail[request_id].popleft() for request_id in unfinished if self._mail[request_id]
-                ]
-                for output in mail:
-                    if output.finished:
-                        del unfinished[output.request_id], self._mail[output.request_id]
-                    yield output
-                if not mail:
-                    self._step(unfinished)
-        finally:
-            # Also reached by `close()`, which Python calls on a generator that nobody will ask again.
-            for request_id in unfinished:
-                self.llm_engine.abort_request(request_id)
-                del self._mail[request_id]
-
-    def _step(self, wanted: Iterable[str]) -> None:
-        """Run one step and put its outputs into the mail of their requests.
-
-        Without the check a caller whose request is gone would step an idle engine for ever.
-        """
-        lost = [request_id for request_id in wanted if request_id not in self.llm_engine.scheduler.groups]
-        if lost:
-            raise RuntimeError(
-                f"requests {', '.join(lost)} are no longer in the engine: they were aborted, or an error in "
-                f"a step that another loop ran dropped them."
-            )
-        for output in self.llm_engine.step():
-            # Without a mailbox it belongs to nobody here: somebody used `llm_engine.add_request` directly.
-            if output.request_id in self._mail:
-                self._mail[output.request_id].append(output)
+        return [finished[group.request_id] for group in groups]

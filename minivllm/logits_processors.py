@@ -34,20 +34,20 @@ import numpy as np
 import torch
 
 from minivllm.sampling_params import SamplingParams
-from minivllm.scheduler_output import ScheduledSequence
+from minivllm.scheduler_output import SamplingMetadata
 
 _NEVER = float("-inf")
 _LARGE = 1e15  # biases and penalties beyond it say nothing more, but their products overflow float32
 
 
-def process_logits(logits: torch.Tensor, rows: list[ScheduledSequence]) -> torch.Tensor:
+def process_logits(logits: torch.Tensor, rows: list[SamplingMetadata]) -> torch.Tensor:
     """Return the logits as the requests want them; the argument itself is left as it was.
 
     Args:
         logits: (N, V) float32, row i for `rows[i]`. Beam search rows must not be among them.
     """
     restricted = [i for i, row in enumerate(rows) if _restricts(row)]
-    penalized = [i for i, row in enumerate(rows) if _params(row).has_penalties]
+    penalized = [i for i, row in enumerate(rows) if row.params.has_penalties]
     if not restricted and not penalized:
         return logits
     logits = logits.clone()
@@ -57,25 +57,20 @@ def process_logits(logits: torch.Tensor, rows: list[ScheduledSequence]) -> torch
     return logits
 
 
-def _params(row: ScheduledSequence) -> SamplingParams:
-    assert isinstance(row.group.params, SamplingParams)
-    return row.group.params
-
-
-def _restricts(row: ScheduledSequence) -> bool:
+def _restricts(row: SamplingMetadata) -> bool:
     """Whether the request forbids or favours certain tokens at this position."""
-    params = _params(row)
+    params = row.params
     return bool(
         params.allowed_token_ids is not None
-        or row.group.bad_words_token_ids
-        or row.seq.num_output_tokens < params.min_tokens
+        or row.bad_words_token_ids
+        or row.num_output_tokens < params.min_tokens
         or params.logit_bias
     )
 
 
-def _restrict_tokens(logits: torch.Tensor, row: ScheduledSequence) -> None:
+def _restrict_tokens(logits: torch.Tensor, row: SamplingMetadata) -> None:
     """Apply allowed tokens, bad words, min_tokens and the bias to one row, (V,)."""
-    params = _params(row)
+    params = row.params
     if params.allowed_token_ids is not None:
         allowed = torch.tensor(list(params.allowed_token_ids), device=logits.device)
         kept = logits[allowed]
@@ -90,45 +85,43 @@ def _restrict_tokens(logits: torch.Tensor, row: ScheduledSequence) -> None:
         logits[token_ids] += bias.clamp(-_LARGE, _LARGE)
 
 
-def _forbidden_tokens(row: ScheduledSequence) -> set[int]:
+def _forbidden_tokens(row: SamplingMetadata) -> set[int]:
     """What bad words and min_tokens rule out now; nothing, if `allowed_token_ids` leaves no other choice."""
-    params, group = _params(row), row.group
+    params = row.params
     forbidden: set[int] = set()
-    if group.bad_words_token_ids:
-        forbidden |= completing_tokens(group.bad_words_token_ids, row.seq.output_token_ids)
-    if row.seq.num_output_tokens < params.min_tokens:
-        forbidden |= group.stop_token_ids
+    if row.bad_words_token_ids:
+        forbidden |= completing_tokens(row.bad_words_token_ids, row.output_token_ids)
+    if row.num_output_tokens < params.min_tokens:
+        forbidden |= row.stop_token_ids
     if params.allowed_token_ids is not None and forbidden.issuperset(params.allowed_token_ids):
         return set()
     return forbidden
 
 
-def completing_tokens(bad_words: Iterable[tuple[int, ...]], output: list[int]) -> set[int]:
+def completing_tokens(bad_words: Iterable[tuple[int, ...]], output: tuple[int, ...]) -> set[int]:
     """The tokens that would complete one of the bad words, given the output so far.
 
-    Example: completing_tokens([(5,), (1, 2, 3)], [9, 1, 2]) == {5, 3}.
+    Example: completing_tokens([(5,), (1, 2, 3)], (9, 1, 2)) == {5, 3}.
     """
-    return {
-        word[-1] for word in bad_words if len(word) == 1 or tuple(output[-(len(word) - 1) :]) == word[:-1]
-    }
+    return {word[-1] for word in bad_words if len(word) == 1 or output[-(len(word) - 1) :] == word[:-1]}
 
 
-def apply_penalties(logits: torch.Tensor, rows: list[ScheduledSequence], which: list[int]) -> None:
+def apply_penalties(logits: torch.Tensor, rows: list[SamplingMetadata], which: list[int]) -> None:
     """Apply repetition, frequency and presence penalties to the rows `which`, in place."""
-    repeating = [i for i in which if _params(rows[i]).repetition_penalty != 1.0]
+    repeating = [i for i in which if rows[i].params.repetition_penalty != 1.0]
     if repeating:
         # A token that occurs twice is read twice, then written twice with the same value.
-        seen = _pad_tokens(repeating, [rows[i].seq.token_ids for i in repeating], logits.device)
-        penalty = _column([_params(rows[i]).repetition_penalty for i in repeating], logits)
+        seen = _pad_tokens(repeating, [rows[i].token_ids for i in repeating], logits.device)
+        penalty = _column([rows[i].params.repetition_penalty for i in repeating], logits)
         penalty = penalty.clamp(1 / _LARGE, _LARGE)
         values = logits[seen.rows, seen.token_ids]  # (K, L)
         logits[seen.rows, seen.token_ids] = torch.where(values > 0, values / penalty, values * penalty)
 
-    writing = [i for i in which if rows[i].seq.num_output_tokens > 0 and _counts_output(_params(rows[i]))]
+    writing = [i for i in which if rows[i].num_output_tokens > 0 and _counts_output(rows[i].params)]
     if writing:
-        used = _pad_tokens(writing, [rows[i].seq.output_token_ids for i in writing], logits.device)
-        frequency = _column([_params(rows[i]).frequency_penalty for i in writing], logits)
-        presence = _column([_params(rows[i]).presence_penalty for i in writing], logits)
+        used = _pad_tokens(writing, [rows[i].output_token_ids for i in writing], logits.device)
+        frequency = _column([rows[i].params.frequency_penalty for i in writing], logits)
+        presence = _column([rows[i].params.presence_penalty for i in writing], logits)
         # Adding, unlike writing, must happen once for each occurrence: the padding adds 0.
         where = used.rows.expand_as(used.token_ids), used.token_ids
         logits.index_put_(where, -frequency * used.valid, accumulate=True)
@@ -156,7 +149,7 @@ class _PaddedTokens:
     valid: torch.Tensor
 
 
-def _pad_tokens(which: list[int], tokens: list[list[int]], device: torch.device) -> _PaddedTokens:
+def _pad_tokens(which: list[int], tokens: list[tuple[int, ...]], device: torch.device) -> _PaddedTokens:
     """Make tensors of ragged lists, none empty (by way of numpy: it reads lists four times as fast)."""
     longest = max(len(row) for row in tokens)
     padded = np.array([row + row[:1] * (longest - len(row)) for row in tokens])

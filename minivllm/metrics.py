@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +53,8 @@ class EngineStats:
     num_copied_blocks: int
     num_swapped_out_blocks: int
     num_swapped_in_blocks: int
+    num_computed_prompt_tokens: int
+    num_generated_tokens: int
     prefix_cache_queries: int
     prefix_cache_hits: int
     requests: tuple[RequestMetrics, ...]  # finished ones, in the order they finished
@@ -116,13 +117,7 @@ def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> En
         block_usage=kv.usage,
         token_usage=num_stored_tokens / (kv.pool.num_blocks * kv.block_size),
         num_blocks_saved=kv.num_blocks_saved,
-        num_steps=stats.num_steps,
-        num_preemptions=stats.num_preemptions,
-        num_copied_blocks=stats.num_copied_blocks,
-        num_swapped_out_blocks=stats.num_swapped_out_blocks,
-        num_swapped_in_blocks=stats.num_swapped_in_blocks,
-        prefix_cache_queries=stats.prefix_cache_queries,
-        prefix_cache_hits=stats.prefix_cache_hits,
+        **vars(stats),
         requests=tuple(output_processor.finished_metrics),
     )
 
@@ -148,7 +143,7 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
 
 
 class PeriodicLog:
-    """Counts tokens and logs one line every `interval` seconds, in vLLM's form.
+    """Logs one line every `interval` seconds, in vLLM's form.
 
     It has no thread and no timer: a step that ends after the interval is over writes the line, and an idle
     engine writes none.
@@ -156,29 +151,24 @@ class PeriodicLog:
 
     def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
         self.interval = interval
-        self._since: float | None = None
-        self._prompt_tokens = 0
-        self._output_tokens = 0
+        self._last: tuple[float, EngineStats] | None = (
+            None  # when the last line was written, and what it said
+        )
 
-    def note(self, plan: SchedulerOutput, now: float, stats: Callable[[], EngineStats]) -> None:
-        """Count one step; `stats` is asked only when a line is due, since it visits every block table.
+    def note(self, stats: Callable[[], EngineStats], now: float) -> None:
+        """A step has ended; `stats` is asked only when a line is due, since it visits every block table.
 
         Args:
-            plan: the step that has just ended.
-            now: seconds of the engine's clock.
             stats: makes the snapshot for the line.
+            now: seconds of the engine's clock.
         """
-        if self._since is None:
-            self._since = now
-        for row in plan.scheduled:
-            # A chunk may reach from the prompt into the output, when a preempted sequence is computed again:
-            # of positions [4, 9) with a prompt of 6, positions 4 and 5 are prompt. A chunk that begins in the
-            # output would give a negative number, hence the max.
-            end = row.start + row.num_tokens
-            self._prompt_tokens += max(0, min(end, row.seq.num_prompt_tokens) - row.start)
-            self._output_tokens += row.num_samples
-        elapsed = now - self._since
-        if elapsed <= self.interval:
+        if self._last is None:
+            self._last = now, stats()
+        since, before = self._last
+        if now - since <= self.interval:
             return
-        logger.info(stats().log_line(self._prompt_tokens / elapsed, self._output_tokens / elapsed))
-        self._since, self._prompt_tokens, self._output_tokens = now, 0, 0
+        after = stats()
+        prompt = (after.num_computed_prompt_tokens - before.num_computed_prompt_tokens) / (now - since)
+        generated = (after.num_generated_tokens - before.num_generated_tokens) / (now - since)
+        logger.info(after.log_line(prompt, generated))
+        self._last = now, after

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ class ModelRunner:
     Args:
         model: a Llama with its weights.
         kv_cache: the physical blocks; the runner is the only one to touch them.
-        sampler: a function (logits (N, V), rows) -> one SequenceOutput a row.
+        sampler: a function (logits (N, V), rows) -> one SequenceOutput per row.
         graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
     """
 
@@ -93,7 +92,7 @@ class ModelRunner:
         input_ids: list[int] = []
         for i, row in enumerate(rows):
             block_tables[i, : len(row.block_ids)] = row.block_ids
-            input_ids += row.seq.token_ids[row.start : row.start + row.num_tokens]
+            input_ids += row.token_ids
 
         # For each of the T tokens: the row it belongs to, its position, and from the two its slot. B's
         # token in the example is number 6 of the batch, as is B's first; B starts at 2: 6 - (6 - 2) = 2.
@@ -121,14 +120,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
-        """Carry out one step; returns one output for each of `plan.scheduled`, in its order."""
+        """Carry out one step; returns one output for each of `plan.scheduled`, in its order.
+
+        The hidden states come from a CUDA graph, where there is one for this step.
+        """
         self.kv_cache.swap_out(plan.blocks_to_swap_out)
         self.kv_cache.swap_in(plan.blocks_to_swap_in)
         self.kv_cache.copy_blocks(plan.blocks_to_copy)
         if not plan.scheduled:
             return []
         inputs = self.prepare_inputs(plan)
-        hidden = self._forward(inputs)
+        if self.graphs is not None and self.graphs.fits(inputs.metadata):
+            hidden = self.graphs.run(inputs.input_ids, inputs.positions, inputs.metadata)
+        else:
+            hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)
         # A chunk in the middle of a prompt has nothing to sample yet: an empty output.
         outputs = [SequenceOutput()] * len(plan.scheduled)
         sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
@@ -141,34 +146,23 @@ class ModelRunner:
         self._add_prompt_logprobs(plan, hidden, outputs)
         return outputs
 
-    def _forward(self, inputs: ModelInputs) -> torch.Tensor:
-        """(T, hidden): from a CUDA graph if there is one for this step."""
-        if self.graphs is not None and self.graphs.fits(inputs.metadata):
-            return self.graphs.run(inputs.input_ids, inputs.positions, inputs.metadata)
-        return self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)
-
     def _add_prompt_logprobs(
         self, plan: SchedulerOutput, hidden: torch.Tensor, outputs: list[SequenceOutput]
     ) -> None:
         """For requests that ask: the log-probability of each prompt token given those before it.
 
-        The logits at position p speak about the token at p + 1, so this step's positions
-        [start, start + num_tokens) give entries for start + 1 onwards, up to the end of the prompt.
+        The logits of a row's i-th token speak about the token that follows it, `scored_token_ids[i]`.
         """
-        first_rows = accumulate((row.num_tokens for row in plan.scheduled), initial=0)
-        for i, (row, first_row) in enumerate(zip(plan.scheduled, first_rows, strict=False)):
-            count = getattr(row.group.params, "prompt_logprobs", None)
-            end = min(row.start + row.num_tokens, row.seq.num_prompt_tokens - 1)
-            if count is None or end <= row.start:
-                continue
+        first = 0  # where the row's tokens begin among the T of the step
+        for i, row in enumerate(plan.scheduled):
             entries: list[TokenLogprobs] = []
-            for start in range(row.start, end, _PROMPT_LOGPROBS_ROWS):
-                stop = min(start + _PROMPT_LOGPROBS_ROWS, end)
-                offset = first_row - row.start
-                logits = self.model.compute_logits(hidden[offset + start : offset + stop])
-                tokens = row.seq.token_ids[start + 1 : stop + 1]
-                entries += token_logprobs(logits, tokens, [count] * len(tokens))
-            outputs[i] = replace(outputs[i], prompt_logprobs=tuple(entries))
+            for start in range(0, len(row.scored_token_ids), _PROMPT_LOGPROBS_ROWS):
+                tokens = row.scored_token_ids[start : start + _PROMPT_LOGPROBS_ROWS]
+                logits = self.model.compute_logits(hidden[first + start : first + start + len(tokens)])
+                entries += token_logprobs(logits, list(tokens), [row.num_prompt_logprobs] * len(tokens))
+            if entries:
+                outputs[i] = replace(outputs[i], prompt_logprobs=tuple(entries))
+            first += row.num_tokens
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """Send an array to the device; from pinned memory, so that the host does not wait for the copy."""

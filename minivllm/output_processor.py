@@ -1,7 +1,9 @@
 """From sampled tokens to what the user sees: text, stop strings, log-probabilities with words, metrics.
 
 The scheduler knows tokens only. This module turns them into text as they come, and is therefore the place
-where a stop string is noticed: it then tells the scheduler to finish the sequence.
+where a stop string is noticed. It works in two passes, because what is handed out says whether a request is
+finished: `read` takes in the new tokens and names the stop strings it found, the scheduler ends these
+sequences, and `make_outputs` then reports.
 
 What is handed out depends on the request's `output_kind`::
 
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING
 from minivllm.detokenizer import IncrementalDetokenizer, StopChecker
 from minivllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind
-from minivllm.scheduler import Scheduler
+from minivllm.scheduler import Stop
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Completion:
-    """One completion as far as it has been turned into text, and as far as it has been handed out."""
+class _TextState:
+    """One sequence as far as it has been turned into text, and as far as it has been handed out."""
 
     detokenizer: IncrementalDetokenizer | None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    num_tokens_read: int = 0
     cut: int | None = None  # where a stop string ended the text
     num_chars_sent: int = 0
     num_tokens_sent: int = 0
@@ -57,15 +60,14 @@ class _Completion:
 class _Request:
     """What is remembered about an unfinished request. Times are seconds of the engine's clock.
 
-    `completions` fills as sequences are first seen: all n of them in the step that ends the prompt. Beams are
-    not in it, since most of them never become an output.
+    `states` fills as sequences are first seen: all n of them in the step that ends the prompt. Beams are not
+    in it, since most of them never become an output.
     """
 
     group: SequenceGroup
-    arrival_time: float
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
-    completions: dict[int, _Completion] = field(default_factory=dict)  # by seq_id
+    states: dict[int, _TextState] = field(default_factory=dict)  # by seq_id
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
     num_prompt_logprobs_sent: int = 0
 
@@ -74,7 +76,7 @@ class OutputProcessor:
     """Keeps the text of every unfinished request and makes its outputs.
 
     It only reads sequences and groups; what it adds (text, where it was cut, how much of it has been handed
-    out) lies in records of its own. One change it asks the scheduler for: to finish a sequence.
+    out) lies in records of its own.
 
     Args:
         tokenizer: None: outputs have token ids and empty text.
@@ -87,42 +89,42 @@ class OutputProcessor:
         self._requests: dict[str, _Request] = {}
         self._decoded: dict[int, str] = {}  # token id -> its text alone, for logprobs
 
-    def add(self, group: SequenceGroup, arrival_time: float) -> None:
-        """Expect outputs for a new request that arrived at `arrival_time` (seconds of the engine's clock)."""
-        self._requests[group.request_id] = _Request(group, arrival_time)
+    def add(self, group: SequenceGroup) -> None:
+        """Expect outputs for a new request."""
+        self._requests[group.request_id] = _Request(group)
 
     def note_scheduled(self, plan: SchedulerOutput, now: float) -> None:
         """Remember when each request ran for the first time: before that it was queueing."""
         for row in plan.scheduled:
-            request = self._requests[row.group.request_id]
+            request = self._requests[row.request_id]
             if request.first_scheduled_time is None:
                 request.first_scheduled_time = now
 
-    def process(
-        self, updated: list[tuple[SequenceGroup, list[Sequence]]], scheduler: Scheduler, now: float
-    ) -> list[RequestOutput]:
-        """Turn the tokens of one step into outputs; finishes sequences that reached a stop string.
+    def read(self, updated: list[tuple[SequenceGroup, list[Sequence]]], now: float) -> list[Stop]:
+        """Turn the new tokens of one step into text; returns the stop strings that ended a sequence.
 
         Args:
             updated: what `Scheduler.update_from_output` returned.
-            scheduler: told about stop strings, so that the blocks are free before the next step.
             now: seconds of the engine's clock.
-
-        Returns:
-            At most one output a request; none for a request that wants only its last one and runs on.
         """
-        stopped = False
+        stops = []
         for group, seqs in updated:
             request = self._requests[group.request_id]
             if request.first_token_time is None:
                 request.first_token_time = now
             if isinstance(group.params, BeamSearchParams):
                 continue  # hypotheses come and go; they become text at the end
-            for seq in seqs:
-                stopped |= self._consume(request, seq, scheduler)
-        # All stop strings first: whether a group of n is finished shows only when every member was looked at.
-        if stopped:
-            scheduler.remove_finished()
+            stops += [stop for seq in seqs if (stop := self._read_tokens(request, seq)) is not None]
+        return stops
+
+    def make_outputs(
+        self, updated: list[tuple[SequenceGroup, list[Sequence]]], now: float
+    ) -> list[RequestOutput]:
+        """What the requests asked to see after a step whose tokens have been read.
+
+        Returns:
+            At most one output per request; none for a request that wants only its last one and runs on.
+        """
         outputs = (self._make_output(self._requests[group.request_id], seqs, now) for group, seqs in updated)
         return [output for output in outputs if output is not None]
 
@@ -136,7 +138,7 @@ class OutputProcessor:
         # A beam in mid-search is no answer: the best of them may be dropped in the next step.
         if isinstance(group.params, BeamSearchParams):
             return self._finish(request, [], now)
-        return self._finish(request, [self._complete(request, seq, delta=False) for seq in group.seqs], now)
+        return self._finish(request, [self._completion(request, seq, delta=False) for seq in group.seqs], now)
 
     def reset(self) -> None:
         """Forget all unfinished requests."""
@@ -144,55 +146,60 @@ class OutputProcessor:
 
     # -- tokens to text -----------------------------------------------------------------------------
 
-    def _completion(self, request: _Request, seq: Sequence) -> _Completion:
+    def _state_of(self, request: _Request, seq: Sequence) -> _TextState:
         """The record of one sequence, made when it is first seen (n > 1 forks late)."""
-        if seq.seq_id not in request.completions:
+        if seq.seq_id not in request.states:
             params, detokenizer = request.group.params, None
             if self.tokenizer is not None and params.detokenize:
                 prompt = seq.token_ids[: seq.num_prompt_tokens]
                 detokenizer = IncrementalDetokenizer(self.tokenizer, prompt, params.skip_special_tokens)
-            request.completions[seq.seq_id] = _Completion(detokenizer)
-        return request.completions[seq.seq_id]
+            request.states[seq.seq_id] = _TextState(detokenizer)
+        return request.states[seq.seq_id]
 
-    def _consume(self, request: _Request, seq: Sequence, scheduler: Scheduler) -> bool:
-        """Take in the newest token of `seq`; True if a stop string finished it.
+    def _read_tokens(self, request: _Request, seq: Sequence) -> Stop | None:
+        """Take in the tokens of `seq` that have not been read; the stop string that ended it, if one did.
 
-        Called once for each sampled token, when `seq` already ends with it and the scheduler has judged it by
-        its id. Text is all that is left to judge.
+        `seq` ends with these tokens already, and the scheduler has judged them by their ids. Text is all that
+        is left to judge, one token after the other: tokens behind a stop string do not count.
 
         Example, stop="b": the token "abc" gives the text "abc", the checker answers ("b", 1), and from then
-        on the text ends at character 1: "a". The token stays in `token_ids`; the blocks are free at once.
+        on the text ends at character 1: "a". The token stays in `token_ids`.
         """
-        params = request.group.params
-        completion = self._completion(request, seq)
-        if seq.sample_logprobs:
-            completion.logprobs.append(self._with_words(seq.sample_logprobs[-1]))
-        if completion.detokenizer is None:
-            return False  # no text: stop strings were refused when the request came in
-
-        # A token that ended the text is no part of it, unless asked for. Nothing is searched for then: the
-        # stop token wins over a stop string that its own text would complete.
+        params, state = request.group.params, self._state_of(request, seq)
+        checker = StopChecker(params.stop_strings, params.include_stop_str_in_output)
+        # A stop token wins over a stop string that its own text would complete.
         by_token = seq.status is SequenceStatus.FINISHED_STOPPED
-        num_new = 0
-        if not by_token or params.include_stop_str_in_output:
-            num_new += len(completion.detokenizer.append(seq.token_ids[-1]))
-        if seq.status.is_finished:
-            num_new += len(completion.detokenizer.flush())
-        # `<=`: the newest token is counted already, and a stop string in the first `min_tokens` tokens does
-        # not count. No new character (half an emoji): nothing that was not looked at before.
-        if by_token or seq.num_output_tokens <= params.min_tokens or not num_new:
-            return False
-        found = StopChecker(params.stop_strings, params.include_stop_str_in_output).check(
-            completion.text, num_new
-        )
-        if found is None:
-            return False
-        # Even if max_tokens ended it in this same step: "stop" says more than "length", as in vLLM.
-        stop, completion.cut = found
-        scheduler.finish(seq, SequenceStatus.FINISHED_STOPPED, stop)
-        return True
+        for index in range(state.num_tokens_read, seq.num_output_tokens):
+            state.num_tokens_read += 1
+            is_last = state.num_tokens_read == seq.num_output_tokens
+            if seq.sample_logprobs:
+                state.logprobs.append(self._with_words(seq.sample_logprobs[index], params.detokenize))
+            num_new = self._read_token(request, seq, index, is_last)
+            # `<=`: a stop string in the first `min_tokens` tokens does not count. No new character (half an
+            # emoji): nothing that was not looked at before.
+            if (by_token and is_last) or state.num_tokens_read <= params.min_tokens or not num_new:
+                continue
+            if (found := checker.check(state.text, num_new)) is not None:
+                # Even if max_tokens ended it in this same step: "stop" says more than "length", as in vLLM.
+                string, state.cut = found
+                return Stop(seq, string, state.num_tokens_read)
+        return None
 
-    def _with_words(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+    def _read_token(self, request: _Request, seq: Sequence, index: int, is_last: bool) -> int:
+        """Turn output token `index` of `seq` into text; the number of new characters."""
+        detokenizer, params = self._state_of(request, seq).detokenizer, request.group.params
+        if detokenizer is None:
+            return 0  # no text: stop strings were refused when the request came in
+        num_new = 0
+        # A token that ended the text is no part of it, unless asked for.
+        ended_by_it = is_last and seq.status is SequenceStatus.FINISHED_STOPPED
+        if not ended_by_it or params.include_stop_str_in_output:
+            num_new += len(detokenizer.append(seq.token_ids[seq.num_prompt_tokens + index]))
+        if is_last and seq.status.is_finished:
+            num_new += len(detokenizer.flush())
+        return num_new
+
+    def _with_words(self, entry: TokenLogprobs, detokenize: bool = True) -> dict[int, Logprob]:
         """The dictionary users get for one position: the token that stands there, then the likeliest.
 
         k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the first, which has
@@ -201,15 +208,14 @@ class OutputProcessor:
         Example, k = 2, token 9 was drawn though it is only the 5th in rank, 4 and 7 are the likeliest:
         {9: rank 5, 4: rank 1, 7: rank 2}. Had 7 been drawn: {7: rank 2, 4: rank 1}.
         """
-        result = {entry.token_id: Logprob(entry.logprob, entry.rank, self._word(entry.token_id))}
+        word = self._word if detokenize and self.tokenizer is not None else lambda token_id: None
+        result = {entry.token_id: Logprob(entry.logprob, entry.rank, word(entry.token_id))}
         for rank, (token_id, logprob) in enumerate(entry.top, start=1):
-            result.setdefault(token_id, Logprob(logprob, rank, self._word(token_id)))
+            result.setdefault(token_id, Logprob(logprob, rank, word(token_id)))
         return result
 
-    def _word(self, token_id: int) -> str | None:
+    def _word(self, token_id: int) -> str:
         """Text of a single token, remembered: the likeliest tokens are mostly the same few hundred."""
-        if self.tokenizer is None:
-            return None
         if token_id not in self._decoded:
             self._decoded[token_id] = self.tokenizer.decode([token_id])
         return self._decoded[token_id]
@@ -222,14 +228,14 @@ class OutputProcessor:
         if isinstance(group.params, BeamSearchParams):
             if not group.is_finished:
                 return None
-            return self._finish(request, [self._complete_beam(group, seq) for seq in group.seqs], now)
+            return self._finish(request, [self._beam_completion(group, seq) for seq in group.seqs], now)
         # In deltas only those that got a token (`seqs`) have anything new to say. Cumulative outputs show all
         # n, the finished ones too: "everything so far" would shrink when a sibling ends.
         kind = group.params.output_kind
         if kind is RequestOutputKind.FINAL_ONLY and not group.is_finished:
             return None
         delta = kind is RequestOutputKind.DELTA
-        completions = [self._complete(request, seq, delta) for seq in (seqs if delta else group.seqs)]
+        completions = [self._completion(request, seq, delta) for seq in (seqs if delta else group.seqs)]
         if group.is_finished:
             return self._finish(request, completions, now)
         return self._request_output(request, completions, now=None)
@@ -247,7 +253,7 @@ class OutputProcessor:
         """An output with these completions; `now` is None while the request runs. Shares no list with us."""
         group = request.group
         metrics = RequestMetrics(
-            request.arrival_time,
+            group.arrival_time,
             request.first_scheduled_time,
             request.first_token_time,
             finished_time=now,
@@ -265,19 +271,20 @@ class OutputProcessor:
         )
 
     def _prompt_logprobs(self, request: _Request) -> list[dict[int, Logprob] | None] | None:
-        """One entry a prompt token, None for the first; in deltas, only those not handed out yet."""
+        """One entry per prompt token, None for the first; in deltas, only those not handed out yet."""
         params, known = request.group.params, request.prompt_logprobs
         if isinstance(params, BeamSearchParams) or params.prompt_logprobs is None:
             return None
         if not known:
             known.append(None)  # nothing comes before the first token that could predict it
         # A long prompt is computed in chunks, and its entries come with them; those at hand stay as they are.
-        known += map(self._with_words, request.group.prompt_logprobs[len(known) - 1 :])
+        new = request.group.prompt_logprobs[len(known) - 1 :]
+        known += [self._with_words(entry, params.detokenize) for entry in new]
         first = request.num_prompt_logprobs_sent if params.output_kind is RequestOutputKind.DELTA else 0
         request.num_prompt_logprobs_sent = len(known)
         return known[first:]
 
-    def _complete(self, request: _Request, seq: Sequence, delta: bool) -> CompletionOutput:
+    def _completion(self, request: _Request, seq: Sequence, delta: bool) -> CompletionOutput:
         """One completion: everything, or what has not been handed out yet.
 
         What has been shown stays shown: `end` never falls behind `num_chars_sent`.
@@ -290,26 +297,26 @@ class OutputProcessor:
 
         Tokens are not held back: `token_ids` and `logprobs` may be ahead of `text`.
         """
-        params, completion = request.group.params, self._completion(request, seq)
-        end = len(completion.text) if completion.cut is None else completion.cut
+        params, state = request.group.params, self._state_of(request, seq)
+        end = len(state.text) if state.cut is None else state.cut
         if not seq.status.is_finished:
             end -= StopChecker(params.stop_strings, params.include_stop_str_in_output).num_held_back
-        end = max(end, completion.num_chars_sent)
-        first_char = completion.num_chars_sent if delta else 0
-        first_token = completion.num_tokens_sent if delta else 0
-        completion.num_chars_sent, completion.num_tokens_sent = end, seq.num_output_tokens
+        end = max(end, state.num_chars_sent)
+        first_char = state.num_chars_sent if delta else 0
+        first_token = state.num_tokens_sent if delta else 0
+        state.num_chars_sent, state.num_tokens_sent = end, seq.num_output_tokens
         wants_logprobs = params.logprobs is not None
         return CompletionOutput(
             index=seq.index,
-            text=completion.text[first_char:end],
+            text=state.text[first_char:end],
             token_ids=seq.output_token_ids[first_token:],
             cumulative_logprob=seq.cumulative_logprob if wants_logprobs else None,
-            logprobs=completion.logprobs[first_token:] if wants_logprobs else None,
+            logprobs=state.logprobs[first_token:] if wants_logprobs else None,
             finish_reason=seq.status.finish_reason,
             stop_reason=seq.stop_reason,
         )
 
-    def _complete_beam(self, group: SequenceGroup, seq: Sequence) -> CompletionOutput:
+    def _beam_completion(self, group: SequenceGroup, seq: Sequence) -> CompletionOutput:
         """One finished hypothesis of a beam search; its text is decoded in one go.
 
         Nothing of it could be decoded earlier: until the end, any beam may be dropped for another.

@@ -106,13 +106,19 @@ class TokenLogprobs:
 class SequenceOutput:
     """What one step of the model found out about one scheduled sequence.
 
-    `token_ids` has one entry a sample: none while a prompt is still being computed, n when the prompt of
-    a request for n completions is done, else one. `logprobs` matches it, if they were asked for.
-    `candidates` replaces both for a beam: the most likely (token id, log-probability), best first.
-    `prompt_logprobs` covers the prompt positions start + 1 .. start + num_tokens of this step.
+    `token_ids` has one run of tokens per sample, and a run is one token long unless drafted tokens were
+    accepted with it. There is no run while a prompt is still being computed, n when the prompt of a request
+    for n completions is done, else one::
+
+        ()              the prompt goes on          ((5,),)          decoding: the next token is 5
+        ((5,), (8,))    n = 2, the first tokens     ((5, 9, 2),)     two drafts accepted, and one token more
+
+    `logprobs` has the same shape, if log-probabilities were asked for. `candidates` replaces both for a beam:
+    the most likely (token id, log-probability), best first. `prompt_logprobs` covers the prompt positions
+    start + 1 .. start + num_tokens of this step.
     """
 
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] | None = None
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...] | None = None
     candidates: tuple[tuple[int, float], ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()

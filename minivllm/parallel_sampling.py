@@ -1,4 +1,4 @@
-"""n completions of one prompt: when a group's sequences compute, sample and fork, and when one is done.
+"""n completions of one prompt: one sequence computes it, n go on from there.
 
 The prompt is computed once, by one sequence. From the logits of its last token n tokens are sampled, and only
 then do n sequences exist. They share all blocks of the prompt until each writes its own tokens::
@@ -13,7 +13,7 @@ then do n sequences exist. They share all blocks of the prompt until each writes
 
 Preemption by recompute takes all blocks away, and the sharing with them. So that n completions do not come
 back n times as large (perhaps too large for the pool), they come back the way they began: one of them, the
-leader, computes the prompt again, and then the others share it (`catch_up_target`, `refork`).
+leader, computes the prompt again (`step_rules.catch_up_target`), and then the others share it (`refork`).
 
 Paper: section 4.4 and Figure 8. vLLM V1: `vllm/v1/engine/parallel_sampling.py` makes n child requests, which
 share full blocks through the prefix cache; v0.1: `vllm/core/scheduler.py`.
@@ -24,67 +24,37 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minivllm.kv_cache_manager import KVCacheManager
-from minivllm.outputs import SequenceOutput
-from minivllm.sampling_params import BeamSearchParams
-from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+from minivllm.outputs import SequenceOutput, TokenLogprobs
+from minivllm.sequence import Sequence, SequenceGroup
 
-Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
+TokenRun = list[tuple[int, TokenLogprobs | None]]  # tokens to append, with what is to be reported about each
 
 
-def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:
-    """How far the first unfinished sequence of `group` may go alone.
+def runs_of(
+    group: SequenceGroup,
+    sampled: list[tuple[Sequence, SequenceOutput]],
+    kv: KVCacheManager,
+    new_seq_id: Callable[[], int],
+) -> list[tuple[Sequence, TokenRun]]:
+    """Which tokens each sequence gets; the first n samples of a group make it fork.
 
-    To the end of the prompt while it leads others that wait for the prompt's blocks; else to its own end.
+    All forks come before any token is appended: a child must not inherit its sibling's token.
     """
-    leads = len(group.unfinished) > 1 and seq.num_computed_tokens < seq.num_prompt_tokens
-    return seq.num_prompt_tokens if leads else len(seq)
+    if group.has_forked:
+        return [(seq, _run(output, 0)) for seq, output in sampled]
+    ((parent, output),) = sampled
+    for index in range(1, len(output.token_ids)):
+        child = parent.fork(new_seq_id(), index, parent.seed + index)
+        kv.fork(parent, child)
+        group.seqs.append(child)
+    return [(seq, _run(output, index)) for index, seq in enumerate(group.seqs)]
 
 
-def chunks_of(group: SequenceGroup, budget: int) -> Chunks:
-    """What a running group computes this step, within `budget` tokens.
-
-    If everything it lacks fits, everybody gets everything, and everybody samples. Otherwise each sequence
-    holds back its last token: none may sample before all can. Beams are compared with each other, so they
-    have to stay in step; for a single sequence the rule changes nothing.
-
-    Example: three sequences that lack 1 token each, and a budget of 2: nobody gets any.
-    """
-    seqs = group.unfinished
-    leader = seqs[0]
-    target = catch_up_target(group, leader)
-    if target < len(leader):
-        return [(leader, min(target - leader.num_computed_tokens, budget))]
-    if sum(seq.num_uncomputed_tokens for seq in seqs) <= budget:
-        return [(seq, seq.num_uncomputed_tokens) for seq in seqs]
-    chunks: Chunks = []
-    for seq in seqs:
-        num_tokens = min(seq.num_uncomputed_tokens - 1, budget)
-        if num_tokens > 0:
-            chunks.append((seq, num_tokens))
-            budget -= num_tokens
-    return chunks
-
-
-def num_samples(group: SequenceGroup, seq: Sequence, end: int) -> int:
-    """Tokens to sample for `seq` in a step that computes its positions up to `end`.
-
-    None before it has caught up. Then one, but for the prompt of n completions: its logits are drawn from
-    n times. A beam draws nothing; it offers candidates once.
-    """
-    if end < len(seq):
-        return 0
-    return 1 if group.has_forked or isinstance(group.params, BeamSearchParams) else group.width
-
-
-def max_cached_tokens(group: SequenceGroup, seq: Sequence) -> int:
-    """Tokens of `seq` that may come from the prefix cache.
-
-    Never the last one before the target: the step has to compute at least one token, for its logits.
-    Nothing at all if the logits of every prompt position are wanted.
-    """
-    if getattr(group.params, "prompt_logprobs", None) is not None:
-        return 0
-    return catch_up_target(group, seq) - 1
+def _run(output: SequenceOutput, index: int) -> TokenRun:
+    """The run of one sample."""
+    token_ids = output.token_ids[index]
+    logprobs = [None] * len(token_ids) if output.logprobs is None else output.logprobs[index]
+    return list(zip(token_ids, logprobs, strict=True))
 
 
 def refork(group: SequenceGroup, kv: KVCacheManager) -> None:
@@ -96,43 +66,3 @@ def refork(group: SequenceGroup, kv: KVCacheManager) -> None:
         if seq.num_computed_tokens == 0:
             kv.fork(leader, seq)
             seq.num_computed_tokens = leader.num_computed_tokens
-
-
-def append_samples(
-    group: SequenceGroup,
-    sampled: list[tuple[Sequence, SequenceOutput]],
-    kv: KVCacheManager,
-    new_seq_id: Callable[[], int],
-) -> list[Sequence]:
-    """Give each sequence its sampled token; the first n tokens of a group make it fork.
-
-    Returns:
-        The sequences that got a token, those just forked included. `stop_status` says which of them are done.
-    """
-    if group.has_forked:
-        rows = [(seq, output, 0) for seq, output in sampled]
-    else:
-        parent, output = sampled[0]
-        for index in range(1, len(output.token_ids)):
-            child = parent.fork(new_seq_id(), index, parent.seed + index)
-            kv.fork(parent, child)
-            group.seqs.append(child)
-        # All forks come before any token is appended: a child must not inherit its sibling's token.
-        rows = [(seq, output, index) for index, seq in enumerate(group.seqs)]
-    for seq, output, index in rows:
-        seq.append(output.token_ids[index], None if output.logprobs is None else output.logprobs[index])
-    return [seq for seq, _, _ in rows]
-
-
-def stop_status(group: SequenceGroup, seq: Sequence) -> tuple[SequenceStatus, int | None] | None:
-    """Whether the newest token ends `seq`: its status and stop reason, or None to go on.
-
-    The stop reason is the stop token's id, and None for end of sequence. Stop strings are found where there
-    is text, in `output_processor.py`.
-    """
-    token_id = seq.token_ids[-1]
-    if token_id in group.stop_token_ids and seq.num_output_tokens >= group.params.min_tokens:
-        return SequenceStatus.FINISHED_STOPPED, None if token_id in group.eos_token_ids else token_id
-    if len(seq) >= group.max_num_tokens:
-        return SequenceStatus.FINISHED_LENGTH_CAPPED, None
-    return None

@@ -42,11 +42,9 @@ import random
 
 import torch
 
-from minivllm.beam_search import num_candidates
 from minivllm.logits_processors import process_logits
 from minivllm.outputs import SequenceOutput, TokenLogprobs
-from minivllm.sampling_params import BeamSearchParams
-from minivllm.scheduler_output import ScheduledSequence
+from minivllm.scheduler_output import SamplingMetadata, ScheduledSequence
 
 _TOP_BLOCK = 32  # see `top`
 
@@ -66,33 +64,35 @@ class Sampler:
             logits: (N, V) float32; row i belongs to `rows[i]`. Left unchanged.
 
         Returns:
-            One output a row, with `num_samples` token ids, or candidates if it is a beam.
+            One output per row, with `num_samples` runs of one token, or candidates if it is a beam.
         """
         assert logits.shape[0] == len(rows)
-        beams = [i for i, row in enumerate(rows) if isinstance(row.group.params, BeamSearchParams)]
-        others = [i for i, row in enumerate(rows) if not isinstance(row.group.params, BeamSearchParams)]
         outputs: dict[int, SequenceOutput] = {}
+        beams = [i for i, row in enumerate(rows) if row.sampling is None]
         if beams:
-            outputs.update(zip(beams, beam_candidates(logits[beams], [rows[i] for i in beams]), strict=True))
+            counts = [rows[i].num_candidates for i in beams]
+            outputs.update(zip(beams, beam_candidates(logits[beams], counts), strict=True))
+        others = {i: row.sampling for i, row in enumerate(rows) if row.sampling is not None}
         if others:
-            own_logits = logits if not beams else logits[others]
-            sampled = self._sample(own_logits, [rows[i] for i in others])
-            outputs.update(zip(others, sampled, strict=True))
+            own_logits = logits if not beams else logits[list(others)]
+            outputs.update(zip(others, self._sample(own_logits, list(others.values())), strict=True))
         return [outputs[i] for i in range(len(rows))]
 
-    def _sample(self, logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[SequenceOutput]:
-        processed = process_logits(logits, rows)
-        token_ids = choose_tokens(processed, rows)
-        wanted = [i for i, row in enumerate(rows) if row.group.params.logprobs is not None]
-        logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
+    def _sample(self, logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[SequenceOutput]:
+        token_ids = choose_tokens(process_logits(logits, rows), rows)
+        wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        logprobs: dict[int, tuple[tuple[TokenLogprobs, ...], ...]] = {}
         if wanted:
             # A row sampled n times appears n times.
             flat = [(i, token) for i in wanted for token in token_ids[i]]
-            counts = [rows[i].group.params.logprobs for i, _ in flat]
+            counts = [rows[i].params.logprobs for i, _ in flat]
             own_logits = logits if len(flat) == len(rows) == len(wanted) else logits[[i for i, _ in flat]]
             entries = iter(token_logprobs(own_logits, [token for _, token in flat], counts))
-            logprobs = {i: tuple(next(entries) for _ in token_ids[i]) for i in wanted}
-        return [SequenceOutput(tuple(tokens), logprobs.get(i)) for i, tokens in enumerate(token_ids)]
+            logprobs = {i: tuple((next(entries),) for _ in token_ids[i]) for i in wanted}
+        return [
+            SequenceOutput(tuple((token,) for token in tokens), logprobs.get(i))
+            for i, tokens in enumerate(token_ids)
+        ]
 
 
 def most_likely(logits: torch.Tensor) -> list[int]:
@@ -103,9 +103,9 @@ def most_likely(logits: torch.Tensor) -> list[int]:
     return logits.argmax(dim=-1).tolist()
 
 
-def choose_tokens(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[list[int]]:
+def choose_tokens(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
     """Pick `num_samples` tokens for each row of processed logits, (N, V)."""
-    random_rows = [i for i, row in enumerate(rows) if not row.group.params.is_greedy]
+    random_rows = [i for i, row in enumerate(rows) if not row.params.is_greedy]
     if not random_rows:
         return [[token] for token in most_likely(logits)]
     tokens: list[list[int]] = [[] for _ in rows]
@@ -119,13 +119,13 @@ def choose_tokens(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[l
     return tokens
 
 
-def draw(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[list[int]]:
+def draw(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
     """Draw from the distribution that temperature, min_p, top_k and top_p leave of each row, (N, V).
 
     What happens to a row depends on its own parameters and logits only, never on its batch mates: the same u
     has to give the same token in every batch.
     """
-    params = [row.group.params for row in rows]
+    params = [row.params for row in rows]
     device, vocab_size = logits.device, logits.shape[-1]
     temperature = torch.tensor([[p.effective_temperature] for p in params], device=device)
     probs = (logits / temperature).softmax(dim=-1)
@@ -137,7 +137,7 @@ def draw(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[list[int]]
 
     # From here on a row for each sample: the k-th of a sequence draws as a request of its own with seed + k.
     which = [i for i, row in enumerate(rows) for _ in range(row.num_samples)]
-    places = [(row.seq.seed + k, len(row.seq)) for row in rows for k in range(row.num_samples)]
+    places = [(row.seed + k, row.position) for row in rows for k in range(row.num_samples)]
     drawn = iter(draw_top_p(_take(probs, which), places, [params[i].top_p for i in which]))
     return [[next(drawn) for _ in range(row.num_samples)] for row in rows]
 
@@ -263,11 +263,9 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]
     ]
 
 
-def beam_candidates(logits: torch.Tensor, rows: list[ScheduledSequence]) -> list[SequenceOutput]:
-    """The most likely next tokens of each beam with their log-probabilities, from logits (N, V)."""
-    counts = [
-        min(num_candidates(row.group.width, len(row.group.stop_token_ids)), logits.shape[-1]) for row in rows
-    ]
+def beam_candidates(logits: torch.Tensor, counts: list[int]) -> list[SequenceOutput]:
+    """The `counts[i]` most likely next tokens of each beam, with log-probabilities, from logits (N, V)."""
+    counts = [min(count, logits.shape[-1]) for count in counts]
     values, token_ids = top(logits.float().log_softmax(dim=-1), max(counts))
     return [
         SequenceOutput(candidates=tuple(zip(ids[:count], logprobs[:count], strict=True)))

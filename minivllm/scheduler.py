@@ -4,7 +4,7 @@ THE INVARIANT. At the start of `schedule()`, for every running sequence, the K a
 [0, num_computed_tokens) are in the cache, and len(seq) - num_computed_tokens >= 1.
 
 There is no prefill phase and no decode phase. Each step lets `num_computed_tokens` catch up with
-`len(seq)`, under a budget of tokens a step. Everything is this one rule:
+`len(seq)`, under a budget of tokens per step. Everything is this one rule (`step_rules.py`):
 
     situation               len(seq)   computed   this step
     new prompt of 6              6         0      6 tokens (or the first part: chunked prefill)
@@ -18,10 +18,11 @@ One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
     B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
     C   waits: no budget left
 
-Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Running
-groups come first, in the order they were admitted. When one does not fit, the group admitted last gives up
-its blocks, either to be computed again later or to be swapped out. So the oldest always makes progress, and
-since `add` refuses what could not fit an empty pool, every request finishes.
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Who
+stands where in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
+order of their queue. When one does not fit, the last of the queue gives up its blocks, either to be computed
+again later or to be swapped out. So the head of the queue makes progress in each step, and since `add`
+refuses what could not fit an empty pool, every request finishes.
 
 A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a third block::
 
@@ -29,8 +30,11 @@ A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a
     A asks for 1: nothing is free, so B, the newest, goes      ->   2 free
     after     running [A 3 blocks]                 waiting [B, C]   1 free     B is first in line again
 
-A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it divides its tokens among
-its sequences, and how it comes back: `parallel_sampling.py`.
+A group is admitted, scheduled and preempted as a whole (paper, section 4.5). How it forks, and how its
+sequences share their blocks again after a preemption: `parallel_sampling.py`.
+
+The methods without an underscore are the places to put a policy of your own: a subclass that overrides
+`schedule_waiting`, for instance, admits in another way (`baselines/static_batch.py` does).
 
 Paper: sections 4.3 and 4.5; iteration-level scheduling is Orca's. vLLM V1: `vllm/v1/core/sched/scheduler.py`;
 its `NOTE` on "no decoding phase nor prefill phase" is the source of the rule above.
@@ -38,18 +42,32 @@ its `NOTE` on "no decoding phase nor prefill phase" is the source of the rule ab
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from minivllm import beam_search, parallel_sampling
+from minivllm import beam_search, parallel_sampling, step_rules
 from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
 from minivllm.outputs import SequenceOutput
-from minivllm.parallel_sampling import Chunks, catch_up_target
+from minivllm.parallel_sampling import TokenRun
 from minivllm.sampling_params import BeamSearchParams
-from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput, SchedulerStats, StepDraft
+from minivllm.scheduler_output import SchedulerOutput, SchedulerStats, StepDraft
+from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+from minivllm.step_rules import Chunks
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop string, found in the text of `seq`, which its first `num_output_tokens` tokens complete."""
+
+    seq: Sequence
+    string: str
+    num_output_tokens: int
 
 
 class Scheduler:
@@ -61,6 +79,7 @@ class Scheduler:
         max_num_batched_tokens: the budget: tokens computed in one step.
         enable_chunked_prefill: whether a prompt may be computed in several steps.
         preemption_mode: "recompute" or "swap".
+        policy: the order of the queues, see `scheduling_policy.py`.
     """
 
     def __init__(
@@ -70,27 +89,27 @@ class Scheduler:
         max_num_batched_tokens: int = 2048,
         enable_chunked_prefill: bool = True,
         preemption_mode: str = "recompute",
+        policy: FirstComeFirstServed | None = None,
     ) -> None:
         self.kv = kv  # the scheduler asks for blocks; only the manager touches the pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.preemption_mode = preemption_mode
-        # Deques give and take at the head: the first to come is the next to go, and a victim returns to the
-        # head of its queue. `running` is in order of admission, so its last element is the victim.
+        self.policy = policy or FirstComeFirstServed()
+        # The head of each queue is the next to go; the last of `running` is the next to be preempted.
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self.swapped: deque[SequenceGroup] = deque()
         self.groups: dict[str, SequenceGroup] = {}  # all of the three, by request id
         self.stats = SchedulerStats()
-        self._next_seq_id = 0
+        self._seq_ids = itertools.count()
 
     # -- requests come and go -----------------------------------------------------------------------
 
     def new_seq_id(self) -> int:
         """An unused sequence id."""
-        self._next_seq_id += 1
-        return self._next_seq_id - 1
+        return next(self._seq_ids)
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a request.
@@ -100,7 +119,7 @@ class Scheduler:
         """
         self.check(group)
         self.groups[group.request_id] = group
-        self.waiting.append(group)
+        self.policy.add(self.waiting, group)
 
     def check(self, group: SequenceGroup) -> None:
         """Raise what `add` would raise; changes nothing.
@@ -147,12 +166,19 @@ class Scheduler:
         return group
 
     def finish(self, seq: Sequence, status: SequenceStatus, stop_reason: int | str | None = None) -> None:
-        """End one sequence and free its blocks. Follow with `remove_finished`."""
+        """End one sequence and free its blocks."""
         seq.status = status
         seq.stop_reason = stop_reason
         self.kv.free(seq)
 
-    def remove_finished(self) -> None:
+    def finish_stopped(self, stops: Iterable[Stop]) -> None:
+        """End the sequences in whose text a stop string was found, after `update_from_output`."""
+        for stop in stops:
+            stop.seq.cut_output(stop.num_output_tokens)
+            self.finish(stop.seq, SequenceStatus.FINISHED_STOPPED, stop.string)
+        self._remove_finished()
+
+    def _remove_finished(self) -> None:
         """Drop the groups that are done. Only running ones can be: the others sample nothing."""
         for group in self.running:
             if group.is_finished:
@@ -160,7 +186,7 @@ class Scheduler:
         self.running = [group for group in self.running if not group.is_finished]
 
     def reset(self) -> None:
-        """Drop every request and every block, from whatever state an interrupted step left behind."""
+        """Drop every request and every block, whatever state an interrupted step has left."""
         for group in self.groups.values():
             group.set_status(SequenceStatus.FINISHED_ABORTED)
         for queue in (self.groups, self.waiting, self.running, self.swapped):
@@ -177,42 +203,42 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plan the next step: who computes how many tokens in which blocks.
 
-        After a preemption nobody new is admitted in the same step: the blocks just freed are needed by
-        those already running.
+        After a preemption no group is admitted in the same step: the blocks just freed are needed by those
+        already running.
         """
         step = StepDraft(self.max_num_batched_tokens)
-        self._schedule_running(step)
+        self.schedule_running(step)
         if not step.preempted:
             step.seats = self.max_num_seqs - sum(group.num_reserved_seqs for group in self.running)
-            self._schedule_swapped(step)
-            self._schedule_waiting(step)
+            self.schedule_swapped(step)
+            self.schedule_waiting(step)
         plan = step.finish(self.stats.num_steps)
         self.stats.count(plan)
         return plan
 
-    def _schedule_running(self, step: StepDraft) -> None:
-        """Give every running group its tokens, oldest first; preempt the newest when one does not fit."""
+    def schedule_running(self, step: StepDraft) -> None:
+        """Give every running group its tokens, in order; preempt the last when one does not fit."""
         index = 0
         while index < len(self.running) and step.budget > 0:
             group = self.running[index]
             # May be empty, when the group cannot sample as a whole: then it holds its blocks and waits.
-            chunks = parallel_sampling.chunks_of(group, step.budget)
+            chunks = step_rules.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             while copies is None:
                 # Never one that has been planned: those stand before `index`, victims come from the end.
-                victim = self.running.pop()
-                self._preempt(victim, step)
+                victim = self.running[-1]
+                self.preempt(victim, step)
                 if victim is group:
                     return  # it was the last one, and gave way itself
                 copies = self.kv.allocate_slots(chunks)
-            self._plan(group, chunks, copies, step)
+            self.plan(group, chunks, copies, step)
             index += 1
 
-    def _schedule_swapped(self, step: StepDraft) -> None:
-        """Bring swapped groups back, first come first served, while they fit.
+    def schedule_swapped(self, step: StepDraft) -> None:
+        """Bring swapped groups back, in order, while they fit.
 
-        They come before anybody who waits: they hold CPU memory that the next victim may need, and all they
-        have computed is paid for.
+        They come before all groups that wait: they hold CPU memory that the next victim may need, and all
+        they have computed is paid for.
         """
         while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
             group = self.swapped[0]
@@ -220,15 +246,15 @@ class Scheduler:
             if moves is None:
                 return
             step.swap_in += moves
-            self._start_running(self.swapped, step)
-            chunks = parallel_sampling.chunks_of(group, step.budget)
+            self.start_running(self.swapped, step)
+            chunks = step_rules.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             if copies is None:
                 return  # it holds its old blocks again; its next tokens wait for the next step
-            self._plan(group, chunks, copies, step)
+            self.plan(group, chunks, copies, step)
 
-    def _schedule_waiting(self, step: StepDraft) -> None:
-        """Admit waiting groups, first come first served, while seats, budget and blocks last.
+    def schedule_waiting(self, step: StepDraft) -> None:
+        """Admit waiting groups, in order, while seats, budget and blocks last.
 
         The first that does not fit ends it: letting a short one pass would starve the long one.
 
@@ -240,54 +266,54 @@ class Scheduler:
             if group.num_reserved_seqs > step.seats:
                 return
             seq = group.unfinished[0]
-            most = parallel_sampling.max_cached_tokens(group, seq)
-            computed_blocks = self.kv.get_computed_blocks(seq, most)
+            computed_blocks = self.kv.get_computed_blocks(seq, step_rules.max_cached_tokens(group, seq))
             num_cached = len(computed_blocks) * self.kv.block_size
-            num_tokens = min(catch_up_target(group, seq) - num_cached, step.budget)
-            whole = num_cached + num_tokens == catch_up_target(group, seq)
-            if not self.enable_chunked_prefill and not whole:
+            chunks = step_rules.chunks_of(group, step.budget, num_cached)
+            num_missing = step_rules.catch_up_target(group, seq) - num_cached
+            if not self.enable_chunked_prefill and step.budget < num_missing:
                 return
-            copies = self.kv.allocate_slots([(seq, num_tokens)], computed_blocks)
+            copies = self.kv.allocate_slots(chunks, computed_blocks)
             if copies is None:
-                return  # nobody is preempted for a newcomer
-            self._start_running(self.waiting, step)
+                return  # no group is preempted for a newcomer
+            self.start_running(self.waiting, step)
             seq.num_computed_tokens = num_cached
             if group.num_cached_tokens is None:  # first admission, not a return from preemption
                 group.num_cached_tokens = num_cached
                 self.stats.prefix_cache_queries += group.num_prompt_tokens
                 self.stats.prefix_cache_hits += num_cached
-            self._plan(group, [(seq, num_tokens)], copies, step)
+            self.plan(group, chunks, copies, step)
 
-    def _start_running(self, queue: deque[SequenceGroup], step: StepDraft) -> None:
-        """Move the head of `queue`, whose blocks are in place, to the end of the running groups."""
+    def start_running(self, queue: deque[SequenceGroup], step: StepDraft) -> None:
+        """Move the head of `queue`, whose blocks are in place, to the running groups."""
         group = queue.popleft()
-        self.running.append(group)
+        self.policy.start(self.running, group)
         step.seats -= group.num_reserved_seqs
         group.set_status(SequenceStatus.RUNNING)
 
-    def _plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: StepDraft) -> None:
+    def plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: StepDraft) -> None:
         """Enter the chunks of a group, whose slots are allocated, into the plan."""
         step.copies += copies
         for seq, num_tokens in chunks:
-            start, block_ids = seq.num_computed_tokens, self.kv.block_tables[seq.seq_id].block_ids
-            samples = parallel_sampling.num_samples(group, seq, start + num_tokens)
-            step.scheduled.append(ScheduledSequence(seq, group, start, num_tokens, block_ids, samples))
+            block_ids = self.kv.block_tables[seq.seq_id].block_ids
+            num_samples = step_rules.num_samples(group, seq, seq.num_computed_tokens + num_tokens)
+            step.scheduled.append(group.scheduled(seq, num_tokens, num_samples, block_ids))
             step.budget -= num_tokens
 
-    def _preempt(self, group: SequenceGroup, step: StepDraft) -> None:
-        """Take all blocks from a running group and put it at the head of its queue.
+    def preempt(self, group: SequenceGroup, step: StepDraft) -> None:
+        """Take all blocks from a running group and put it back into its queue.
 
         Recompute costs the arithmetic of all its tokens, but in one large step, and blocks still in the
         prefix cache are found again. Swap costs two transfers. The paper measures both (section 7.3) and
         finds recompute no worse at ordinary block sizes; it is the default.
         """
+        self.running.remove(group)
         step.preempted.append(group.request_id)
         if self.preemption_mode == "swap":
             moves = self.kv.swap_out(group.unfinished)
             if moves is not None:
                 step.swap_out += moves
                 group.set_status(SequenceStatus.SWAPPED)
-                self.swapped.appendleft(group)
+                self.policy.put_back(self.swapped, group)
                 return
             logger.warning(
                 "Sequence group %s is preempted by recompute: the swap space (%d blocks, %d free) is too "
@@ -298,7 +324,7 @@ class Scheduler:
             self.kv.free(seq)
             seq.num_computed_tokens = 0
         group.set_status(SequenceStatus.WAITING)
-        self.waiting.appendleft(group)
+        self.policy.put_back(self.waiting, group)
 
     # -- the result ---------------------------------------------------------------------------------
 
@@ -316,26 +342,42 @@ class Scheduler:
         Returns:
             The groups that got tokens, each with the sequences that did.
         """
-        by_group: dict[str, list[tuple[ScheduledSequence, SequenceOutput]]] = {}
+        by_group: dict[str, list[tuple[Sequence, SequenceOutput]]] = {}
         for row, output in zip(plan.scheduled, outputs, strict=True):
-            row.seq.num_computed_tokens = row.start + row.num_tokens
-            row.group.add_prompt_logprobs(row.start, output.prompt_logprobs)
-            by_group.setdefault(row.group.request_id, []).append((row, output))
+            group = self.groups[row.request_id]
+            (seq,) = [each for each in group.seqs if each.seq_id == row.seq_id]
+            end, num_prompt = row.start + row.num_tokens, seq.num_prompt_tokens
+            seq.num_computed_tokens = end
+            self.kv.cache_blocks(seq, row.start)
+            self.stats.num_computed_prompt_tokens += min(end, num_prompt) - min(row.start, num_prompt)
+            group.add_prompt_logprobs(row.start, output.prompt_logprobs)
+            rows = by_group.setdefault(row.request_id, [])
+            if row.num_samples > 0:
+                rows.append((seq, output))
 
         updated = []
-        for rows in by_group.values():
-            group = rows[0][0].group
-            sampled = [(row.seq, output) for row, output in rows if row.num_samples > 0]
-            if not sampled:  # a part of a prompt: nobody else sees it, but siblings may wait for its end
+        for request_id, sampled in by_group.items():
+            group = self.groups[request_id]
+            if not sampled:  # a part of a prompt: no token yet, but siblings may wait for its end
                 parallel_sampling.refork(group, self.kv)
-            elif isinstance(group.params, BeamSearchParams):
+                continue
+            if isinstance(group.params, BeamSearchParams):
                 beam_search.advance(group, sampled, self.kv, self.new_seq_id)
-                updated.append((group, group.seqs))
+                seqs = group.seqs
             else:
-                seqs = parallel_sampling.append_samples(group, sampled, self.kv, self.new_seq_id)
-                for seq in seqs:
-                    if (stop := parallel_sampling.stop_status(group, seq)) is not None:
-                        self.finish(seq, *stop)
-                updated.append((group, seqs))
-        self.remove_finished()
+                runs = parallel_sampling.runs_of(group, sampled, self.kv, self.new_seq_id)
+                for seq, run in runs:
+                    self._append_run(group, seq, run)
+                seqs = [seq for seq, _ in runs]
+            updated.append((group, seqs))
+        self._remove_finished()
         return updated
+
+    def _append_run(self, group: SequenceGroup, seq: Sequence, run: TokenRun) -> None:
+        """Append accepted tokens, up to one that ends the sequence; what follows it is dropped."""
+        for token_id, logprobs in run:
+            seq.append(token_id, logprobs)
+            self.stats.num_generated_tokens += 1
+            if (stop := step_rules.stop_status(group, seq)) is not None:
+                self.finish(seq, *stop)
+                return

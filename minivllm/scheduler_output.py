@@ -1,48 +1,111 @@
-"""The plan of one step: what the scheduler decided, for the runner to carry out.
+"""The plan of one step, by value: what the scheduler decided, for the runner to carry out.
 
-It goes one way, from `Scheduler.schedule()` to `ModelRunner.execute_model()`, and nobody changes it. For the
-step in `scheduler.py`'s example (A generates, B catches up with a long prompt)::
+The plan goes one way, from `Scheduler.schedule()` to `ModelRunner.execute_model()`. It is plain data:
+numbers, strings, tuples, and no object that the scheduler goes on changing. So it can be pickled and sent to
+a process or a machine that has never seen the request, and a runner cannot reach the scheduler's state even
+by mistake. For
+the step in `scheduler.py`'s example (A generates its 8th token, B catches up with a long prompt)::
 
     SchedulerOutput(step=12, scheduled=(
-        ScheduledSequence(A, start=6, num_tokens=1, block_ids=(7, 2),    num_samples=1),
-        ScheduledSequence(B, start=4, num_tokens=7, block_ids=(5, 0, 3), num_samples=0)))
+        ScheduledSequence("A", seq_id=0, start=6, token_ids=(88,), block_ids=(7, 2),
+                          sampling=SamplingMetadata(params, num_samples=1, seed=17, position=7, ...)),
+        ScheduledSequence("B", seq_id=1, start=4, token_ids=(9, 2, 41, 5, 7, 3, 60), block_ids=(5, 0, 3))))
 
-vLLM V1: `vllm/v1/core/sched/output.py`.
+Each row is complete: everything the model and the sampler need for it stands in it. That includes the history
+that penalties and bad words look back on, sent anew in each step, but only for the requests that use them.
+vLLM sends a request's parameters once and then only what is new (`CachedRequestData`), so its workers keep a
+copy of every request, which each fork, preemption and abort has to keep true. A runner without memory cannot
+disagree with the scheduler. The price is bytes: a decode step of 64 sequences is some 30 KB, with penalties 3
+bytes more for each token of history.
+
+Paper: section 4.6 (the control message, with token ids and block tables).
+vLLM V1: `vllm/v1/core/sched/output.py`, `vllm/v1/sample/metadata.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minivllm.sequence import Sequence, SequenceGroup
+from minivllm.sampling_params import SamplingParams
+
+BlockPairs = tuple[tuple[int, int], ...]
+"""Blocks to move or copy: pairs of (source block id, destination block id)."""
+
+
+@dataclass(frozen=True)
+class SamplingMetadata:
+    """How to choose the token that follows a row's last one.
+
+    `num_samples` tokens are drawn: one, or n when a prompt for n completions is done; the k-th of them draws
+    with `seed` + k. `position` is the place of the token to be chosen, which is also the number of tokens
+    known. `token_ids` are these tokens, the prompt first; empty if nothing in `params` looks back. The ids
+    that end the text (`stop_token_ids`) are forbidden until there are `params.min_tokens` output tokens.
+    """
+
+    params: SamplingParams
+    num_samples: int
+    seed: int
+    position: int
+    num_prompt_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens sampled before this one."""
+        return self.position - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> tuple[int, ...]:
+        """The sampled part of `token_ids`."""
+        return self.token_ids[self.num_prompt_tokens :]
 
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """One row of the batch: compute `num_tokens` tokens of `seq` from position `start` on.
+    """One row of the batch: compute `token_ids`, which stand at positions `start`, `start` + 1, ...
 
-    `block_ids` is the block table at this moment. `num_samples` says how many tokens to sample from the
-    logits of the last one: 0 while the sequence is catching up, n when a prompt for n completions is done.
-    The runner reads `seq` and `group`; it changes neither.
+    `block_ids` is the block table of this step. What is wanted of the logits:
+
+    - `sampling`: tokens that follow the row's last one; None while the sequence is catching up, and for a
+    beam;
+    - `num_candidates`: for a beam that has caught up, so many of its likeliest next tokens; else 0;
+    - `scored_token_ids`: prompt tokens whose log-probabilities are wanted; the i-th follows the row's i-th.
     """
 
-    seq: Sequence
-    group: SequenceGroup
+    request_id: str
+    seq_id: int
     start: int
-    num_tokens: int
+    token_ids: tuple[int, ...]
     block_ids: tuple[int, ...]
-    num_samples: int
+    sampling: SamplingMetadata | None = None
+    num_candidates: int = 0
+    scored_token_ids: tuple[int, ...] = ()
+    num_prompt_logprobs: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens this row computes."""
+        return len(self.token_ids)
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens sampled from this row: 0 while the sequence is catching up; a beam counts as 1."""
+        if self.sampling is not None:
+            return self.sampling.num_samples
+        return int(self.num_candidates > 0)
 
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """The plan of one step. The three lists of block moves apply in the order they stand here."""
+    """The plan of one step. The three lists of block pairs apply in the order they stand here."""
 
     step: int
     scheduled: tuple[ScheduledSequence, ...]
-    blocks_to_swap_out: tuple[tuple[int, int], ...] = ()  # (device block, CPU block)
-    blocks_to_swap_in: tuple[tuple[int, int], ...] = ()  # (CPU block, device block)
-    blocks_to_copy: tuple[tuple[int, int], ...] = ()  # (shared block, new block): copy-on-write
+    blocks_to_swap_out: BlockPairs = ()  # (device block, CPU block)
+    blocks_to_swap_in: BlockPairs = ()  # (CPU block, device block)
+    blocks_to_copy: BlockPairs = ()  # (shared block, new block): copy-on-write
     preempted: tuple[str, ...] = ()  # request ids
 
     @property
@@ -66,12 +129,12 @@ class StepDraft:
     def finish(self, step: int) -> SchedulerOutput:
         """The finished plan: from here on it is only read."""
         return SchedulerOutput(
-            step=step,
-            scheduled=tuple(self.scheduled),
-            blocks_to_swap_out=tuple(self.swap_out),
-            blocks_to_swap_in=tuple(self.swap_in),
-            blocks_to_copy=tuple(self.copies),
-            preempted=tuple(self.preempted),
+            step,
+            tuple(self.scheduled),
+            tuple(self.swap_out),
+            tuple(self.swap_in),
+            tuple(self.copies),
+            tuple(self.preempted),
         )
 
 
@@ -84,6 +147,8 @@ class SchedulerStats:
     num_swapped_out_blocks: int = 0
     num_swapped_in_blocks: int = 0
     num_copied_blocks: int = 0
+    num_computed_prompt_tokens: int = 0  # a prompt computed again after a preemption counts again
+    num_generated_tokens: int = 0
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # prompt tokens found
 

@@ -14,7 +14,9 @@ Two numbers describe how far a sequence is. `len(seq)` counts the tokens that ar
 everything sampled. `num_computed_tokens` counts those whose K and V are in the cache. The newest sampled
 token is known but not computed; its K and V are written by the step that samples the next one.
 
-Who changes what: the scheduler owns status, tokens and `num_computed_tokens`. Everybody else reads.
+The scheduler owns status, tokens and `num_computed_tokens`; all other modules read them, and the modules
+below the plan never see a sequence: what they need of one is copied into the plan by
+`SequenceGroup.scheduled`.
 
 Paper: section 4.5 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
 requests in `vllm/v1/engine/parallel_sampling.py`); v0.1: `vllm/sequence.py`.
@@ -24,11 +26,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from minivllm.outputs import TokenLogprobs
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.scheduler_output import SamplingMetadata, ScheduledSequence
 
 
 class SequenceStatus(Enum):
@@ -60,7 +63,8 @@ class Sequence:
         seed: with the position, decides every random draw (`sampler.uniform`), so that a draw depends on
             nothing else: not on batch mates, not on preemption.
         token_ids: prompt and sampled tokens.
-        sample_logprobs: one entry a sampled token, if the request asked for them.
+        sample_logprobs: one entry per sampled token, if the request asked for them.
+        max_num_tokens: how many tokens it may grow to; its group sets it.
         cumulative_logprob: their sum.
         stop_reason: the stop string or stop token that ended it; None for end of sequence.
     """
@@ -72,6 +76,7 @@ class Sequence:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
+        self.max_num_tokens = 0
         self.status = SequenceStatus.WAITING
         self.stop_reason: int | str | None = None
         self.cumulative_logprob = 0.0
@@ -110,11 +115,19 @@ class Sequence:
             self.sample_logprobs.append(logprobs)
             self.cumulative_logprob += logprobs.logprob
 
+    def cut_output(self, num_output_tokens: int) -> None:
+        """Drop the sampled tokens after the first `num_output_tokens`: a stop string ended before them."""
+        dropped = self.sample_logprobs[num_output_tokens:]
+        self.cumulative_logprob -= sum(entry.logprob for entry in dropped)
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+        del self.sample_logprobs[num_output_tokens:]
+
     def fork(self, seq_id: int, index: int, seed: int) -> Sequence:
         """A copy that will go its own way. Its KV is shared by `KVCacheManager.fork`."""
         child = Sequence(seq_id, self.token_ids, seed, index)
         child.num_prompt_tokens = self.num_prompt_tokens
         child.num_computed_tokens = self.num_computed_tokens
+        child.max_num_tokens = self.max_num_tokens
         child.status = self.status
         child.cumulative_logprob = self.cumulative_logprob
         child.sample_logprobs = list(self.sample_logprobs)
@@ -125,7 +138,7 @@ class Sequence:
         """Name of the content of full logical block `index`: a hash of its tokens *and all before them*.
 
         The chain matters. K and V of a token depend on every earlier token, so equal tokens after
-        different beginnings have different content. Computed once a block and remembered.
+        different beginnings have different content. Computed once per block and remembered.
         """
         while len(self._block_hashes) <= index:
             start = len(self._block_hashes) * block_size
@@ -148,6 +161,8 @@ class SequenceGroup:
         bad_words_token_ids: token sequences that must not appear, from `SamplingParams.bad_words`.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; None before it.
         prompt_logprobs: one entry for each prompt position from 1 on, if asked for.
+        arrival_time: seconds of the engine's clock.
+        priority: for the "priority" policy (`scheduling_policy.py`): the smaller, the earlier.
     """
 
     request_id: str
@@ -160,6 +175,12 @@ class SequenceGroup:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    arrival_time: float = 0.0
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        for seq in self.seqs:
+            seq.max_num_tokens = self.max_num_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -170,6 +191,11 @@ class SequenceGroup:
     def width(self) -> int:
         """How many sequences the prompt will fork into: n, or the beam width."""
         return self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
+
+    @property
+    def num_candidates(self) -> int:
+        """Continuations that beams offer: even if each beam's best is a stop token, `width` others remain."""
+        return max(2, 1 + len(self.stop_token_ids)) * self.width
 
     @property
     def unfinished(self) -> list[Sequence]:
@@ -204,3 +230,28 @@ class SequenceGroup:
         if isinstance(self.params, BeamSearchParams) or not self.has_forked:
             return self.width
         return len(self.unfinished)
+
+    # -- into the plan ------------------------------------------------------------------------------
+
+    def scheduled(
+        self, seq: Sequence, num_tokens: int, num_samples: int, block_ids: tuple[int, ...]
+    ) -> ScheduledSequence:
+        """The next `num_tokens` tokens of `seq` as a row of the plan: a copy of all that a runner needs."""
+        params, start = self.params, seq.num_computed_tokens
+        end = start + num_tokens
+        row = ScheduledSequence(
+            self.request_id, seq.seq_id, start, tuple(seq.token_ids[start:end]), block_ids
+        )
+        if isinstance(params, BeamSearchParams):
+            return replace(row, num_candidates=self.num_candidates) if num_samples else row
+        if params.prompt_logprobs is not None:
+            scored = tuple(seq.token_ids[start + 1 : min(end + 1, seq.num_prompt_tokens)])
+            row = replace(row, scored_token_ids=scored, num_prompt_logprobs=params.prompt_logprobs)
+        if num_samples == 0:
+            return row
+        looks_back = params.has_penalties or self.bad_words_token_ids
+        sampling = SamplingMetadata(
+            params, num_samples, seq.seed, len(seq), seq.num_prompt_tokens, self.stop_token_ids,
+            self.bad_words_token_ids, tuple(seq.token_ids) if looks_back else (),
+        )  # fmt: skip
+        return replace(row, sampling=sampling)

@@ -1,5 +1,7 @@
 """Building blocks for tests of the pure Python wing: groups without text, a model without weights."""
 
+from weakref import WeakKeyDictionary
+
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.outputs import SequenceOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -24,9 +26,10 @@ def make_group(name, prompt, max_tokens=8, *, seq_id=None, n=1, beam_width=None,
     )
 
 
-def add(scheduler, name, prompt, max_tokens=8, **options):
+def add(scheduler, name, prompt, max_tokens=8, *, priority=0, arrival_time=0.0, **options):
     """Make a group with an id from the scheduler, and queue it."""
     group = make_group(name, prompt, max_tokens, seq_id=scheduler.new_seq_id(), **options)
+    group.priority, group.arrival_time = priority, arrival_time
     scheduler.add(group)
     return group
 
@@ -45,16 +48,50 @@ def token_after(token_ids):
     return state
 
 
-def run_model(plan):
-    """What a runner would return for `plan`, from `token_after`."""
+class PretendKVCache:
+    """Keeps tokens where K and V would be, and finds them as attention does: through the block tables."""
+
+    def __init__(self, block_size):
+        self.block_size = block_size
+        self.blocks, self.cpu_blocks = {}, {}  # block id -> {offset: token}
+
+    def move(self, plan):
+        for source, destination, pairs in (
+            (self.blocks, self.cpu_blocks, plan.blocks_to_swap_out),
+            (self.cpu_blocks, self.blocks, plan.blocks_to_swap_in),
+            (self.blocks, self.blocks, plan.blocks_to_copy),
+        ):
+            destination.update({to: dict(source[at]) for at, to in pairs})
+
+    def write(self, row):
+        for position, token in enumerate(row.token_ids, row.start):
+            block = row.block_ids[position // self.block_size]
+            self.blocks.setdefault(block, {})[position % self.block_size] = token
+
+    def read(self, row):
+        """All tokens from position 0 to the row's last."""
+        positions = range(row.start + row.num_tokens)
+        size = self.block_size
+        return [self.blocks[row.block_ids[position // size]][position % size] for position in positions]
+
+
+_KV_CACHES = WeakKeyDictionary()  # scheduler -> its cache
+
+
+def run_model(scheduler, plan):
+    """What a runner would return for `plan`, from `token_after`. All rows are written before any is read."""
+    cache = _KV_CACHES.setdefault(scheduler, PretendKVCache(scheduler.kv.block_size))
+    cache.move(plan)
+    for row in plan.scheduled:
+        cache.write(row)
     outputs = []
     for row in plan.scheduled:
-        token = token_after(row.seq.token_ids)
-        if row.num_samples and isinstance(row.group.params, BeamSearchParams):
+        token = token_after(cache.read(row))
+        if row.num_candidates:
             candidates = tuple((token + k, -0.5 * (k + 1) - 0.01 * (token % 7)) for k in range(16))
             outputs.append(SequenceOutput(candidates=candidates))
         else:
-            outputs.append(SequenceOutput(tuple(token + k for k in range(row.num_samples))))
+            outputs.append(SequenceOutput(tuple((token + k,) for k in range(row.num_samples))))
     return outputs
 
 
@@ -63,7 +100,7 @@ def step(scheduler):
     check_invariants(scheduler)
     plan = scheduler.schedule()
     check_plan(scheduler, plan)
-    scheduler.update_from_output(plan, run_model(plan))
+    scheduler.update_from_output(plan, run_model(scheduler, plan))
     check_invariants(scheduler)
     return plan
 
@@ -81,6 +118,7 @@ def check_invariants(scheduler):
     """The invariant of scheduler.py, and that queues, statuses and blocks agree with each other."""
     kv = scheduler.kv
     kv.check_invariants()
+    assert not kv.in_flight, "a block is in flight between two steps"
     queues = {"RUNNING": scheduler.running, "WAITING": scheduler.waiting, "SWAPPED": scheduler.swapped}
     names = [group.request_id for queue in queues.values() for group in queue]
     assert sorted(names) == sorted(scheduler.groups), "a group is in no queue, or in two"
@@ -110,13 +148,16 @@ def check_plan(scheduler, plan):
     slots = []
     for row in plan.scheduled:
         assert row.num_tokens >= 1
-        assert row.start == row.seq.num_computed_tokens
+        group = scheduler.groups[row.request_id]
+        (seq,) = [seq for seq in group.seqs if seq.seq_id == row.seq_id]
+        assert row.start == seq.num_computed_tokens
+        assert row.token_ids == tuple(seq.token_ids[row.start : row.start + row.num_tokens])
         for position in range(row.start, row.start + row.num_tokens):
             block = row.block_ids[position // size]
             slots.append(block * size + position % size)
-            # A second holder is right only if it found the block, just being filled, in the prefix cache.
+            # A second holder is right only if it found the block in the very step that fills it.
             physical = scheduler.kv.pool.blocks[block]
-            assert physical.ref_count == 1 or physical.block_hash is not None
+            assert physical.ref_count == 1 or physical in scheduler.kv.in_flight.values()
     assert len(slots) == len(set(slots)), "two tokens are written to one slot"
     moved = [source for source, _ in plan.blocks_to_copy]
     assert not set(moved) & {destination for _, destination in plan.blocks_to_copy}

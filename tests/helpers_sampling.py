@@ -3,7 +3,6 @@
 from torch.overrides import TorchFunctionMode
 
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.scheduler_output import ScheduledSequence
 from minivllm.sequence import Sequence, SequenceGroup
 
 
@@ -27,7 +26,8 @@ def make_row(
         stop_token_ids=frozenset(stop_token_ids),
         bad_words_token_ids=tuple(map(tuple, bad_words)),
     )
-    return ScheduledSequence(seq, group, len(seq) - 1, 1, (0,), num_samples)
+    seq.num_computed_tokens = len(seq) - 1
+    return group.scheduled(seq, 1, num_samples, block_ids=(0,))
 
 
 def make_beam_row(width, num_stop_tokens=0):

@@ -64,18 +64,18 @@ def test_worked_example_with_its_literal_ids():
     (row,) = plan.scheduled
     assert (row.start, row.num_tokens, row.block_ids, row.num_samples) == (0, 6, (7, 2), 1)
     assert scheduler.kv.block_tables[seq.seq_id].slots(0, 6) == [28, 29, 30, 31, 8, 9]
-    scheduler.update_from_output(plan, run_model(plan))
+    scheduler.update_from_output(plan, run_model(scheduler, plan))
     assert (seq.num_computed_tokens, len(seq)) == (6, 7)
 
     plan = scheduler.schedule()
     (row,) = plan.scheduled
     assert (row.start, row.num_tokens, row.block_ids) == (6, 1, (7, 2)), "cdiv(7, 4) = 2: nothing to allocate"
     assert pool.num_free == 0
-    scheduler.update_from_output(plan, run_model(plan))
+    scheduler.update_from_output(plan, run_model(scheduler, plan))
     assert (seq.num_computed_tokens, len(seq)) == (7, 8)
 
     plan = scheduler.schedule()
     assert plan.scheduled[0].block_ids == (7, 2), "position 7 is the last slot of block 2"
-    scheduler.update_from_output(plan, run_model(plan))
+    scheduler.update_from_output(plan, run_model(scheduler, plan))
     assert not scheduler.has_unfinished
     assert pool.free_block_ids == (2, 7), "the tail is freed first"

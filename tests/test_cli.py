@@ -97,7 +97,7 @@ def test_drawing_of_the_worked_example():
     add(scheduler, 0, 6, max_tokens=3)
     trace = Trace(start_time=0.0)
     plan = scheduler.schedule()
-    updated = scheduler.update_from_output(plan, run_model(plan))
+    updated = scheduler.update_from_output(plan, run_model(scheduler, plan))
     trace.record(plan, updated, scheduler, now=0.1)
     drawn = draw_block_tables(fullest_step(trace), trace.block_size)
     assert drawn == "request  tokens  block table\n0             6  [7 2]  |####|##..|"
@@ -109,7 +109,7 @@ def test_drawing_shows_a_sequence_that_was_never_freed():
     add(scheduler, "a", 6, max_tokens=3)
     trace = Trace(start_time=0.0)
     plan = scheduler.schedule()
-    updated = scheduler.update_from_output(plan, run_model(plan))
+    updated = scheduler.update_from_output(plan, run_model(scheduler, plan))
     trace.record(plan, updated, scheduler, now=0.1)
     leaked = replace(trace.steps[0], requests={}, filled={})
     assert draw_block_tables(leaked, 4).split("\n")[1] == "(leaked)       0  [0 1]  |....|....|"
@@ -122,7 +122,7 @@ def test_drawing_marks_shared_blocks_and_cuts_long_tables():
     add(scheduler, 0, 21, n=2, max_tokens=4)
     trace = Trace(start_time=0.0)
     plan = scheduler.schedule()
-    updated = scheduler.update_from_output(plan, run_model(plan))
+    updated = scheduler.update_from_output(plan, run_model(scheduler, plan))
     trace.record(plan, updated, scheduler, now=0.1)
     drawn = draw_block_tables(trace.steps[0], 2, max_columns=4).split("\n")
     assert len(drawn) == 3

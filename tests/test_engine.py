@@ -263,7 +263,7 @@ def test_an_exception_in_a_step_leaves_the_engine_usable(make_engine, expected, 
     target, name = {
         "model": (engine.runner.model, "compute_logits"),
         "sampler": (engine.runner, "sampler"),
-        "update": (engine.scheduler, "remove_finished"),
+        "update": (engine.scheduler, "finish_stopped"),
     }[where]
     original = getattr(target, name)
     setattr(target, name, explode)

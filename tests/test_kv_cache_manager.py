@@ -11,7 +11,9 @@ def computed(manager, seq, num_tokens):
     """Allocate slots for `num_tokens` more tokens and pretend that they have been computed."""
     copies = manager.allocate_slots([(seq, num_tokens)])
     assert copies is not None
+    start = seq.num_computed_tokens
     seq.num_computed_tokens += num_tokens
+    manager.cache_blocks(seq, start)
     manager.check_invariants()
     return copies
 

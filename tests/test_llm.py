@@ -12,9 +12,19 @@ def llm(tiny_llama):
     """A fresh engine; afterwards nothing may be left in it."""
     llm = LLM(str(tiny_llama), num_blocks=64, block_size=4, max_model_len=200)
     yield llm
-    assert not llm.llm_engine.has_unfinished_requests()
-    assert llm.llm_engine.scheduler.kv.pool.num_used == 0
-    assert not llm._mail
+    assert_nothing_is_left(llm)
+
+
+def assert_nothing_is_left(llm):
+    """No request, block, text or mailbox, wherever one could be forgotten."""
+    engine, loop = llm.llm_engine, llm.engine_loop
+    scheduler, kv = engine.scheduler, engine.scheduler.kv
+    kv.check_invariants()
+    assert not (scheduler.groups or scheduler.waiting or scheduler.running or scheduler.swapped)
+    assert kv.pool.num_used == kv.cpu_pool.num_used == 0
+    assert not (kv.block_tables or kv.swapped_tables or kv.in_flight)
+    assert not engine.output_processor._requests
+    assert not (loop._mailboxes or loop._left or loop._line)
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -240,7 +250,7 @@ def test_however_a_stream_is_left_nothing_stays(llm, end):
     else:
         del stream
     assert not llm.llm_engine.has_unfinished_requests()
-    assert not llm._mail
+    assert_nothing_is_left(llm)
 
 
 def test_generate_may_run_inside_a_stream(llm):

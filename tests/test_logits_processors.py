@@ -11,7 +11,8 @@ from transformers.generation.logits_process import (
 )
 
 from minivllm.logits_processors import completing_tokens, process_logits
-from tests.helpers_sampling import CountCalls, make_row
+from tests.helpers_sampling import CountCalls
+from tests.helpers_sampling import make_row as make_batch_row
 
 V = 60
 NEVER = float("-inf")
@@ -23,6 +24,11 @@ TEXTS = [
     ((0, 59), ()),
     ((5, 6), tuple(range(20, 45)) * 2),
 ]
+
+
+def make_row(*args, **kwargs):
+    """What `process_logits` is given of a row."""
+    return make_batch_row(*args, **kwargs).sampling
 
 
 def random_logits(rows, seed=0):
@@ -87,7 +93,7 @@ def test_penalties_are_vllms_definition(options):
     """Would catch counts from the prompt, presence subtracted twice, padding that counts, another order."""
     logits = random_logits(len(TEXTS))
     rows = [make_row(prompt=prompt, output=output, **options) for prompt, output in TEXTS]
-    params = rows[0].group.params
+    params = rows[0].params
     actual = process_logits(logits, rows)
 
     def expected(**how):
@@ -116,7 +122,7 @@ def test_every_row_gets_its_own_penalties():
     ]
     actual = process_logits(logits, rows)
     for i, (prompt, output) in enumerate(TEXTS):
-        assert_same(actual[i], penalized(logits[i], prompt, output, rows[i].group.params))
+        assert_same(actual[i], penalized(logits[i], prompt, output, rows[i].params))
     assert torch.equal(actual[0], logits[0])
     assert torch.equal(actual[3], logits[3])
     assert not torch.equal(actual[1], logits[1])
@@ -182,9 +188,9 @@ def test_bad_words_are_hugging_faces(output):
 
 def test_a_bad_word_is_forbidden_with_its_last_token_only():
     """Would catch `completing_tokens` contradicting its own docstring, and words begun in the prompt."""
-    assert completing_tokens([(5,), (1, 2, 3)], [9, 1, 2]) == {5, 3}
-    assert completing_tokens([(5,), (1, 2, 3)], [1, 2, 9]) == {5}
-    assert completing_tokens([(1, 2)], []) == set()
+    assert completing_tokens([(5,), (1, 2, 3)], (9, 1, 2)) == {5, 3}
+    assert completing_tokens([(5,), (1, 2, 3)], (1, 2, 9)) == {5}
+    assert completing_tokens([(1, 2)], ()) == set()
     logits = random_logits(1)
     assert process_logits(logits, [make_row(prompt=(7,), output=(), bad_words=[[7, 8]])]).isfinite().all()
 

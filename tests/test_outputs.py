@@ -305,7 +305,8 @@ class Script:
 
     def __call__(self, logits, rows):
         return [
-            SequenceOutput((self.token_ids[row.seq.num_output_tokens],) * row.num_samples) for row in rows
+            SequenceOutput(((self.token_ids[row.sampling.num_output_tokens],),) * row.num_samples)
+            for row in rows
         ]
 
 
@@ -418,16 +419,16 @@ def test_a_stop_string_ends_one_completion_of_several(make_engine, wordy_llama):
         lines = [ids("The", " sky", " is", " blue"), ids("The", "END", " is", " blue")]
         outputs = []
         for row in rows:
-            position = row.seq.num_output_tokens
+            position = row.sampling.num_output_tokens
             if row.num_samples == 2:
-                outputs.append(SequenceOutput((lines[0][0], lines[1][0])))
+                outputs.append(SequenceOutput(((lines[0][0],), (lines[1][0],))))
             else:
-                outputs.append(SequenceOutput((lines[row.seq.index][position],)))
+                outputs.append(SequenceOutput(((lines[row.sampling.seed - 100][position],),)))
         return outputs
 
     for kind in KINDS:
         engine = make_engine(wordy_llama, parts={"sampler": sampler})
-        params = SamplingParams(n=2, max_tokens=4, stop="END", output_kind=kind)
+        params = SamplingParams(n=2, seed=100, max_tokens=4, stop="END", output_kind=kind)
         outputs = run(engine, [list(b"abcde")], params)[0]
         texts = {0: "", 1: ""}
         reasons = {}

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -56,20 +57,25 @@ def pip(*arguments):
 
 
 def probe(folders, cwd):
-    """Run PROBE with `folders` in front of everything else; returns the folder of our kernels."""
+    """Run PROBE with `folders` in front of all other packages; returns the folder of our kernels.
+
+    Without `site` (-S): its .pth files would bring in the minivllm that these tests run from.
+    """
     setup = (
-        f"import site, sys; folders = {[str(folder) for folder in folders]}\n"
-        + (
-            "before = len(sys.path)\n"
-            "for folder in folders: site.addsitedir(folder)\n"  # not only a path: it reads .pth files as pip's does
-            "sys.path = sys.path[before:] + sys.path[:before]\n"
-        )
+        "import site, sys\n"
+        f"for folder in {[str(folder) for folder in folders]}: site.addsitedir(folder)\n"
+        f"sys.path += {site_packages()}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", setup + PROBE], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-S", "-P", "-c", setup + PROBE], cwd=cwd, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(done.stdout.strip())
+
+
+def site_packages():
+    """Where the other packages lie."""
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
@@ -102,7 +108,8 @@ def test_a_wheel_lives_beside_hugging_faces_kernels(ours_first, stand_in, checko
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_an_editable_install_lives_beside_hugging_faces_kernels(ours_first, stand_in, checkout, tmp_path):
     """Would catch an editable install whose second name for the folder leads nowhere."""
-    pip("install", "-e", checkout, "--prefix", tmp_path / "prefix")
+    # Without --ignore-installed, pip would uninstall the copy that these tests run from.
+    pip("install", "-e", checkout, "--prefix", tmp_path / "prefix", "--ignore-installed")
     (site,) = (tmp_path / "prefix").rglob("site-packages")
     folders = [site, stand_in] if ours_first else [stand_in, site]
     assert probe(folders, tmp_path) == checkout / "kernels"

@@ -44,7 +44,7 @@ def draws(monkeypatch, logits, params, u, device="cpu", first=None):
 
     monkeypatch.setattr(sampler, "uniform", pretend_uniform)
     row = make_row(params, num_samples=len(u))
-    (tokens,) = draw(logits[None].to(device), [row])
+    (tokens,) = draw(logits[None].to(device), [row.sampling])
     return tokens
 
 
@@ -297,7 +297,7 @@ def test_real_draws_follow_the_distribution(options):
     params = SamplingParams(**options)
     logits = random_logits(1, 30)[0]
     rows = [make_row(params, prompt=[1] * length, seed=1000, num_samples=2000) for length in (1, 2, 3)]
-    tokens = np.concatenate(draw(logits.expand(3, -1), rows))
+    tokens = np.concatenate(draw(logits.expand(3, -1), [row.sampling for row in rows]))
     assert chi_squared(tokens, hugging_face(logits, params)) > 1e-3
     for wrong in ({"temperature": 1.3}, {"top_k": 3}, {"top_p": 0.6}):
         assert chi_squared(tokens, hugging_face(logits, SamplingParams(**(options | wrong)))) < 1e-6
@@ -357,7 +357,7 @@ KINDS = [
 
 
 def sample(logits, rows):
-    return [output.token_ids for output in Sampler()(logits, rows)]
+    return [tuple(token for run in output.token_ids for token in run) for output in Sampler()(logits, rows)]
 
 
 @pytest.mark.parametrize("num_samples", [1, 4])
@@ -401,12 +401,12 @@ def test_greedy_takes_the_largest_and_the_first_of_equals():
     logits = random_logits(6, 300)
     logits[2, [7, 9]] = 50.0
     rows = [make_row(temperature=t, seed=i) for i, t in enumerate((0, 1.0, 0, 0.5, 1e-6, 1.0))]
-    tokens = choose_tokens(logits, rows)
+    tokens = choose_tokens(logits, [row.sampling for row in rows])
     for i in (0, 2, 4):
         assert tokens[i] == [logits[i].argmax().item()]
     assert tokens[2] == [7]
     greedy = [make_row(temperature=0) for _ in range(6)]
-    assert choose_tokens(logits, greedy) == logits.argmax(dim=-1)[:, None].tolist()
+    assert choose_tokens(logits, [row.sampling for row in greedy]) == logits.argmax(dim=-1)[:, None].tolist()
 
 
 @pytest.mark.parametrize(
@@ -484,10 +484,10 @@ def test_logprobs_are_those_of_the_raw_logits(num_rows):
     ][:num_rows]
     outputs = Sampler()(logits, rows)
     reference = logits.log_softmax(dim=-1)
-    assert outputs[1].token_ids == (4,)
+    assert outputs[1].token_ids == ((4,),)
     for i in range(2):
-        (entry,) = outputs[i].logprobs
-        assert entry.token_id == outputs[i].token_ids[0]
+        ((entry,),) = outputs[i].logprobs
+        assert (entry.token_id,) == outputs[i].token_ids[0]
         assert entry.logprob == pytest.approx(reference[i, entry.token_id].item(), abs=1e-5)
     assert [output.logprobs for output in outputs[2:]] == [None] * (num_rows - 2)
 
@@ -503,8 +503,8 @@ def test_beams_get_their_best_candidates_beside_other_rows():
         assert [value for _, value in outputs[i].candidates] == pytest.approx(best.values.tolist(), abs=1e-6)
         assert outputs[i].token_ids == ()
     for i in (0, 3):
-        assert outputs[i].token_ids == (logits[i].argmax().item(),)
-    assert len(beam_candidates(logits[:1, :5], [make_beam_row(4, 1)])[0].candidates) == 5  # V is smaller
+        assert outputs[i].token_ids == ((logits[i].argmax().item(),),)
+    assert len(beam_candidates(logits[:1, :5], [8])[0].candidates) == 5  # V is smaller
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from weakref import WeakKeyDictionary
 
 from minivllm.baselines.buddy import BuddyAllocator, next_power_of_two
 from minivllm.baselines.slot_usage import SlotUsage
@@ -58,8 +57,8 @@ class Reservation:
 class ContiguousKVCacheManager(KVCacheManager):
     """Block tables that are runs of consecutive blocks, from a buddy allocator.
 
-    The true output length is `SequenceGroup.max_num_tokens`: exact if the request ignores end-of-sequence
-    tokens, as the requests of the benchmarks do, else an upper bound.
+    The true output length follows from `Sequence.max_num_tokens`: exact if the request ignores
+    end-of-sequence tokens, as the requests of the benchmarks do, else an upper bound.
 
     Args:
         num_blocks, block_size: as in `KVCacheManager`. A chunk of the allocator is never below one block.
@@ -92,16 +91,12 @@ class ContiguousKVCacheManager(KVCacheManager):
         self.max_model_len = max_model_len
         self.buddy = BuddyAllocator(num_blocks)
         self.reservations: dict[int, Reservation] = {}  # seq_id -> its run
-        # (slots needed, slots to reserve) of every request seen. Weak: a finished one leaves nothing behind.
-        self._sizes: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
 
     # -- the interface of KVCacheManager ------------------------------------------------------------
 
     def max_blocks(self, group: SequenceGroup) -> int:
-        """Blocks of the run that `group` will get.
-
-        The scheduler asks this of each request before it queues it, which is also where this manager learns
-        how long the request may become.
+        """Blocks of the run that `group` will get; the scheduler asks this of each request before it queues
+        it.
 
         Raises:
             ValueError: the request wants to fork, or is longer than `max_model_len`.
@@ -116,8 +111,7 @@ class ContiguousKVCacheManager(KVCacheManager):
                 f"request {group.request_id!r} may grow to {group.max_num_tokens} tokens, but runs are "
                 f"made for max_model_len={self.max_model_len}. Lower max_tokens, or raise max_model_len."
             )
-        num_needed, num_slots = self._num_slots(group)
-        self._sizes[group.seqs[0]] = num_needed, num_slots
+        _, num_slots = self._num_slots(group.seqs[0])
         return next_power_of_two(cdiv(num_slots, self.block_size))
 
     def allocate_slots(
@@ -155,21 +149,21 @@ class ContiguousKVCacheManager(KVCacheManager):
 
     # -- reserving ----------------------------------------------------------------------------------
 
-    def _num_slots(self, group: SequenceGroup) -> tuple[int, int]:
-        """(slots the request fills at its longest, slots to reserve). Pow2: an output of 25 gets 32."""
-        num_output_tokens = group.max_num_tokens - group.num_prompt_tokens
+    def _num_slots(self, seq: Sequence) -> tuple[int, int]:
+        """(slots the sequence fills at its longest, slots to reserve). Pow2: an output of 25 gets 32."""
+        num_output_tokens = seq.max_num_tokens - seq.num_prompt_tokens
         # All tokens but the last, which is sampled and never computed.
-        num_needed = group.num_prompt_tokens + max(num_output_tokens - 1, 0)
+        num_needed = seq.num_prompt_tokens + max(num_output_tokens - 1, 0)
         if self.policy is ReservationPolicy.MAX:
             return num_needed, self.max_model_len
         if self.policy is ReservationPolicy.POW2:
-            num_slots = group.num_prompt_tokens + next_power_of_two(max(num_output_tokens, 1))
+            num_slots = seq.num_prompt_tokens + next_power_of_two(max(num_output_tokens, 1))
             return num_needed, min(num_slots, self.max_model_len)  # no request can be longer than that
         return num_needed, num_needed
 
     def _reserve(self, seq: Sequence) -> bool:
         """Take a run for `seq`; False, and no change, if no free chunk is large enough."""
-        num_needed, num_slots = self._sizes[seq]
+        num_needed, num_slots = self._num_slots(seq)
         start = self.buddy.allocate(cdiv(num_slots, self.block_size))
         if start is None:
             return False

@@ -32,7 +32,7 @@ class StaticBatchScheduler(Scheduler):
         self._batch_size = 0  # sequence groups admitted into the present batch
         self._filling = True
 
-    def _schedule_waiting(self, step: StepDraft) -> None:
+    def schedule_waiting(self, step: StepDraft) -> None:
         """Admit while the batch is being filled.
 
         Filling may take several steps, because a step has a budget of tokens: it goes on as long as the
@@ -44,6 +44,6 @@ class StaticBatchScheduler(Scheduler):
         if not self._filling or len(self.running) < self._batch_size:
             self._filling = False
             return
-        super()._schedule_waiting(step)
+        super().schedule_waiting(step)
         self._batch_size = len(self.running)
         self._filling = step.budget == 0

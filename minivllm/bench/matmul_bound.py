@@ -52,7 +52,7 @@ def bracket(rows: Iterable[int]) -> list[int]:
     largest = max(rows, default=0)
     counts = [*ROW_COUNTS, largest] if largest > ROW_COUNTS[-1] else ROW_COUNTS
     needed = {counts[bisect_left(counts, each)] for each in rows}
-    needed |= {counts[bisect_left(counts, each) - 1] for each in rows if each not in counts}
+    needed |= {counts[bisect_left(counts, each) - 1] for each in rows if each not in ROW_COUNTS}
     return sorted(needed)
 
 

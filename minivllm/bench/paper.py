@@ -61,8 +61,8 @@ CAVEATS = (
     "0.88) was fitted to the paper's Orca (Max) bar of Figure 2, so only the other bars are predictions; the "
     "other spreads are guesses.",
     "The queue is never empty. The paper's requests arrive at 2 (ShareGPT) and 30 (Alpaca) per second, so "
-    "its vLLM runs fewer than memory would allow: 132.44 on Alpaca are 30 requests/s x 58.45 tokens x 76 ms per "
-    "step. Saturated memory holds more, so that number has no counterpart here.",
+    "its vLLM runs fewer than memory would allow: 132.44 on Alpaca are 30 requests/s x 58.45 tokens x 76 ms "
+    "per step. Saturated memory holds more, so that number has no counterpart here.",
     "The buddy allocator begins with 15,728 slots split into powers of two; its smallest chunk is a block.",
     "What a step needs is counted, admission included; the authors' accounting may differ in such details.",
     "Beam search runs on independent random logits, flatter than any language model's: its savings are a "

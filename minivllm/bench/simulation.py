@@ -116,7 +116,7 @@ def add_request(scheduler: Scheduler, prompt_len: int, output_len: int, params: 
 
 def dummy_outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
     """Token 0 for each sample."""
-    return [SequenceOutput((0,) * row.num_samples) for row in plan.scheduled]
+    return [SequenceOutput(((0,),) * row.num_samples) for row in plan.scheduled]
 
 
 def random_beam_outputs(seed: int) -> Runner:
@@ -130,7 +130,7 @@ def random_beam_outputs(seed: int) -> Runner:
         logits = rng.standard_normal((len(plan.scheduled), VOCAB_SIZE))  # (R, V)
         # log-softmax without the usual shift by the maximum: standard normal numbers do not overflow exp.
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        count = 2 * max((row.group.width for row in plan.scheduled), default=0)
+        count = max((row.num_candidates for row in plan.scheduled), default=0)
         top = np.argpartition(-log_probs, count, axis=1)[:, :count]  # (R, count), in no order
         results = []
         for ids, row in zip(top, log_probs, strict=True):

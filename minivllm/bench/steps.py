@@ -14,7 +14,7 @@ while a benchmark looks, and put back afterwards::
 The parts do not overlap, so "rest" is the total minus all of them::
 
     engine.step() = schedule | input tensors | attention.prepare | for each layer: linears, attention |
-                    compute_logits | sampler | update_from_output | process
+                    compute_logits | sampler | update_from_output | make_outputs
 
 vLLM V1: `vllm/profiler/`; `VLLM_TORCH_PROFILER_DIR`.
 """
@@ -172,7 +172,8 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
         (scheduler, "schedule", SCHEDULING),
         (scheduler, "update_from_output", SCHEDULING),
         (engine.output_processor, "note_scheduled", SCHEDULING),
-        (engine.output_processor, "process", SCHEDULING),
+        (engine.output_processor, "read", SCHEDULING),
+        (engine.output_processor, "make_outputs", SCHEDULING),
         (runner, "prepare_inputs", INPUTS),
         (runner, "sampler", SAMPLING),
         (model.attention, "prepare", ATTENTION),

@@ -14,8 +14,8 @@ that a reader has written is drawn by the same code as ours.
 | `throughput_waterfall` | tokens a step and a second, idea by idea |
 | `trace_player` | a run to step through, in the page |
 
-`trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need no
-matplotlib, so the names above are imported on first use.
+`trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need
+no matplotlib, so the names above are imported on first use.
 
 `show(fig, alt=...)` puts a figure into a notebook together with a sentence that describes it; without the
 sentence it refuses. Needs matplotlib.
@@ -35,9 +35,9 @@ _HOME = {
     "MemoryUse": "usage",
     "Trace": "trace",
     "block_grid": "blocks",
-    "blocks_in_use": "gantt",
+    "blocks_in_use": "gantt_chart",
     "figure_html": "style",
-    "gantt": "gantt",
+    "gantt": "gantt_chart",
     "memory_area": "memory",
     "memory_use": "usage",
     "new_figure": "style",
@@ -62,5 +62,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
     if name not in _HOME:
-        raise AttributeError(f"module 'minivllm.viz' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+        raise AttributeError(
+            f"module 'minivllm.viz' has no attribute {name!r}. It has: {', '.join(__all__)}."
+        )
     return getattr(importlib.import_module(f"minivllm.viz.{_HOME[name]}"), name)

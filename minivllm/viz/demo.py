@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from minivllm.inputs import render_chat
 from minivllm.llm import LLM
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import SamplingParams
@@ -52,13 +53,9 @@ def run_demo(model: str, options: dict[str, Any], max_tokens: int, temperature: 
     engine = llm.llm_engine
     print(f"Model {model} ({engine.dtype} on {engine.device}): {engine.memory()}\n")
 
-    tokenizer = llm.get_tokenizer()
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
-    )
     # `LLM.chat` does the same, but would run the question in a batch of its own.
-    chat_ids = tokenizer.encode(chat, add_special_tokens=False)
-    prompts = [{"prompt": chat, "prompt_token_ids": chat_ids}, *PROMPTS]
+    question = render_chat(llm.get_tokenizer(), [{"role": "user", "content": QUESTION}])
+    prompts = [question, *PROMPTS]
     params = SamplingParams(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
 
     # Loading the model is not in the time.

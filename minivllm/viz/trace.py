@@ -38,13 +38,11 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
+from minivllm.scheduler_output import BlockPairs, ScheduledSequence, SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
 
 # Part of every file. Raise the number when a field changes, and old files are refused instead of misdrawn.
 FORMAT = "minivllm-trace-1"
-
-BlockMoves = tuple[tuple[int, int], ...]  # (source block, destination block)
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,9 @@ class StepRecord:
     step: int
     time: float  # end of the step, in seconds since the trace began
     scheduled: tuple[ScheduledRecord, ...]
-    blocks_to_copy: BlockMoves
-    blocks_to_swap_out: BlockMoves
-    blocks_to_swap_in: BlockMoves
+    blocks_to_copy: BlockPairs
+    blocks_to_swap_out: BlockPairs
+    blocks_to_swap_in: BlockPairs
     # Request ids. `waiting` and `swapped` in the order of the queue; finished and preempted in this step.
     running: tuple[str, ...]
     waiting: tuple[str, ...]
@@ -169,23 +167,12 @@ class Trace:
         )
 
     def _row(self, row: ScheduledSequence) -> ScheduledRecord:
-        """One `ScheduledSequence` of the plan, without the objects it points to.
-
-        By now the sequence is longer by the token just sampled; `row.start` and `row.num_tokens` still say
-        what this step computed.
-        """
+        """One row of the plan, with words if they are to be kept."""
         words = None
         if self.word_of is not None:
-            token_ids = row.seq.token_ids[row.start : row.start + row.num_tokens]
-            words = tuple(self.word_of(token_id) for token_id in token_ids)
+            words = tuple(self.word_of(token_id) for token_id in row.token_ids)
         return ScheduledRecord(
-            row.seq.seq_id,
-            row.group.request_id,
-            row.start,
-            row.num_tokens,
-            row.num_samples,
-            row.block_ids,
-            words,
+            row.seq_id, row.request_id, row.start, row.num_tokens, row.num_samples, row.block_ids, words
         )
 
     # -- to a file and back -------------------------------------------------------------------------

@@ -118,7 +118,7 @@ for name, each in policies.items():
 # The other half of the baseline is the schedule. It admits only when the batch is empty:
 
 # %%
-show_source(StaticBatchScheduler._schedule_waiting)
+show_source(StaticBatchScheduler.schedule_waiting)
 
 # %% [markdown]
 # A batch member that is done early leaves its seat empty until the whole batch is done. How many seat-steps is that?

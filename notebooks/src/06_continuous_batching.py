@@ -79,7 +79,7 @@ show_source(Scheduler.schedule)
 # Those already running come first, then whoever waits. Here is the part that decides about newcomers:
 
 # %%
-show_source(Scheduler._schedule_waiting)
+show_source(Scheduler.schedule_waiting)
 
 # %% [markdown]
 # Read the exits of the loop; each is a policy in one line. No seat: stop. `allocate_slots` answers `None`, so there is
@@ -90,7 +90,7 @@ show_source(Scheduler._schedule_waiting)
 # And the part for those running:
 
 # %%
-show_source(Scheduler._schedule_running)
+show_source(Scheduler.schedule_running)
 
 # %% [markdown]
 # The `while` in the middle is for the day when memory runs out: the newest gives its blocks back and starts again

@@ -87,7 +87,7 @@ print(f"{num_preemptions} preemptions, {len(tight.steps)} steps")
 # the next steps do with it follows from the rule.
 
 # %%
-show_source(Scheduler._preempt)
+show_source(Scheduler.preempt)
 
 # %% [markdown]
 # A `group` is a request; "swap" comes below. Nothing here touches the tokens. Prompt and answer so far stay known; only
@@ -97,7 +97,7 @@ show_source(Scheduler._preempt)
 # Who is the victim? The `while` that chapter 06 promised to explain:
 
 # %%
-show_source(Scheduler._schedule_running)
+show_source(Scheduler.schedule_running)
 
 # %% [markdown]
 # `self.running` is in order of admission. The loop goes through it from the oldest on, and `pop()` takes the victim

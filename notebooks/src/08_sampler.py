@@ -66,7 +66,7 @@ class OneGenerator:
 
     def __call__(self, logits, rows):  # what the engine asks of a sampler: one output a row
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=self.generator)
-        return [SequenceOutput((token,)) for token in drawn[:, 0].tolist()]
+        return [SequenceOutput(((token,),)) for token in drawn[:, 0].tolist()]
 
 
 everyone = [prompt["prompt_token_ids"], *workload_prompts()[:7]]

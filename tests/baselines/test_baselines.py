@@ -213,7 +213,7 @@ def test_a_waiting_request_does_not_pass_the_one_it_stands_behind():
     for name, prompt in enumerate([12, 12, 3]):
         helpers.add(scheduler, name, prompt=prompt, max_tokens=4)
     plan = helpers.step(scheduler)
-    assert [row.group.request_id for row in plan.scheduled] == ["0"]
+    assert [row.request_id for row in plan.scheduled] == ["0"]
     assert scheduler.kv.pool.num_free == 8
 
 
@@ -276,7 +276,7 @@ def test_a_static_batch_admits_nobody_until_it_is_empty():
     scheduler = StaticBatchScheduler(KVCacheManager(32, 4, False), max_num_seqs=2, max_num_batched_tokens=32)
     for name, output in enumerate([2, 5, 2, 2]):
         helpers.add(scheduler, name, prompt=3, max_tokens=output)
-    batches = [[row.group.request_id for row in plan.scheduled] for plan in helpers.run_to_end(scheduler)]
+    batches = [[row.request_id for row in plan.scheduled] for plan in helpers.run_to_end(scheduler)]
     assert batches == [["0", "1"], ["0", "1"], ["1"], ["1"], ["1"], ["2", "3"], ["2", "3"]]
 
 
@@ -285,7 +285,7 @@ def test_the_continuous_scheduler_fills_the_seat_at_once():
     scheduler = Scheduler(KVCacheManager(32, 4, False), max_num_seqs=2, max_num_batched_tokens=32)
     for name, output in enumerate([2, 5, 2, 2]):
         helpers.add(scheduler, name, prompt=3, max_tokens=output)
-    batches = [[row.group.request_id for row in plan.scheduled] for plan in helpers.run_to_end(scheduler)]
+    batches = [[row.request_id for row in plan.scheduled] for plan in helpers.run_to_end(scheduler)]
     assert batches[2] == ["1", "2"]
 
 
@@ -305,9 +305,9 @@ def test_a_static_batch_closes_when_its_first_sequence_leaves():
         helpers.add(scheduler, name, prompt=7, max_tokens=1)
     plans = helpers.run_to_end(scheduler)
     for before, after in itertools.pairwise(plans):
-        left = {row.group.request_id for row in before.scheduled if row.num_samples}
-        came = {row.group.request_id for row in after.scheduled if row.start == 0}
-        still = {row.group.request_id for row in before.scheduled} - left
+        left = {row.request_id for row in before.scheduled if row.num_samples}
+        came = {row.request_id for row in after.scheduled if row.start == 0}
+        still = {row.request_id for row in before.scheduled} - left
         assert not (left and came and still), "somebody joined a batch that somebody had left"
 
 
@@ -380,8 +380,8 @@ def test_overlapping_runs_would_change_the_text(make_engine, expected_tokens):
             self.block_tables[seq.seq_id].blocks = list(first.blocks)
             return True
 
-    def manager(*args):
-        return Overlapping(*args, policy=ReservationPolicy.MAX, max_model_len=40)
+    def manager(**options):
+        return Overlapping(**options, policy=ReservationPolicy.MAX, max_model_len=40)
 
     engine = make_engine(parts={"kv_cache_manager_cls": manager}, enable_prefix_caching=False)
     assert generate(engine) != expected_tokens

@@ -57,7 +57,7 @@ def simulate(scheduler_cls, jobs, num_blocks=64, **options):
         check_invariants(scheduler)
         plan = scheduler.schedule()
         check_plan(scheduler, plan)
-        scheduler.update_from_output(plan, run_model(plan))
+        scheduler.update_from_output(plan, run_model(scheduler, plan))
         check_invariants(scheduler)
         for index, group in groups.items():
             if group.is_finished:

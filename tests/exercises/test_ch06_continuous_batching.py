@@ -102,7 +102,7 @@ def test_the_engine_admits_with_it(ex, tiny_model, reference_text):
     """Inside the engine, with little memory: everybody gets in some time, and the text is as before."""
 
     class Student(Scheduler):
-        def _schedule_waiting(self, step):
+        def schedule_waiting(self, step):
             asked = [len(group.unfinished[0]) for group in self.waiting]
             free_blocks = self.kv.pool.num_free
             for count in ex.admit(asked, step.seats, step.budget, free_blocks, self.kv.block_size):
@@ -110,9 +110,9 @@ def test_the_engine_admits_with_it(ex, tiny_model, reference_text):
                 copies = self.kv.allocate_slots([(seq, count)])
                 expect_that(copies is not None, "there are blocks for whom admit lets in",
                             waiting=asked, free_blocks=free_blocks)  # fmt: skip
-                self._start_running(self.waiting, step)
+                self.start_running(self.waiting, step)
                 group.num_cached_tokens = 0
-                self._plan(group, [(seq, count)], copies, step)
+                self.plan(group, [(seq, count)], copies, step)
 
     options = {"max_num_seqs": 3, "max_num_batched_tokens": 16, "num_blocks": 12}
     got = generate(tiny_model, scheduler_cls=Student, **options)
@@ -178,8 +178,8 @@ def test_the_engine_stops_where_it_says(ex, tiny_model, reference_text, monkeypa
         return text[: min(end, limit)]
 
     # For the scheduler only: the reference answer asks the engine's own `stop_status`.
-    swapped = SimpleNamespace(**(vars(scheduler.parallel_sampling) | {"stop_status": stop_status}))
-    monkeypatch.setattr(scheduler, "parallel_sampling", swapped)
+    swapped = SimpleNamespace(**(vars(scheduler.step_rules) | {"stop_status": stop_status}))
+    monkeypatch.setattr(scheduler, "step_rules", swapped)
     got = generate(tiny_model, max_tokens=lengths)
     same_text(
         got,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minivllm import parallel_sampling
+from minivllm import step_rules
 from minivllm.block_table import BlockTable, cdiv
 from minivllm.scheduler import Scheduler
 from minivllm.scheduler_output import StepDraft
@@ -167,17 +167,17 @@ def test_the_engine_preempts_with_it(ex, tiny_model, reference_text):
     victims = []
 
     class Student(Scheduler):
-        def _schedule_running(self, step):
+        def schedule_running(self, step):
             index = 0
             while index < len(self.running) and step.budget > 0:
                 group = self.running[index]
-                chunks = parallel_sampling.chunks_of(group, step.budget)
+                chunks = step_rules.chunks_of(group, step.budget)
                 if not self.make_room(index, chunks, step):
                     return
                 copies = self.kv.allocate_slots(chunks)
                 expect_that(copies is not None, "there is room for whom preempt returns True",
                             request=group.request_id)  # fmt: skip
-                self._plan(group, chunks, copies, step)
+                self.plan(group, chunks, copies, step)
                 index += 1
 
         def make_room(self, index, chunks, step):
@@ -195,7 +195,7 @@ def test_the_engine_preempts_with_it(ex, tiny_model, reference_text):
                 expect(request.num_computed_tokens, 0, "num_computed_tokens of a request that waits")
                 if group in self.running:
                     victims.append(request.name)
-                    self._preempt(group, step)
+                    self.preempt(group, step)
             self.running = [groups[request.name] for request in running]
             self.waiting.clear()
             self.waiting.extend(groups[request.name] for request in waiting)
@@ -316,9 +316,9 @@ def test_the_engine_plans_with_it(ex, tiny_model, reference_text):
                 chunks = [(group.seqs[0], count)]
                 copies = self.kv.allocate_slots(chunks)
                 if group not in self.running:
-                    self._start_running(self.waiting, step)
+                    self.start_running(self.waiting, step)
                     group.num_cached_tokens = 0
-                self._plan(group, chunks, copies, step)
+                self.plan(group, chunks, copies, step)
                 expect(bool(samples), step.scheduled[-1].num_samples > 0,
                        f"whether a request samples that has {len(group.seqs[0])} tokens, "
                        f"{group.seqs[0].num_computed_tokens} computed, and computes {count}")  # fmt: skip
@@ -342,14 +342,14 @@ STEP_LIMIT = 1000  # the engine takes less than 200 for any workload that is all
 class HoldAndWait(Scheduler):
     """The policy "hold": whoever does not fit keeps its blocks and sits out this step. Nobody is preempted."""
 
-    def _schedule_running(self, step):
+    def schedule_running(self, step):
         for group in self.running:
             if step.budget == 0:
                 return
-            chunks = parallel_sampling.chunks_of(group, step.budget)
+            chunks = step_rules.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             if copies is not None:
-                self._plan(group, chunks, copies, step)
+                self.plan(group, chunks, copies, step)
 
 
 class TakeTurns(Scheduler):
@@ -359,7 +359,7 @@ class TakeTurns(Scheduler):
         if self.waiting and self.running:
             needed = cdiv(len(self.waiting[0].seqs[0]), self.kv.block_size)
             if needed > self.kv.pool.num_free:
-                self._preempt(self.running.pop(0), StepDraft(0))  # it is the head of the queue now
+                self.preempt(self.running[0], StepDraft(0))  # it is the head of the queue now
                 self.waiting.rotate(-1)  # and now its tail
         return super().schedule()
 
@@ -387,7 +387,7 @@ def run_policy(policy, workload):
         check_plan(scheduler, plan)
         num_tokens += plan.num_scheduled_tokens
         most_blocks = max(most_blocks, scheduler.kv.pool.num_used)
-        scheduler.update_from_output(plan, run_model(plan))
+        scheduler.update_from_output(plan, run_model(scheduler, plan))
     return None, num_tokens, f"not finished after {STEP_LIMIT} steps and {num_tokens} tokens computed"
 
 

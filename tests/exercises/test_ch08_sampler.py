@@ -32,8 +32,8 @@ def choosing(choose):
     from minivllm.outputs import SequenceOutput
 
     def sampler(logits, rows):
-        places = [((row.seq.seed, len(row.seq)), int(row.group.request_id)) for row in rows]
-        return [SequenceOutput((int(choose(logits[i], *place)),)) for i, place in enumerate(places)]
+        places = [((row.sampling.seed, row.sampling.position), int(row.request_id)) for row in rows]
+        return [SequenceOutput(((int(choose(logits[i], *place)),),)) for i, place in enumerate(places)]
 
     return sampler
 
@@ -44,7 +44,7 @@ def asking(logits, rows, **options):
     from minivllm.sampler import Sampler
 
     params = SamplingParams(**options)
-    return Sampler()(logits, [replace(row, group=replace(row.group, params=params)) for row in rows])
+    return Sampler()(logits, [replace(row, sampling=replace(row.sampling, params=params)) for row in rows])
 
 
 def expected_text(model, sampler):
@@ -322,7 +322,7 @@ def test_the_engine_draws_what_your_cut_leaves(ex, rng):
 
     logits, p, count = normal(rng, 40, 1.5), 0.8, 4000
     row = make_row(SamplingParams(top_p=p, max_tokens=None), num_samples=count, seed=rng.randrange(2**31))
-    (tokens,) = draw(logits[None], [row])
+    (tokens,) = draw(logits[None], [row.sampling])
     shares = ex.top_p(logits.softmax(dim=-1), p).tolist()
     others = sorted({token for token in tokens if shares[token] == 0})
     expect_that(not others, "top_p(..., p=0.8) keeps every token that the engine draws", missing=others)

@@ -168,10 +168,14 @@ def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, referen
     expected, found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1)
 
     class Named:
-        """A sequence whose blocks bear the student's names."""
+        """A sequence whose blocks bear the student's names; all else is the sequence's own."""
 
         def __init__(self, seq):
+            self.seq = seq
             self.names = names_of(ex, seq.token_ids, BLOCK_SIZE)
+
+        def __getattr__(self, name):
+            return getattr(self.seq, name)
 
         def block_hash(self, index, block_size):
             return self.names[index]
@@ -180,8 +184,11 @@ def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, referen
         def get_computed_blocks(self, seq, max_tokens):
             return super().get_computed_blocks(Named(seq), max_tokens)
 
-        def _cache_full_blocks(self, seq, table, start, end):
-            super()._cache_full_blocks(Named(seq), table, start, end)
+        def allocate_slots(self, chunks, computed_blocks=()):
+            return super().allocate_slots([(Named(seq), count) for seq, count in chunks], computed_blocks)
+
+        def cache_blocks(self, seq, start):
+            super().cache_blocks(Named(seq), start)
 
     got, got_found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1, kv_cache_manager_cls=Manager)
     print_real_text(tiny_model, prompts, got)

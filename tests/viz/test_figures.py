@@ -129,7 +129,7 @@ def drive(scheduler, num_steps, look):
         plan = scheduler.schedule()
         look(scheduler, plan)
         updated = scheduler.update_from_output(
-            plan, [SequenceOutput((1,) * row.num_samples) for row in plan.scheduled]
+            plan, [SequenceOutput(((1,),) * row.num_samples) for row in plan.scheduled]
         )
         trace.record(plan, updated, scheduler, now=0.0)
     return trace

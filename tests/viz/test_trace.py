@@ -16,7 +16,7 @@ from tests import helpers
 def traced_step(scheduler, trace, now=0.0):
     """One step without a model, recorded."""
     plan = scheduler.schedule()
-    updated = scheduler.update_from_output(plan, helpers.run_model(plan))
+    updated = scheduler.update_from_output(plan, helpers.run_model(scheduler, plan))
     trace.record(plan, updated, scheduler, now)
     return trace.steps[-1]
 

@@ -233,7 +233,7 @@ def run_child(source, cache_dir, before=""):
     """Start a process that resolves "tiny" into `cache_dir`, after running the lines `before`."""
     code = (
         "import os, pathlib, signal, sys\n"
-        "from minivllm.weights import download as model_download as d\n"
+        "from minivllm.weights import download as d\n"
         f"d.BUILTIN_MODELS['tiny'] = d.BuiltinModel(**{dataclasses.asdict(source.model)!r})\n"
         f"cache = pathlib.Path({str(cache_dir)!r})\n"
         f"{before}\n"

@@ -68,9 +68,9 @@ def finish_reason(
         stop_token_ids: tokens that end the text.
     """
     # BEGIN SOLUTION ex06b
-    from minivllm.parallel_sampling import stop_status
     from minivllm.sampling_params import SamplingParams
     from minivllm.sequence import Sequence, SequenceGroup
+    from minivllm.step_rules import stop_status
 
     seq = Sequence(0, token_ids, seed=0)
     seq.num_prompt_tokens = num_prompt_tokens
