@@ -17,36 +17,25 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its module, what `--help` says of it, and the options whose default differs."""
-
-    module: str
-    help: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-
-def _against(peer: str) -> dict[str, Any]:
-    return {"backend": ["minivllm", peer], "install": True}
-
-
-THROUGHPUT = "minivllm.bench.throughput"
+# Name of a command -> its module, and what `--help` says of it.
 COMMANDS = {
-    "throughput": Command(THROUGHPUT, "tokens per second, beside Hugging Face, interleaved"),
-    "vllm": Command(THROUGHPUT, "against vLLM on a CPU, in an environment of its own", _against("vllm")),
-    "openvino": Command(THROUGHPUT, "against OpenVINO GenAI, in the same way", _against("openvino")),
-    "latency": Command("minivllm.bench.latency", "seconds for one batch, start to end"),
-    "serve": Command("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
-    "sharing": Command("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
-    "memory": Command("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
-    "plan": Command("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
-    "kernels": Command("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
-    "resources": Command("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
+    "throughput": ("minivllm.bench.throughput", "tokens per second, beside Hugging Face, interleaved"),
+    "vllm": ("minivllm.bench.throughput", "against vLLM on a CPU, in an environment of its own"),
+    "openvino": ("minivllm.bench.throughput", "against OpenVINO GenAI, in the same way"),
+    "latency": ("minivllm.bench.latency", "seconds for one batch, start to end"),
+    "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
+    "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
+    "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
+    "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
+    "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
+    "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
+}
+# Commands with other defaults than those of their module's options.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    peer: {"backend": ["minivllm", peer], "install": True} for peer in ("vllm", "openvino")
 }
 
 
@@ -58,12 +47,12 @@ def load_command(name: str) -> ModuleType:
     """
     if name not in COMMANDS:
         raise ValueError(f"unknown benchmark {name!r}. Known: {', '.join(COMMANDS)}.")
-    return importlib.import_module(COMMANDS[name].module)
+    return importlib.import_module(COMMANDS[name][0])
 
 
 def help_text() -> str:
     """The list of commands."""
-    lines = [f"  {name:<12}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: python -m minivllm bench COMMAND [options]", "", "commands:", *lines])
 
 
@@ -83,11 +72,11 @@ def main(argv: Sequence[str]) -> int:
         return 2
     parser = argparse.ArgumentParser(
         prog=f"python -m minivllm bench {argv[0]}",
-        description=COMMANDS[argv[0]].help,
+        description=COMMANDS[argv[0]][1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     module.add_arguments(parser)
-    parser.set_defaults(**COMMANDS[argv[0]].defaults)
+    parser.set_defaults(**DEFAULTS.get(argv[0], {}))
     args = parser.parse_args(list(argv[1:]))
     try:
         return int(module.run(args))

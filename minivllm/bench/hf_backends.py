@@ -22,6 +22,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from minivllm.bench.backends import BackendRun
 from minivllm.bench.workloads import BenchRequest
@@ -57,9 +58,9 @@ def left_padded(prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Ten
 
     Example: (5, 6, 7) and (8,) give ids [[5, 6, 7], [0, 0, 8]] and mask [[1, 1, 1], [0, 0, 1]].
     """
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return ids, mask
 
 

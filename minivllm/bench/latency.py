@@ -27,7 +27,6 @@ from minivllm.bench.backends import prompts_of
 from minivllm.bench.workloads import Shape, requests_of_lengths
 from minivllm.llm import LLM
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.weights.loader import resolve_model
 
 PERCENTAGES = (10, 25, 50, 75, 90, 99)  # vLLM's
 
@@ -80,7 +79,7 @@ def print_report(result: report.Result) -> None:
 
 def make_generate(args: argparse.Namespace) -> Callable[[], object]:
     """Build the engine; -> a function that generates the batch once, with exact output lengths."""
-    vocab_size = options.vocab_size_of(resolve_model(args.model))
+    vocab_size = options.vocab_size_of(args)
     # Random and different: with the prefix cache on, equal ones would be computed once.
     shape = Shape(args.batch_size, args.input_len, args.output_len)
     prompts = prompts_of(requests_of_lengths(shape.lengths, vocab_size, args.seed))

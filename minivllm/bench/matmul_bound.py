@@ -25,7 +25,6 @@ There is no counterpart in vLLM; the idea is the roofline's.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -34,13 +33,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from minivllm.bench.steps import StepRecord, projections
 from minivllm.layers import Linear
 from minivllm.llama import LlamaForCausalLM
 
 ROW_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
-_CALLS, _MAX_SECONDS = 5, 0.5  # one measurement: the median of up to 5 calls in about half a second
+SECONDS = 0.2  # of one measurement, at least
 
 
 def bracket(rows: Iterable[int]) -> list[int]:
@@ -68,21 +68,10 @@ def interpolate(table: dict[int, float], rows: int) -> float:
     return float(np.interp(rows, counts, [table[count] for count in counts]))
 
 
-def median_seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Median time of a few calls, after one to warm up."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    call()
-    times: list[float] = []
-    while len(times) < _CALLS and sum(times) < _MAX_SECONDS:
-        times.append(call())
-    return float(np.median(times))
+def median_seconds(function: Callable[[], object]) -> float:
+    """Median time per call, warmed up and synchronized by PyTorch's own timer."""
+    timer = Timer("call()", globals={"call": function}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=SECONDS).median
 
 
 class MatmulBound:
@@ -103,12 +92,11 @@ class MatmulBound:
     @torch.inference_mode()
     def measure(self) -> None:
         """One measurement at every row count. Call it between the runs of a benchmark."""
-        device = self.model.model.embed_tokens.device
         for rows in self.layer_rows:
-            self._layers[rows].append(median_seconds(self.layers_function(rows), device))
+            self._layers[rows].append(median_seconds(self.layers_function(rows)))
         for rows in self.head_rows:
             hidden = self._random(rows, self.model.config.hidden_size)
-            self._head[rows].append(median_seconds(lambda x=hidden: self.model.compute_logits(x), device))
+            self._head[rows].append(median_seconds(lambda x=hidden: self.model.compute_logits(x)))
 
     @torch.inference_mode()
     def plain_seconds(self, rows: int) -> float:
@@ -125,7 +113,7 @@ class MatmulBound:
             for weight in weights:
                 F.linear(inputs[weight.shape[1]], weight)
 
-        return median_seconds(run, self.model.model.embed_tokens.device)
+        return median_seconds(run)
 
     def layers_function(self, rows: int) -> Callable[[], None]:
         """All projections of all layers, in the order of a forward pass."""

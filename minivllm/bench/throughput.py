@@ -28,28 +28,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minivllm.bench import throughput_report
+from minivllm.bench import options, steps, throughput_report
 from minivllm.bench.backends import BASELINES, OURS, SAMPLING, Backend, BackendRun, check_run, make_baseline
 from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, load_hf_model
 from minivllm.bench.machine import peak_rss_bytes, reset_peak_rss, resident_bytes
 from minivllm.bench.matmul_bound import MatmulBound
-from minivllm.bench.options import (
-    add_counts,
-    add_engine_arguments,
-    add_output_arguments,
-    add_workload_arguments,
-    describe_workload,
-    engine_options,
-    positive_int,
-    requests_from,
-    vocab_size_of,
-)
 from minivllm.bench.peers import PEERS, PeerBackend, install
 from minivllm.bench.report import Result, finish, in_turns, new_result
-from minivllm.bench.steps import StepRecord, milliseconds_per_step, profile_steps, profile_table, record_steps
-from minivllm.bench.throughput_report import bound_of, memory_of, print_report, rates, same_tokens
 from minivllm.bench.workloads import BenchRequest
-from minivllm.weights.loader import load_tokenizer, resolve_model
 
 HF, HF_CONTINUOUS = "hf", "hf-continuous"
 BACKENDS = (*BASELINES, HF, HF_CONTINUOUS, *PEERS)
@@ -57,16 +43,20 @@ BACKENDS = (*BASELINES, HF, HF_CONTINUOUS, *PEERS)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, which backends, how often, and what the peers are allowed."""
-    add_workload_arguments(parser)
-    add_engine_arguments(parser)
-    add_output_arguments(parser, plot=True)
+    options.add_workload_arguments(parser)
+    options.add_engine_arguments(parser)
+    options.add_output_arguments(parser, plot=True)
     add = parser.add_argument
     add("--backend", nargs="+", choices=BACKENDS, default=[OURS, HF, HF_CONTINUOUS],
         help="what generates; ratios are to minivllm")  # fmt: skip
-    add_counts(parser, repeats=(3, "rounds"), hf_max_batch_size=(8, "static batches of hf"))
+    options.add_counts(parser, repeats=(3, "rounds"), hf_max_batch_size=(8, "static batches of hf"))
     text = "batch hf by true output length, which no server knows: the best static batching can do"
     add("--hf-sort-by-length", action="store_true", help=text)
-    add("--num-running", type=positive_int, help="N requests of --input-len and --output-len, all at once")
+    add(
+        "--num-running",
+        type=options.positive_int,
+        help="N requests of --input-len and --output-len, all at once",
+    )
     text = "full: penalties, top_p, log-probabilities; minivllm alone, the others run greedy only"
     add("--sampling", choices=SAMPLING, default="greedy", help=text)
     add("--profile", action="store_true", help="where a step's time goes, in an extra run")
@@ -96,17 +86,11 @@ def run(args: argparse.Namespace) -> int:
     if args.num_running:
         # As many requests as seats, all of one size: the batch is constant.
         args.workload, args.num_prompts, args.max_num_seqs = "fixed", args.num_running, args.num_running
-    folder = resolve_model(args.model)
-    requests = requests_from(
-        args,
-        vocab_size_of(folder),
-        # A function, not a tokenizer: only ShareGPT files hold text, and loading one takes time.
-        lambda text: load_tokenizer(folder).encode(text, add_special_tokens=False),
-    )
-    workload = describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]}
+    requests = options.requests_from(args)
+    workload = options.describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]}
     result = new_result("throughput", model=args.model, workload=workload)
     result |= measure(args, requests)
-    return finish(args, result, print_report, throughput_report.plot)
+    return finish(args, result, throughput_report.print_report, throughput_report.plot)
 
 
 def env_of(args: argparse.Namespace, peer: str) -> Path:
@@ -149,11 +133,16 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> Result:
     tokens = {name: runs[name][-1].token_ids for name in names}  # greedy text is the same each time
     result: Result = {
         "reference": reference,
-        "backends": {name: rates(seconds[name], requests) for name in names},
-        "same_tokens": {name: same_tokens(tokens[name], tokens[reference]) for name in names},
+        "backends": {name: throughput_report.rates(seconds[name], requests) for name in names},
+        "same_tokens": {
+            name: throughput_report.same_tokens(tokens[name], tokens[reference]) for name in names
+        },
     }
     if ours:
-        result |= {"memory": ours.memory, "bound": bound_of(ours.bound, ours.steps, seconds[OURS])}
+        result |= {
+            "memory": ours.memory,
+            "bound": throughput_report.bound_of(ours.bound, ours.steps, seconds[OURS]),
+        }
         result |= {"profile": ours.profile(requests)} if args.profile else {}
     return result
 
@@ -171,24 +160,24 @@ class OurRuns:
         # Three moments of the memory: before the model, the peak of loading it, the peak of running.
         before = resident_bytes()
         reset_peak_rss()
-        self.backend = make_baseline(OURS, args.model, engine_options(args), args.sampling)
+        self.backend = make_baseline(OURS, args.model, options.engine_options(args), args.sampling)
         self.engine = self.backend.llm.llm_engine
         peak_loading = peak_rss_bytes()
         reset_peak_rss()
-        with record_steps(self.engine) as recorded:
+        with steps.record_steps(self.engine) as recorded:
             self.backend.run(requests)
-        self.memory = memory_of(self.engine, len(recorded.blocks))
+        self.memory = throughput_report.memory_of(self.engine, len(recorded.blocks))
         self.memory |= {"resident_before_loading": before, "peak_rss_loading": peak_loading}
         # Which row counts occur is known only now. They repeat in every run, as all lengths are fixed.
         self.bound = MatmulBound(self.engine.runner.model, recorded.records)
-        self.steps: list[list[StepRecord]] = []
+        self.steps: list[list[steps.StepRecord]] = []
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """A run, and right after it the matrix products alone.
 
         On a shared machine both then slow down together, and their ratio, the share, stays.
         """
-        with record_steps(self.engine) as recorded:
+        with steps.record_steps(self.engine) as recorded:
             timed = self.backend.run(requests)
         self.steps.append(recorded.records)
         self.bound.measure()
@@ -196,14 +185,14 @@ class OurRuns:
 
     def profile(self, requests: list[BenchRequest]) -> dict[str, Any]:
         """Where a step's time goes, from one more run, as the timers cost a percent or so."""
-        with profile_steps(self.engine) as steps:
+        with steps.profile_steps(self.engine) as profile:
             self.backend.run(requests)
-        decode = [record for record in steps.records if record.is_decode]
+        decode = [record for record in profile.records if record.is_decode]
         return {
-            "num_steps": len(steps.records),
-            "ms_a_step": milliseconds_per_step(steps.records),
-            "ms_a_decode_step": milliseconds_per_step(decode),
-            "table": profile_table(steps.records),
+            "num_steps": len(profile.records),
+            "ms_a_step": steps.milliseconds_per_step(profile.records),
+            "ms_a_decode_step": steps.milliseconds_per_step(decode),
+            "table": steps.profile_table(profile.records),
         }
 
 
@@ -230,8 +219,8 @@ def make_others(
             )
         elif name in PEERS:
             env = env_of(args, name)
-            options = PEERS[name].options(args, env, requests)
-            backends[name] = stack.enter_context(PeerBackend(PEERS[name], env, options))
+            backend = PeerBackend(PEERS[name], env, PEERS[name].options(args, env, requests))
+            backends[name] = stack.enter_context(backend)
         else:
-            backends[name] = make_baseline(name, args.model, engine_options(args))
+            backends[name] = make_baseline(name, args.model, options.engine_options(args))
     return backends
