@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench(argv[1:])
     if argv[:1] == ["compare"]:
-        from minivllm.bench import compare
+        from minivllm.baselines import compare
 
         parser = argparse.ArgumentParser(prog="python -m minivllm compare")
         compare.add_arguments(parser)

@@ -57,7 +57,7 @@ def test_every_minivllm_command_parses():
         elif arguments[0] == "compare":
             import argparse
 
-            from minivllm.bench import compare
+            from minivllm.baselines import compare
 
             parser = argparse.ArgumentParser()
             compare.add_arguments(parser)

@@ -1,6 +1,6 @@
 """Every kernel compiles for every chip, and fits into it: no GPU is needed to know.
 
-The compiling is done by `minivllm/bench/kernel_compile.py` in processes side by side, without the interpreter.
+The compiling is done by `minivllm/aot/kernel_compile.py` in processes side by side, without the interpreter.
 """
 
 import os
@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from minivllm.bench import resources
-from minivllm.bench.chips import CHIPS
-from minivllm.bench.resources import DECODE, LLAMA, NAIVE, PREFILL, compile_in_processes, decode_bound, find
+from minivllm.aot import resources
+from minivllm.aot.chips import CHIPS
+from minivllm.aot.resources import DECODE, LLAMA, NAIVE, PREFILL, compile_in_processes, decode_bound, find
 
 KERNELS = {
     "_paged_attention_kernel",
@@ -28,7 +28,7 @@ KERNELS = {
 VARIANTS = """
 import itertools, torch
 import minivllm.kernels.common
-from minivllm.bench import kernel_compile
+from minivllm.aot import kernel_compile
 from minivllm.kernels.paged_attention import paged_attention
 from minivllm.kernels.prefill_attention import prefill_attention
 
