@@ -20,7 +20,7 @@ from typing import Any
 
 from minivllm.bench import workloads
 from minivllm.bench.workloads import BenchRequest, Shape
-from minivllm.config import ATTENTION_BACKENDS, DEVICES, DTYPES, EngineConfig
+from minivllm.config import CHOICES, EngineConfig
 from minivllm.weights.loader import load_tokenizer, resolve_model
 
 WORKLOADS = (*workloads.SYNTHETIC, "sharegpt")
@@ -41,14 +41,14 @@ def positive_int(text: str) -> int:
 
 # Engine options: what argparse needs to know. Their defaults are those of `EngineConfig`.
 _ENGINE: dict[str, dict[str, Any]] = {
-    "dtype": {"choices": DTYPES, "help": "of weights and KV cache"},
-    "device": {"choices": DEVICES, "help": "where to run"},
+    "dtype": {"choices": CHOICES["dtype"], "help": "of weights and KV cache"},
+    "device": {"choices": CHOICES["device"], "help": "where to run"},
     "max_model_len": {"type": positive_int, "help": "longest sequence"},
     "max_num_seqs": {"type": positive_int, "help": "sequences running at once"},
     "max_num_batched_tokens": {"type": positive_int, "help": "tokens per step"},
     "block_size": {"type": positive_int, "help": "tokens per KV block"},
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
-    "attention_backend": {"choices": ATTENTION_BACKENDS, "help": "who computes attention"},
+    "attention_backend": {"choices": CHOICES["attention_backend"], "help": "who computes attention"},
     "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
     "enable_prefix_caching": {
         "action": "store_true",

@@ -4,6 +4,7 @@ The compiling is done by `minivllm/aot/kernel_compile.py` in processes side by s
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -177,4 +178,4 @@ def test_the_report_shows_each_chip_and_what_does_not_fit(compiled, controls, ca
     for chip in CHIPS.values():
         assert chip.name in printed
     assert "2 with registers in memory" in printed and "A100 80GB _prefill_kernel float16 spills" in printed
-    assert "H100 SXM   decode" in printed and "RTX 4090   decode" not in printed
+    assert re.search(r"H100 SXM +decode", printed) and not re.search(r"RTX 4090 +decode", printed)
