@@ -9,7 +9,7 @@ format). This script turns each into `notebooks/NN_name.ipynb`, runs it and stor
 cells are no longer those of the source, or code which it displays (`show_source`) is no longer that of the
 module. Nothing has to be stamped for that, because cells and displayed code both stand in the notebook. A
 change of any other line of the engine makes no notebook stale. That the stored numbers still hold is what
-`tests/notebooks` proves: it runs every notebook and compares what it says with what is stored, except in cells
+`tests/notebooks` proves: it runs every notebook and compares what it says with what is stored, but for cells
 with the tag "machine", which speak of seconds or of the hardware.
 
 Cell ids are hashes of position and text; no date is stored and no warning of the machine: building twice
