@@ -216,7 +216,7 @@ def test_another_line_of_the_engine_makes_no_notebook_stale(copy_of_the_code):
 @pytest.mark.parametrize(
     "path, name",
     [
-        ("minivllm/scheduler.py", "Scheduler._schedule_running"),
+        ("minivllm/scheduler.py", "Scheduler.schedule_running"),
         ("minivllm/engine.py", "LLMEngine.step"),
         ("minivllm/attention.py", "paged_attention_reference"),
         ("kernels/paged_attention.py", "online_update"),
