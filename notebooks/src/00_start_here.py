@@ -138,7 +138,7 @@ print("slots         ", slots)
 #
 # ## The picture
 #
-# One row is a place in the batch (a *seat*), one column a step. A framed cell is a prompt. Below: how many of the
+# One row is a place in the batch (a *seat*), one column is a step. A framed cell is a prompt. Below: how many of the
 # eight blocks are in use.
 
 # %%

@@ -197,6 +197,11 @@ claim(
     measured=f"{len(static.steps)} / {len(continuous.steps)} = {len(static.steps) / len(continuous.steps):.2f}",
 )
 claim(
+    "with the longest answers first the bound is reached",
+    len(longest_first.steps) == sum(answer for _, answer in WORKLOAD) / 4,
+    measured=len(longest_first.steps),
+)
+claim(
     "no seat is empty while a request waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static)
 )
 tokens = [sum(row.num_tokens for row in record.scheduled) for record in small.steps]
@@ -271,4 +276,5 @@ claim(
 # - One rule: let `num_computed_tokens` catch up with the tokens, under a budget of seats and tokens.
 # - Prompts, pieces of prompts and single tokens are rows of one batch.
 # - Scheduling decides when a token is computed, not which one. In float32 on a small model each text is what it would
-#   be alone; in bfloat16, or with other kernels for other batch sizes, two nearly equal logits may change places.
+#   be alone; in bfloat16, or with other kernels for other batch sizes, two nearly equal logits may change places
+#   (`python -m minivllm compare` looks for such tokens).

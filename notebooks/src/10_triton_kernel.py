@@ -401,4 +401,4 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 #   table.
 # - $m$, $l$ and $acc$ make softmax a matter of one pass; a new maximum rescales both sums.
 # - Parts of a softmax can be merged in any order. Tiles, splits and online softmax are this one fact.
-# - Grouped heads load each key once. The interpreter counts that; only a GPU can time it.
+# - Grouped heads load each key once. Only a GPU can time that.
