@@ -27,6 +27,8 @@ PROSE = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("note
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|js|css|ipynb))`")
 DOTTED = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?`")
 SUFFIXES = {"py", "md", "js", "css", "ipynb", "json", "safetensors", "gguf", "toml", "txt", "csv"}
+# Modules named like the variables of many a snippet (`plan.scheduled`): looked up with their folder only.
+LIKE_VARIABLES = {"model", "plan", "paper", "machine"}
 OF_VLLM = re.compile(r"\bvllm\b|\bV1\b|\bv1/|v0\.1|nano|sglang|transformers|hugging", re.IGNORECASE)
 
 
@@ -85,7 +87,7 @@ def exists(dotted):
     parts = dotted.removeprefix("minivllm.").split(".")
     for length in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:length])
-        if module in modules():
+        if module in modules() and module not in LIKE_VARIABLES:
             rest = parts[length:]
             if rest[0] not in modules()[module] and f"{module}.{rest[0]}" not in modules():
                 return False

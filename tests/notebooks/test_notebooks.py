@@ -208,8 +208,9 @@ def test_another_line_of_the_engine_makes_no_notebook_stale(copy_of_the_code):
         path = copy_of_the_code / "minivllm" / name
         path.write_text(path.read_text() + "\n\ndef something_new() -> None:\n    pass\n")
         lines = path.read_text().splitlines(keepends=True)
-        last_import = max(i for i, line in enumerate(lines) if re.match(r"from|import", line))
-        path.write_text("".join([*lines[: last_import + 1], "import this\n", *lines[last_import + 1 :]]))
+        imports = (ast.Import, ast.ImportFrom)
+        after = max(node.end_lineno for node in ast.parse("".join(lines)).body if isinstance(node, imports))
+        path.write_text("".join([*lines[:after], "import this\n", *lines[after:]]))
     assert notebooks_with_outdated_code() == set()
 
 
@@ -219,7 +220,7 @@ def test_another_line_of_the_engine_makes_no_notebook_stale(copy_of_the_code):
         ("minivllm/scheduler.py", "Scheduler.schedule_running"),
         ("minivllm/engine.py", "LLMEngine.step"),
         ("minivllm/attention.py", "paged_attention_reference"),
-        ("kernels/paged_attention.py", "online_update"),
+        ("kernels/online_softmax.py", "online_update"),
     ],
 )
 def test_a_line_of_a_shown_function_makes_exactly_its_notebooks_stale(copy_of_the_code, path, name):
