@@ -36,7 +36,7 @@ from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
-from minivllm.llama import LlamaForCausalLM
+from minivllm.model import Model
 from minivllm.memory import MemoryReport, derive_num_blocks
 from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
 from minivllm.model_runner import ModelRunner, SamplerFunction
@@ -302,7 +302,7 @@ class LLMEngine:
             )
         return longest if asked is None else asked
 
-    def _make_kv_cache(self, model: LlamaForCausalLM) -> KVCache:
+    def _make_kv_cache(self, model: Model) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
 
         Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
