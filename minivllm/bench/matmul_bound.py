@@ -1,20 +1,19 @@
 """The matrix-product bound: how fast the engine would be if nothing but its matrix products took time.
 
 A tokens-per-second figure says as much about the machine as about the engine. The bound takes the machine
-out. For each step of a run, take the number of rows T that went through the layers and the number N of rows
-that needed logits, and add up, over the steps::
+out. For each step of a run, take the number T of rows that went through the layers and the number N of rows
+that needed logits::
 
     bound = sum over steps of  layers(T) + head(N)         share = bound / wall time of the run
 
-`layers(T)` is the time of the model's own Linear layers (QKV, O, gate/up, down of every layer, with their
-own weights) on T rows of random input; `head(N)` that of `compute_logits`. Both are measured in the same
-process as the run, in turns with it, at a few row counts, and interpolated in between. So a share of 60%
-means: 40% of the time went to attention, norms, sampling, scheduling and Python.
+`layers(T)` is the time of the model's own Linear layers on T rows of random input, `head(N)` that of
+`compute_logits`, measured in the same process as the run and in turns with it, at a few row counts, and
+interpolated in between. So a share of 60% means: 40% went to attention, norms, sampling, scheduling and
+Python.
 
-The bound is one of *this* implementation's products, not of the hardware: faster kernels for them raise it,
-and with it the demand on everything else. For comparison with programs that use `nn.Linear` as it comes,
-`plain_seconds` is the same with `F.linear` on weights as they are stored. Example, SmolLM2-135M in float32 on
-two cores of an Intel Xeon (Cascade Lake) with transposed weights, milliseconds::
+The bound is one of *this* implementation's products: faster kernels for them raise it. For comparison with
+programs that use `nn.Linear` as it comes, `plain_seconds` is the same with `F.linear` on weights as they are
+stored. Example, SmolLM2-135M in float32 on two cores of an Intel Xeon (Cascade Lake), milliseconds::
 
     rows          1     8    32    64       so 32 sequences that decode together need at least 71 ms per
     layers       19    41    53    76       step: 451 tokens per second, whatever else is tuned
@@ -44,9 +43,8 @@ SECONDS = 0.2  # of one measurement, at least
 
 
 def bracket(rows: Iterable[int]) -> list[int]:
-    """The row counts to measure, so that each of `rows` is one of them or lies between two neighbours.
-
-    Example: [32, 33, 100] needs 32, 48, 96 and 128. Beyond the last of `ROW_COUNTS`, the largest itself.
+    """The row counts to measure, so that each of `rows` is one of them or between two neighbours: [32, 33,
+    100] needs 32, 48, 96 and 128. Beyond the last of `ROW_COUNTS`, the largest itself.
     """
     rows = set(rows)
     largest = max(rows, default=0)
@@ -57,11 +55,7 @@ def bracket(rows: Iterable[int]) -> list[int]:
 
 
 def interpolate(table: dict[int, float], rows: int) -> float:
-    """Linear between the two neighbours in `table`.
-
-    Raises:
-        ValueError: `rows` is below the smallest or above the largest row count in `table`.
-    """
+    """Linear between the two neighbours in `table`; ValueError outside of it."""
     counts = sorted(table)
     if not counts[0] <= rows <= counts[-1]:
         raise ValueError(f"{rows} rows are outside of what was measured, {counts[0]} to {counts[-1]}.")
@@ -75,11 +69,8 @@ def median_seconds(function: Callable[[], object]) -> float:
 
 
 class MatmulBound:
-    """Times of the matrix products of one model, at the row counts that a run had.
-
-    Args:
-        model: the engine's own, so that weights, layout and kernels are those it uses.
-        steps: a run whose row counts are to be covered. Greedy runs repeat themselves exactly.
+    """Times of the matrix products of the engine's model, at the row counts of one run; greedy runs are
+    alike.
     """
 
     def __init__(self, model: LlamaForCausalLM, steps: list[StepRecord]) -> None:
@@ -100,10 +91,8 @@ class MatmulBound:
 
     @torch.inference_mode()
     def plain_seconds(self, rows: int) -> float:
-        """The products of one decode step of `rows` sequences by `F.linear`, on weights of their own.
-
-        All layers get their own random weights: one that is used thirty times over would stay in the cache,
-        and the products would look twice as fast as they are. They take the room of the model once more.
+        """One decode step of `rows` sequences by `F.linear`. All layers get their own random weights: one
+        that is used thirty times over would stay in the cache, and look twice as fast as it is.
         """
         linears = [*projections(self.model), self.model.lm_head]
         weights = [self._random(*linear.weight.shape) for linear in linears]

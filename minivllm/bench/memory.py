@@ -3,17 +3,15 @@
     $ python -m minivllm bench memory                            all figures, about four minutes
     $ python -m minivllm bench memory --figures 2 --num-prompts 60 --plot memory.png         ten seconds
 
-What it answers: how much of the KV memory holds tokens if sequences are contiguous, and how much if they are
-paged (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what the block size
-costs (the memory side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`, the
-figures are drawn by `memory_plot.py`.
+How much of the KV memory holds tokens if sequences are contiguous, and how much if they are paged (Figure 2);
+how many requests therefore run at once (13); what sharing saves (15); what the block size costs (the memory
+side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`; the paper's numbers, the
+caveats and the drawing are in `paper.py`.
 
 How to read a line of Figure 2: of 15,728 slots Orca (Max) holds tokens in 20.4%, keeps 13.3% for tokens still
 to come, has reserved 57.3% that will never be used, and 8.9% are left over between reservations::
 
     |#### used ####|== reserved ==|........... internal ...........|  external  |      adds up to 100%
-
-The paper's numbers and the caveats, which are printed below every result, are in `paper.py`.
 
 Paper: Figures 2, 13, 15, 18b. vLLM V1 has no counterpart.
 """
@@ -28,7 +26,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from minivllm.bench import memory_plot, options, paper, report, simulation
+from minivllm.bench import options, paper, report, simulation
 from minivllm.bench.paper import Row, beside, rule_of_thumb
 from minivllm.bench.simulation import KINDS
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -36,9 +34,6 @@ from minivllm.sampling_params import BeamSearchParams, SamplingParams
 # From a busy GPU to far beyond one: does the time per sequence stay what it is?
 RUNNING = (64, 1_000, 10_000)
 ROUNDS = 5
-
-
-# -- measuring --------------------------------------------------------------------------------------
 
 
 def measure_systems(args: argparse.Namespace) -> list[Row]:
@@ -52,10 +47,7 @@ def measure_systems(args: argparse.Namespace) -> list[Row]:
 
 
 def measure_savings(args: argparse.Namespace) -> list[Row]:
-    """Figure 15: parallel sampling, and beam search, which is slower to simulate, on an eighth of it.
-
-    `saving` in the rows is a share, 0.0979 for 9.79%.
-    """
+    """Figure 15 as shares: parallel sampling, and beam search, slower to simulate, on an eighth of it."""
     rows = []
     for (name, dataset), method, width in itertools.product(
         paper.DATASETS.items(), ("parallel", "beam"), paper.WIDTHS
@@ -71,10 +63,8 @@ def measure_savings(args: argparse.Namespace) -> list[Row]:
 
 
 def measure_block_sizes(args: argparse.Namespace) -> list[Row]:
-    """The memory side of Figure 18b: the paged system at every block size, with half the requests.
-
-    That small blocks make the paper's kernel slower is not in it: by memory alone a block size of 1 would be
-    best.
+    """The memory side of Figure 18b, with half the requests; that the kernel is slower on small blocks is not
+    in it.
     """
     rows = []
     for (name, dataset), block_size in itertools.product(paper.DATASETS.items(), paper.BLOCK_SIZES):
@@ -88,17 +78,11 @@ def measure_scheduler(args: argparse.Namespace) -> list[Row]:
     """Seconds of scheduler and manager per step in which each sequence generates one token."""
     sizes = {str(number): partial(simulation.scheduling_seconds, number, 4) for number in RUNNING}
     rounds = report.in_turns(sizes, ROUNDS)
+    medians = {number: float(np.median(rounds[str(number)])) for number in RUNNING}
     return [
-        {
-            "num_running": number,
-            "median_seconds": float(np.median(rounds[str(number)])),
-            "all": rounds[str(number)],
-        }
+        {"num_running": number, "median_seconds": medians[number], "all": rounds[str(number)]}
         for number in RUNNING
     ]
-
-
-# -- printing ---------------------------------------------------------------------------------------
 
 
 def print_systems(rows: list[Row]) -> None:
@@ -178,9 +162,6 @@ def print_report(result: report.Result) -> None:
     print("\nCaveats", *result["caveats"], sep="\n  - ")
 
 
-# -- the command ------------------------------------------------------------------------------------
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--seed` changes the lengths and nothing else; two runs with one seed print the same shares."""
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="2 includes 13")
@@ -194,15 +175,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate what was asked for; print, and if asked write JSON and a figure.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ValueError: there would be nothing to draw, found out before minutes are spent.
-    """
+    """Simulate what was asked for and report; -> the exit status, 0. ValueError: nothing to draw."""
     if args.plot and args.figures == ["scheduler"]:
+        # Found out before minutes are spent.
         raise ValueError("--plot has nothing to draw: ask for at least one of the figures 2, 15, 18b.")
     setting = {"num_slots": simulation.NUM_SLOTS, "max_model_len": simulation.MAX_MODEL_LEN}
     setting |= {name: getattr(args, name) for name in ("num_prompts", "block_size", "seed")}
@@ -210,4 +185,4 @@ def run(args: argparse.Namespace) -> int:
     # A bar, because the whole takes minutes and is printed when all of it is there.
     figures = [figure for figure in FIGURES if figure in args.figures]
     result["figures"] = {figure: FIGURES[figure][0](args) for figure in tqdm(figures, desc="figures")}
-    return report.finish(args, result, print_report, memory_plot.draw)
+    return report.finish(args, result, print_report, paper.draw)

@@ -12,7 +12,7 @@ once) and runs as a second process that waits while we compute (`peer_worker.py`
     $ python -m minivllm bench openvino --workload sharegpt-like --repeats 5
 
 The same requests, greedy, the same weights in the same precision, all cores for each, in turns. Prefix caches
-are off (each round would find the prompts of the one before), and each engine has 2 to 3 GiB for its KV.
+are off, and each engine has 2 to 3 GiB for its KV.
 
 vLLM's documentation: "CPU - Installation". OpenVINO GenAI: `ContinuousBatchingPipeline`.
 """
@@ -32,7 +32,7 @@ from typing import Any
 
 from minivllm.bench import peer_worker
 from minivllm.bench.backends import BackendRun
-from minivllm.bench.machine import available_cores
+from minivllm.bench.report import available_cores
 from minivllm.bench.workloads import BenchRequest
 from minivllm.weights.loader import resolve_model
 
@@ -43,14 +43,8 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine.
-
-    Attributes:
-        name: of the backend, of the command and, behind ".venv-", of the environment.
-        package: with its version: a comparison means nothing without it.
-        pip: arguments of the pip commands that follow the one for torch.
-        environment: variables of its process, given the numbers of our cores.
-        options: what `peer_worker.py` gets, from the command's options, the environment and the workload.
+    """One engine: its package with the version, the pip commands that follow the one for torch, the variables
+    of its process by the numbers of our cores, and what `peer_worker.py` gets.
     """
 
     name: str
@@ -60,14 +54,8 @@ class Peer:
     options: Callable[[argparse.Namespace, Path, list[BenchRequest]], Options]
 
 
-# -- vLLM -------------------------------------------------------------------------------------------
-
-
 def vllm_environment(cores: list[int]) -> dict[str, str]:
-    """Offline, one process, 3 GiB of KV, and all our cores, as vLLM would use one.
-
-    Example: cores [0, 2] are bound as "0,2".
-    """
+    """Offline, one process, 3 GiB of KV, and all our cores: [0, 2] are bound as "0,2"."""
     return {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -90,15 +78,8 @@ def vllm_options(args: argparse.Namespace, env: Path, requests: list[BenchReques
     }
 
 
-# -- OpenVINO GenAI ---------------------------------------------------------------------------------
-
-
 def openvino_options(args: argparse.Namespace, env: Path, requests: list[BenchRequest]) -> Options:
-    """Settings of `ContinuousBatchingPipeline` that match ours, float32 throughout.
-
-    Raises:
-        ValueError: another precision was asked for.
-    """
+    """Settings of `ContinuousBatchingPipeline` that match ours; ValueError for another dtype than float32."""
     if args.dtype not in ("auto", "float32"):
         raise ValueError(f"backend openvino is set up for float32, and --dtype asks for {args.dtype}.")
     return {
@@ -119,9 +100,8 @@ def openvino_options(args: argparse.Namespace, env: Path, requests: list[BenchRe
 
 
 def export_openvino(env: Path, model: Path) -> Path:
-    """The model in OpenVINO's format, made once per environment (a minute).
-
-    The weights stay float32: the exporter's default for larger models, int8, would be another comparison.
+    """The model in OpenVINO's format, made once per environment (a minute). Weights stay float32: the
+    exporter's default for larger models, int8, would be another comparison.
     """
     folder = env.absolute() / f"exported-{model.name}"
     if not folder.exists():
@@ -155,24 +135,14 @@ PEERS = {
 }
 
 
-# -- the environments -------------------------------------------------------------------------------
-
-
 def stamp_of(peer: Peer, env: Path) -> Path:
     """A file that is there when the installation of this version is complete: it is written last."""
     return env / f"installed-{peer.package}"
 
 
 def install(peer: Peer, env: Path, index_url: str | None = None) -> None:
-    """Make the environment, unless it is there. After an interruption it is made from the start.
-
-    Args:
-        peer: what to install.
-        env: the environment's folder.
-        index_url: a package index for torch alone; None for pip's own.
-
-    Raises:
-        subprocess.CalledProcessError: pip failed; its own message is on the terminal.
+    """Make the environment, unless it is there; after an interruption it is made from the start. `index_url`
+    is a package index for torch alone.
     """
     if stamp_of(peer, env).exists():
         return
@@ -191,20 +161,9 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
-# -- the backend ------------------------------------------------------------------------------------
-
-
 class PeerBackend:
-    """An engine in a process of its own, which lives as long as the `with` block.
-
-    Args:
-        peer: which engine.
-        env: the environment made by `install`.
-        options: what `peer_worker.py` starts the engine with.
-
-    Raises:
-        ValueError: the environment is not there.
-        RuntimeError: the process ended before it answered; the end of its log is in the message.
+    """An engine in a process of its own, which lives as long as the `with` block. ValueError: its environment
+    is not there. RuntimeError: the process ended before it answered; its log's end is in the message.
     """
 
     def __init__(self, peer: Peer, env: Path, options: Options) -> None:

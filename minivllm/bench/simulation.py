@@ -1,14 +1,10 @@
 """The paper's memory experiments without a model: real scheduler, real memory manager, pretend tokens.
 
-How much of the KV memory holds tokens, and how many requests run at once, depends on lengths only: which
-prompts arrive, how long the answers get, and what is reserved for them. So scheduler and manager serve
-hundreds of requests, in thousands of steps, with a runner that returns the same token every time
-(`dummy_outputs`)::
+How much of the KV memory holds tokens, and how many requests run at once, depends on lengths only. So
+scheduler and manager serve hundreds of requests, in thousands of steps, with a runner that returns the same
+token every time; only beam search, whose forks depend on scores, gets random ones::
 
     endless lengths -> queue -> schedule() -> [look at every slot] -> dummy tokens -> update_from_output()
-
-Neither scheduler nor manager looks at what a token *is*, only at how many there are. The one exception is
-beam search, whose forks depend on scores; it gets random ones.
 
 Setting of the paper: OPT-13B on an A100 with 40 GB, 12 GiB for K and V at 800 KiB per token = 15,728 slots,
 sequences of at most 2,048 tokens. The queue is never empty, so memory alone decides how many run.
@@ -55,13 +51,8 @@ Runner = Callable[[SchedulerOutput], list[SequenceOutput]]
 
 @dataclass(frozen=True)
 class Usage:
-    """Means over the steps that count.
-
-    Attributes:
-        used, reserved, internal, external: shares of all slots, as in `SlotUsage`; they add up to 1.
-        waste: share of the slots in *held* blocks that hold no token. Free blocks do not count.
-        batch: requests running.
-        seconds: of scheduler and manager, per step.
+    """Means over the steps that count: shares of all slots by kind, which add up to 1; the share of *held*
+    slots without a token (waste); requests running; seconds of scheduler and manager per step.
     """
 
     used: float
@@ -75,27 +66,15 @@ class Usage:
     seconds: float
 
 
-# -- what is simulated ------------------------------------------------------------------------------
-
-
 def endless_lengths(model: LengthModel, seed: int) -> Iterator[tuple[int, int]]:
-    """(prompt, output) lengths without end; one seed gives every system the same requests.
-
-    Drawn in chunks of 1,000, each with a seed of its own, so that the stream is the same however far it is
-    read.
-    """
+    """(prompt, output) lengths without end, the same for every system, and however far they are read."""
     for chunk in itertools.count():
         yield from draw_lengths(model, 1000, seed * 1_000_000 + chunk)
 
 
 def make_manager(system: str, block_size: int, num_slots: int = NUM_SLOTS) -> KVCacheManager:
-    """ "paged", or contiguous memory with the policy "max", "pow2" or "oracle"; no prefix caching.
-
-    Args:
-        system: what manages the memory.
-        block_size: tokens per block, or the smallest chunk.
-        num_slots: rounded down to whole blocks. 15,728 are 983 blocks of 16; of 256 they are 61, and 112 are
-            lost.
+    """KV memory: "paged", or contiguous with the policy "max", "pow2" or "oracle"; no prefix caching. Slots
+    are rounded down to whole blocks: 15,728 are 61 of 256, and 112 are lost.
     """
     if system == "paged":
         return KVCacheManager(num_slots // block_size, block_size, enable_prefix_caching=False)
@@ -120,10 +99,7 @@ def dummy_outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
 
 
 def random_beam_outputs(seed: int) -> Runner:
-    """A runner that offers beam search the likeliest tokens of independent logits ~ N(0, 1).
-
-    For width w it offers 2 w candidates: more than w, because some of them may be an end of sequence.
-    """
+    """A runner that offers beams of width w the likeliest 2 w tokens of independent logits ~ N(0, 1)."""
     rng = np.random.default_rng(seed)
 
     def outputs(plan: SchedulerOutput) -> list[SequenceOutput]:
@@ -143,14 +119,9 @@ def random_beam_outputs(seed: int) -> Runner:
     return outputs
 
 
-# -- running it -------------------------------------------------------------------------------------
-
-
 def step(scheduler: Scheduler, runner: Runner, look: Callable[[SchedulerOutput], None]) -> tuple[float, int]:
-    """One step; `look` sees its plan when all blocks of the step are held.
-
-    Returns:
-        Seconds spent in `schedule` and `update_from_output`, and the requests that finished.
+    """One step; `look` sees its plan when all its blocks are held. -> seconds of scheduling, requests
+    finished.
     """
     start = time.process_time()
     plan = scheduler.schedule()
@@ -164,14 +135,7 @@ def step(scheduler: Scheduler, runner: Runner, look: Callable[[SchedulerOutput],
 
 @dataclass(frozen=True)
 class Experiment:
-    """A scheduler with a queue that is never empty.
-
-    Attributes:
-        scheduler: and with it the memory under test.
-        lengths: of the requests to come.
-        params: of all requests.
-        runner: what stands in for the model.
-    """
+    """A scheduler, and with it the memory under test, with a queue that is never empty."""
 
     scheduler: Scheduler
     lengths: Iterator[tuple[int, int]]
@@ -197,15 +161,7 @@ class Experiment:
 def measure_usage(
     system: str, block_size: int, model: LengthModel, num_requests: int, seed: int = 0
 ) -> Usage:
-    """Where the slots are, and how many requests run, while `num_requests` requests are served.
-
-    Args:
-        system: as for `make_manager`.
-        block_size: tokens per block.
-        model: what lengths are drawn from.
-        num_requests: finished requests over which the mean is taken, after half as many that do not count.
-        seed: of the lengths.
-    """
+    """Where the slots are, and how many requests run, while `num_requests` finish, after half as many."""
     scheduler = make_scheduler(make_manager(system, block_size))
     kv, sums = scheduler.kv, Counter()
 
@@ -233,17 +189,8 @@ def measure_usage(
 def measure_sharing(
     params: Params, model: LengthModel, num_requests: int, seed: int = 0, block_size: int = 16
 ) -> float:
-    """The paper's saving: blocks saved by sharing, out of the blocks that the same tables hold without.
-
-    Example: two beams hold 10 blocks each by their tables, 8 of them the same: 12 blocks are held, 8 are
-    saved, and the saving is 8 / 20 = 40%.
-
-    Args:
-        params: `n` completions, or beams.
-        model: what lengths are drawn from.
-        num_requests: as for `measure_usage`.
-        seed: of the lengths, and of the random logits.
-        block_size: tokens per block.
+    """The paper's saving. Example: two beams hold 10 blocks each by their tables, 8 of them the same: 12
+    blocks are held, 8 are saved, and the saving is 8 / 20 = 40%.
     """
     scheduler, blocks = make_scheduler(make_manager("paged", block_size)), Counter()
     runner = random_beam_outputs(seed) if isinstance(params, BeamSearchParams) else dummy_outputs
@@ -260,10 +207,8 @@ def measure_sharing(
 def generating(
     num_running: int, num_steps: int, context: int = 256
 ) -> Iterator[tuple[SchedulerOutput, float]]:
-    """Plans of `num_running` sequences and the seconds of `step` for each.
-
-    The first admits all sequences with their prompts of `context` tokens; then each generates one token per
-    step, for `num_steps` steps and more. None finishes and none is admitted meanwhile.
+    """Plans of `num_running` sequences, with the seconds of `step`: first a prefill of `context` tokens each,
+    then at least `num_steps` decode steps in which none finishes.
     """
     kv = make_manager("paged", 16, num_slots=num_running * (context + 2 * num_steps + 16))
     scheduler = Scheduler(kv, num_running, max_num_batched_tokens=num_running * context)
@@ -276,5 +221,5 @@ def generating(
 
 
 def scheduling_seconds(num_running: int, num_steps: int = 10) -> list[float]:
-    """Seconds of `schedule` and `update_from_output` for each of `num_steps` steps that only generate."""
+    """Seconds of scheduler and manager in `num_steps` steps that only generate."""
     return [seconds for _, seconds in itertools.islice(generating(num_running, num_steps), 1, num_steps + 1)]

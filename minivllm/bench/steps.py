@@ -1,7 +1,7 @@
 """Looking at the engine's steps from outside: `record_steps` and `profile_steps`.
 
-The engine has no timers, and should have none: they would be code to read past. Here its methods are wrapped
-while a benchmark looks, and put back afterwards::
+The engine has no timers: they would be code to read past. Here its methods are wrapped while a benchmark
+looks, and put back afterwards::
 
     with record_steps(engine) as steps:          # how many rows, how long: a microsecond per step
         llm.generate(...)
@@ -63,14 +63,7 @@ def watching_plans(engine: LLMEngine, look: Callable[[SchedulerOutput], None]) -
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step.
-
-    Attributes:
-        num_tokens: rows that went through the layers (T).
-        num_samples: rows that needed logits, one per sequence that has caught up with its tokens.
-        seconds: of `engine.step()`, scheduling and bookkeeping included.
-        parts: seconds by part, in a profile; a part that did not run is not in it.
-    """
+    """One step: rows through the layers (T), rows that needed logits, seconds; in a profile, seconds by part."""
 
     num_tokens: int
     num_samples: int
@@ -85,13 +78,8 @@ class StepRecord:
 
 @dataclass
 class Steps:
-    """What is recorded of a run.
-
-    Attributes:
-        records: the steps in order.
-        blocks: ids of all KV blocks that the run wrote to: the KV memory that was really touched.
-        calls: by part, over all steps of a profile.
-        parts: seconds by part of the step that is running.
+    """What is recorded of a run: its steps, ids of all KV blocks that it wrote to, and in a profile the calls
+    by part. `parts` are the seconds of the step that is running.
     """
 
     records: list[StepRecord] = field(default_factory=list)
@@ -139,14 +127,8 @@ def record_steps(engine: LLMEngine) -> Iterator[Steps]:
         yield steps
 
 
-# -- where the time goes ----------------------------------------------------------------------------
-
-
 def projections(model: LlamaForCausalLM) -> list[Linear]:
-    """The matrix products of all layers, in the order of a forward pass; the head is not among them.
-
-    Four for each layer: q, k and v are one product, and so are gate and up.
-    """
+    """The matrix products of all layers in order, without the head: four each, as q, k, v are one product."""
     linears = []
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -156,18 +138,15 @@ def projections(model: LlamaForCausalLM) -> list[Linear]:
 
 @contextmanager
 def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
-    """Time the parts of the steps that run inside the block.
-
-    Raises:
-        ValueError: on a GPU, where a call returns before its work is done and a clock around it means
-            nothing.
+    """Time the parts of the steps inside the block. Not on a GPU, where a call returns before its work is
+    done.
     """
     if engine.device.type != "cpu":
         raise ValueError(
             f"--profile times calls, which means nothing on {engine.device}: use torch.profiler."
         )
     runner, scheduler, model = engine.runner, engine.scheduler, engine.runner.model
-    # (object, method, part). None of them calls another one in the list, or its time would count twice.
+    # None of them calls another one in the list, or its time would count twice.
     targets: list[tuple[object, str, str]] = [
         (scheduler, "schedule", SCHEDULING),
         (scheduler, "update_from_output", SCHEDULING),
@@ -188,10 +167,8 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
 
 
 def milliseconds_per_step(records: Sequence[StepRecord]) -> dict[str, float]:
-    """The mean by part; "rest" is what no timer covers: norms, rotation, activation, residual path.
-
-    Example, 10 steps of 50 ms, 300 ms in matrix products and 100 ms in attention: 30 and 10 ms per step,
-    rest 10.
+    """The mean by part; "rest" is what no timer covers. Example: 10 steps of 50 ms, 300 ms in matrix products
+    and 100 ms in attention are 30 and 10 ms per step, rest 10.
     """
     covered = {part: sum(record.parts.get(part, 0.0) for record in records) for part in PARTS}
     covered[REST] = sum(record.seconds for record in records) - sum(covered.values())
@@ -199,10 +176,8 @@ def milliseconds_per_step(records: Sequence[StepRecord]) -> dict[str, float]:
 
 
 def profile_table(records: Sequence[StepRecord]) -> str:
-    """Mean time per step by part: all steps, and beside them those that decode only.
-
-    Steps in which a prompt is read are few and long; the time per token that a user waits for is that of the
-    others.
+    """Mean time per step by part: all steps, and those that decode only, which a user waits for token by
+    token.
     """
     decode = [record for record in records if record.is_decode]
     columns = [milliseconds_per_step(each) for each in (records, decode)]

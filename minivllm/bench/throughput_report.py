@@ -18,9 +18,9 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from minivllm.bench.machine import MIB, peak_rss_bytes
 from minivllm.bench.matmul_bound import MatmulBound
-from minivllm.bench.report import Result, Spread, describe, ratio_text
+from minivllm.bench.options import workload_text
+from minivllm.bench.report import MIB, Result, Spread, describe, memory_bytes, ratio_text
 from minivllm.bench.steps import StepRecord
 from minivllm.bench.workloads import BenchRequest
 from minivllm.engine import LLMEngine
@@ -29,12 +29,7 @@ RATE = "output_tokens_per_second"
 
 
 def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
-    """Seconds and rates of one backend, each with its spread.
-
-    Args:
-        seconds: wall time of each run.
-        requests: the workload; `check_run` has seen to it that a run generated exactly its tokens.
-    """
+    """Seconds and rates of one backend, each with its spread, from the wall time of each run."""
     worth = {
         "requests_per_second": len(requests),
         "total_tokens_per_second": sum(request.num_tokens for request in requests),
@@ -47,53 +42,30 @@ def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
 
 
 def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
-    """Requests whose output tokens are all the same in both.
-
-    All or nothing: after the first different token the texts go their own ways, and to count equal tokens
-    behind it would count accidents.
+    """Requests with the same output tokens in both. All or nothing: behind a difference, equal ones are
+    accidents.
     """
     return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
 
 
 def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
-    """Bytes by purpose, and what the process took beyond them at its peak since `reset_peak_rss`.
-
-    Twice: beyond the whole KV cache, which is what counts where its zeros are real memory, and beyond the
-    blocks that were written, where the system hands out zeros lazily.
-
-    Args:
-        engine: after the run; its `memory()` says what it has set aside.
-        num_blocks_written: different KV blocks that the run wrote to.
-
-    Returns:
-        Bytes, but for `report` (text) and the three counts `num_...`. The peaks are None where the system
-        does not tell them.
+    """Bytes by purpose, and what the process took beyond them at its peak: beyond the whole KV cache, which
+    counts where its zeros are real memory, and beyond the blocks written, where zeros come lazily.
     """
-    report, peak = engine.memory(), peak_rss_bytes()
+    report, peak = engine.memory(), memory_bytes("VmHWM")
     written = num_blocks_written * engine.config.block_size * report.bytes_per_token
-    over = {
-        "peak_over_weights_and_kv_cache": report.weights + report.kv_cache,
-        "peak_over_weights_and_kv_written": report.weights + written,
-    }
-    return {
-        "report": str(report),
-        **{name: getattr(report, name) for name in ("weights", "kv_cache", "num_blocks", "num_tokens",
-        "workspace")}, "num_blocks_written": num_blocks_written, "kv_written": written, "peak_rss": peak,
-        **{name: None if peak is None else peak - num_bytes for name, num_bytes in over.items()},
-    }  # fmt: skip
+    fields = ("weights", "kv_cache", "num_blocks", "num_tokens", "workspace")
+    result = {name: getattr(report, name) for name in fields} | {"report": str(report), "peak_rss": peak}
+    result |= {"num_blocks_written": num_blocks_written, "kv_written": written}
+    for name, kv in (("kv_cache", report.kv_cache), ("kv_written", written)):
+        over = None if peak is None else peak - report.weights - kv
+        result[f"peak_over_weights_and_{name}"] = over
+    return result
 
 
 def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
-    """Share of the bound over the whole run, and in the steps of the most frequent decode batch.
-
-    Args:
-        bound: has measured the products of all row counts, once after each run.
-        runs: the steps of each timed run.
-        seconds: wall time of each timed run.
-
-    Returns:
-        The whole run's share, the measured tables in milliseconds by number of rows, and under `decode` the
-        most frequent batch of steps that only decode (None if there was none).
+    """Share of the bound in all `runs`, whose wall times are `seconds`, and, under `decode`, in the steps of
+    the most frequent decode batch (None if no step only decodes). Tables are in ms by number of rows.
     """
     layers, head = bound.tables()
     total = median(bound.seconds(steps) for steps in runs)
@@ -110,30 +82,25 @@ def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[flo
         # One batch size and not a mean over all, because a share depends on it.
         ((rows, _),) = Counter(step.num_tokens for step in decode).most_common(1)
         same = [step for step in decode if step.num_tokens == rows]
-        step_ms, matmul_ms = 1e3 * median(step.seconds for step in same), 1e3 * bound.seconds(same[:1])
-        plain_ms = 1e3 * bound.plain_seconds(rows)
+        times = {
+            "step": median(step.seconds for step in same),
+            "matmul": bound.seconds(same[:1]),
+            "plain_matmul": bound.plain_seconds(rows),
+        }
         result["decode"] = {
             "num_sequences": rows,
-            "step_ms": step_ms,
-            "matmul_ms": matmul_ms,
-            "share": matmul_ms / step_ms,
-            "plain_matmul_ms": plain_ms,
-            "plain_share": plain_ms / step_ms,
+            **{f"{name}_ms": 1e3 * value for name, value in times.items()},
+            "share": times["matmul"] / times["step"],
+            "plain_share": times["plain_matmul"] / times["step"],
         }
     return result
-
-
-# -- printing ---------------------------------------------------------------------------------------
 
 
 def print_report(result: Result) -> None:
     """Everything, in the order of interest; `result` is fresh or read from its JSON file."""
     workload = result["workload"]
     print(describe(result["provenance"]))
-    print(
-        f"{result['model']}, workload {workload['name']}, seed {workload['seed']}, "
-        f"{workload['num_prompts']} requests"
-    )
+    print(workload_text(result))
     print(f"Total num prompt tokens:  {workload['num_prompt_tokens']}")
     print(f"Total num output tokens:  {workload['num_output_tokens']}")
     print_rates(result)
@@ -146,10 +113,8 @@ def print_report(result: Result) -> None:
 
 
 def print_rates(result: Result) -> None:
-    """vLLM's line for each backend, then the comparison by output tokens.
-
-    Not by all tokens: a backend gets through prompt tokens in large matrix products, so a workload of long
-    prompts would flatter every total.
+    """vLLM's line for each backend, then the comparison by output tokens: long prompts would flatter all
+    tokens.
     """
     reference, ours = result["reference"], Spread.from_json(result["backends"][result["reference"]][RATE])
     comparisons = []
@@ -172,9 +137,7 @@ def print_rates(result: Result) -> None:
 
 
 def print_bound(bound: dict[str, Any]) -> None:
-    """The share of the matrix-product bound; `matmul_bound.py` has the definition.
-
-    The steps of a constant decode batch stand apart: prefill steps have far more rows and hide what decode is
+    """The share of the bound. Decode steps stand apart: prefill has far more rows, and hides what decode is
     like.
     """
     print(
@@ -206,15 +169,10 @@ def print_memory(memory: dict[str, Any]) -> None:
 
 
 def plot(result: Result, path: str) -> None:
-    """A waterfall: the backends from the slowest to the fastest, and what each gains on the one before.
-
-    Bars are medians of output tokens per second, with the smallest and largest run as error bars.
-
-    Args:
-        result: as for `print_report`.
-        path: image file; its ending decides the format.
+    """A waterfall from the slowest backend to the fastest: medians, with smallest and largest run as error
+    bars.
     """
-    # Only here, as in every figure: a study installation may lack matplotlib.
+    # Imported here, as in every figure: a study installation may lack matplotlib.
     from minivllm.viz.style import INK, new_figure
     from minivllm.viz.throughput import waterfall_bars
 

@@ -37,10 +37,8 @@ Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each reques
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request: the prompt as token ids, and exactly how many tokens to generate.
-
-    Token ids and not text, so that no backend's clock includes tokenization. `arrival_time` counts seconds
-    from the start of the run; 0 means "waiting from the beginning".
+    """One request: the prompt as token ids, so that no clock includes tokenization, exactly how many tokens
+    to generate, and when it arrives in seconds from the start.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -132,6 +130,7 @@ class Shape:
         return [(self.input_len, self.output_len)] * self.num_prompts
 
 
+# (shape, vocabulary size, seed) -> requests, for each workload that needs no file.
 SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
     "uniform": lambda s, vocab, seed: uniform_requests(s.num_prompts, vocab, seed),
     "fixed": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed),
@@ -143,19 +142,14 @@ SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
     ),
     "shared-prefix": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed, s.prefix_len),
 }
-"""(shape, vocabulary size, seed) -> requests, for each workload that needs no file."""
 
 
 def load_sharegpt(
     path: Path, tokenize: Callable[[str], list[int]], num_prompts: int, seed: int = 0
 ) -> list[BenchRequest]:
-    """Real conversations from a file of your own: the first turn is the prompt, the second its answer.
-
-    The file is a JSON list of `{"conversations": [{"from": ..., "value": text}, ...]}`. vLLM's filters:
-    dropped are prompts or answers under 4 tokens, prompts over 1,024, and sums over 2,048.
-
-    Raises:
-        ValueError: the file is in another format, or holds fewer than `num_prompts` that pass the filters.
+    """Real conversations from your own file: the first turn is the prompt, the second its answer. vLLM's
+    filters drop prompts or answers under 4 tokens, prompts over 1,024, and sums over 2,048. ValueError:
+    another format, or fewer than `num_prompts` that pass.
     """
     try:
         conversations = [entry["conversations"] for entry in json.loads(path.read_text(encoding="utf-8"))]
@@ -185,13 +179,8 @@ def load_sharegpt(
 def with_arrivals(
     requests: list[BenchRequest], request_rate: float, burstiness: float = 1.0, seed: int = 0
 ) -> list[BenchRequest]:
-    """The same requests, `request_rate` of them arriving per second on average.
-
-    Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1 arrivals bunch, above 1 they are
-    regular. An infinite rate puts all arrivals at 0.
-
-    Raises:
-        ValueError: a rate or a burstiness that is not positive.
+    """The same requests, `request_rate` per second on average; gaps are gamma with shape `burstiness`: 1 is a
+    Poisson process, below 1 arrivals bunch. An infinite rate puts all arrivals at 0.
     """
     if request_rate <= 0 or burstiness <= 0:
         raise ValueError(

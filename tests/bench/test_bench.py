@@ -19,14 +19,22 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import hf_backends, options, peers, report, serve, serve_metrics, throughput, workloads
-from minivllm.bench.backends import BASELINES, BackendRun, MinivllmBackend, check_run, make_baseline
-from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, left_padded, load_hf_model
-from minivllm.bench.machine import provenance
+from minivllm.bench import backends, options, peers, report, serve, throughput, workloads
+from minivllm.bench.backends import (
+    BASELINES,
+    BackendRun,
+    HfContinuousBackend,
+    HfStaticBackend,
+    MinivllmBackend,
+    check_run,
+    left_padded,
+    load_hf_model,
+    make_baseline,
+)
 from minivllm.bench.matmul_bound import ROW_COUNTS, MatmulBound, bracket, interpolate
 from minivllm.bench.peers import PEERS, PeerBackend, install
-from minivllm.bench.report import Spread, in_turns, ratio_text, table, write_json
-from minivllm.bench.serve_metrics import Served
+from minivllm.bench.report import Spread, in_turns, provenance, ratio_text, table, write_json
+from minivllm.bench.serve import Served
 from minivllm.bench.sharing import run_once
 from minivllm.bench.steps import (
     PARTS,
@@ -361,7 +369,7 @@ def test_padding_on_the_right_would_not_pass(hf, expected, monkeypatch):
         ids, mask = left_padded([prompt[::-1] for prompt in prompts])
         return ids.flip(1), mask.flip(1)
 
-    monkeypatch.setattr(hf_backends, "left_padded", right_padded)
+    monkeypatch.setattr(backends, "left_padded", right_padded)
     assert HfStaticBackend(hf, 8).run(REQUESTS).token_ids != expected
 
 
@@ -727,34 +735,34 @@ def test_the_measures_of_a_request_are_those_of_the_docstring():
         {"ttft": 1.0, "tpot": 0.75, "e2el": 2.5, "normalized_latency": 2.5 / 3}
     )
     assert Served(0.0, 1, (1.0,)).measures()["tpot"] is None
-    summary = serve_metrics.summarize([TIMES, Served(0.0, 1, (1.0,))], 10.0, {})
+    summary = serve.summarize([TIMES, Served(0.0, 1, (1.0,))], 10.0, {})
     assert summary["itl"]["mean"] == 0.75 and summary["tpot"]["mean"] == 0.75  # one token has neither
 
 
 def test_goodput_counts_only_requests_within_every_limit():
     """Would catch seconds compared with milliseconds, and `any` for `all`."""
     slow = Served(arrival=0.0, num_prompt_tokens=10, tokens=(5.0, 5.1))
-    limits = serve_metrics.parse_goodput(["ttft:1000", "tpot:750"])
-    assert serve_metrics.meets(TIMES, limits)
-    assert not serve_metrics.meets(TIMES, {"ttft": 999.0})
-    assert not serve_metrics.meets(slow, limits)
-    summary = serve_metrics.summarize([TIMES, slow], seconds=10.0, limits=limits)
+    limits = serve.parse_goodput(["ttft:1000", "tpot:750"])
+    assert serve.meets(TIMES, limits)
+    assert not serve.meets(TIMES, {"ttft": 999.0})
+    assert not serve.meets(slow, limits)
+    summary = serve.summarize([TIMES, slow], seconds=10.0, limits=limits)
     assert summary["goodput"] == pytest.approx(0.1)
     assert summary["requests_per_second"] == pytest.approx(0.2)
-    assert serve_metrics.summarize([TIMES], 10.0, {})["goodput"] is None
+    assert serve.summarize([TIMES], 10.0, {})["goodput"] is None
 
 
 @pytest.mark.parametrize("text", ["latency:3", "ttft", "ttft:", "ttft:fast"])
 def test_a_wrong_goodput_limit_is_refused(text):
     """Would catch a limit that is silently no limit."""
     with pytest.raises(ValueError, match="--goodput"):
-        serve_metrics.parse_goodput([text])
+        serve.parse_goodput([text])
 
 
 def test_the_table_is_vllms():
     """Would catch a label that scripts made for vLLM look for in vain."""
-    summary = serve_metrics.summarize([TIMES], seconds=10.0, limits={"ttft": 2000.0})
-    lines = serve_metrics.vllm_table(summary | {"request_rate": None}).splitlines()
+    summary = serve.summarize([TIMES], seconds=10.0, limits={"ttft": 2000.0})
+    lines = serve.vllm_table(summary | {"request_rate": None}).splitlines()
     assert lines[0] == "============ Serving Benchmark Result ============"
     assert lines[-1] == "=" * 50
     assert "Successful requests:                     1         " in lines

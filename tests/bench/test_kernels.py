@@ -21,8 +21,7 @@ from minivllm.bench.kernel_contenders import (
     measure_prefill,
     measure_rows,
 )
-from minivllm.bench.kernel_report import measurement_table
-from minivllm.bench.kernel_shapes import (
+from minivllm.bench.kernel_report import (
     DECODE_SHAPES,
     LLAMA_8B,
     MARKS,
@@ -31,6 +30,7 @@ from minivllm.bench.kernel_shapes import (
     Heads,
     Measurement,
     decode,
+    measurement_table,
 )
 
 TINY = Heads("tiny", 4, 2, 16)
