@@ -7,20 +7,14 @@ and without stopping at an end-of-sequence token. What differs is which requests
                                                             ###..#######    is taken at once
     hf              `generate` on batches of 8, padded      #####ooooooo    o: computed, and thrown away:
                     left, run to the batch's longest        ############       the batch waits for its longest
-    minivllm-traced the same as minivllm, with a record of every step, to see what the trace costs
-    hf-continuous   Hugging Face's own continuous batching
+    minivllm-traced minivllm with a record of every step; hf-continuous: Hugging Face's continuous batching
     vllm, openvino  production engines, in environments of their own (`peers.py`)
 
-and, on the same KV memory, this engine with the parts of earlier systems in place of its own::
-
-                            contiguous memory                          paged memory
+    the same KV memory      contiguous                                 paged
     static batches          static-contiguous                          static-paged
     continuous batching     orca-max, orca-pow2, orca-oracle           minivllm
 
-Each clock starts with token ids and stops with token ids; models, KV memory for the whole workload and
-threads are set up before. Hugging Face is set up as its documentation advises, but for the model's generation
-config: its end-of-sequence tokens would let a batch stop early and still be credited with all its tokens.
-
+Each clock starts with token ids and stops with token ids; models, KV memory and threads are set up before.
 vLLM V1: `vllm/benchmarks/throughput.py` (`run_vllm`, `run_hf`).
 """
 
@@ -186,7 +180,6 @@ class HfStaticBackend:
         order = list(range(len(requests)))
         if self.sort_by_length:
             order.sort(key=lambda i: requests[i].output_len)
-        # Whatever the sorting, results go back to the places of their requests.
         token_ids: list[list[int]] = [[] for _ in requests]
         start = time.perf_counter()
         for first in range(0, len(order), self.max_batch_size):

@@ -1,15 +1,13 @@
 """What is timed by `bench kernels`, on what data, and how: the timer, the batches, the contenders.
 
 Every contender on a shape is first compared with torch's attention in float32; a fast wrong kernel is not
-measured. A peer that this installation cannot run (flex attention wants a compiler, flash-attn a wheel) is
-named and left out; our own kernels may not fail. How one time is taken, `--repeats` times over::
+measured. How one time is taken, `--repeats` times over::
 
     flush (512 MB read push K and V out of the L2 cache) | start event | graph replay | end event
 
 Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
-flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed.
-
-Timing works on a GPU only; with a timer that measures nothing, the rest runs on the CPU too, for tests.
+flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed. vLLM:
+`benchmarks/kernels/benchmark_paged_attention.py`.
 """
 
 from __future__ import annotations
@@ -184,7 +182,6 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = batch.by_head
-    # Decode needs no mask: the one query is the last token and sees all keys.
     mask, length = None, q.shape[2]
     if causal:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)

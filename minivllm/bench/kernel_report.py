@@ -1,21 +1,17 @@
 """What `bench kernels` measures, the work it cannot avoid, and the results for people: tables, marks, figure.
 
-Decode attention is bound by memory, so its quality is one number: the share of the memory's speed it reaches.
-The bytes it *has* to move are, for R sequences of n tokens::
+Decode attention is bound by memory, so its quality is one number: the share of the memory's speed (of a copy
+in the same run) that it reaches. The bytes it *has* to move are, for R sequences of n tokens::
 
     K and V    R * n * 2 * Hkv * D * bytes        Llama-3.1-8B, R = 64, n = 4096, float16: 1,073,741,824
     q and out  2 * R * Hq * D * bytes                                                            1,048,576
 
-Nothing else counts, although more is moved: block tables and, with split-KV, partial results. The memory's
-speed is that of a copy from device to device in the same run. Prefill is bound by arithmetic, so there
-operations are counted. All is computed from the JSON file, so a page can be made where no GPU is::
+Nothing else counts, although more is moved: block tables, partial results of split-KV. Prefill is bound by
+arithmetic, so there operations are counted. All is computed from the JSON file::
 
     mark                           asked   reached
     llama-3.1-8b B64 n4096           85%     86.9%      percent of a device-to-device copy
     split-KV, B1 n16384               4x     4.80x      times the kernel without splits
-
-"What paging cost" is two ratios of times: against the same kernel with one block per sequence, and against
-torch's own attention, as in the paper (20 to 26% more time).
 
 Paper: section 7.1, figure 18a. Comparable figures: FlashInfer, blog of 2024-02-02.
 """
@@ -103,7 +99,6 @@ DECODE_SHAPES = (
     decode(SMOLLM2, 32, 1024),
     decode(SMOLLM2, 1, 256),
 )
-# One long prompt, several, chunks with much context before them, and a small model.
 PREFILL_SHAPES = (
     AttentionShape(LLAMA_8B, 1, 4096, 0),
     AttentionShape(LLAMA_8B, 4, 1024, 0),

@@ -1,15 +1,12 @@
 """Latency: seconds from the start of one batch to its last token, again and again.
 
 Where `throughput` asks how much a busy engine gets done, this asks how long one user waits who comes alone
-(`--batch-size 1`) or in company (the default of 8)::
+(`--batch-size 1`) or in company: a larger batch does more work per second, and each of its users waits
+longer::
 
     $ python -m minivllm bench latency --input-len 32 --output-len 128 --batch-size 8 --num-iters 5
     Avg latency: ... seconds
-    10% percentile latency: ... seconds
-    and so on for 25, 50, 75, 90 and 99%
-
-Latency and throughput pull in opposite directions: a larger batch uses each read of the weights for more
-tokens, so it does more work per second, and each of its users waits longer.
+    10% percentile latency: ... seconds                       and so on for 25, 50, 75, 90 and 99%
 
 Options, defaults and print format are vLLM's: `vllm/benchmarks/latency.py`.
 """
@@ -52,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report; -> the exit status, 0."""
     result = report.new_result("latency", model=args.model)
     generate = make_generate(args)
-    # The first iterations compile kernels and touch memory for the first time.
     for _ in range(args.num_iters_warmup):
         generate()
     latencies = []

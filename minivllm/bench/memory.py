@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -36,22 +37,33 @@ RUNNING = (64, 1_000, 10_000)
 ROUNDS = 5
 
 
-def measure_systems(args: argparse.Namespace) -> list[Row]:
-    """Figures 2 and 13: each system on each data set, all with the same requests."""
+def usage_rows(
+    args: argparse.Namespace, systems: Iterable[str], sizes: Sequence[int], divisor: int
+) -> list[Row]:
+    """Each system at each block size on each data set, all with the same requests."""
     rows = []
-    for (name, dataset), system in itertools.product(paper.DATASETS.items(), paper.SYSTEMS):
-        count = args.num_prompts * dataset.factor
-        usage = simulation.measure_usage(system, args.block_size, dataset.lengths, count, args.seed)
-        rows.append({"dataset": name, "system": system, "block_size": args.block_size, **asdict(usage)})
+    for (name, dataset), system, block_size in itertools.product(paper.DATASETS.items(), systems, sizes):
+        count = max(1, args.num_prompts * dataset.factor // divisor)
+        usage = simulation.measure_usage(system, block_size, dataset.lengths, count, args.seed)
+        rows.append({"dataset": name, "system": system, "block_size": block_size, **asdict(usage)})
     return rows
+
+
+def measure_systems(args: argparse.Namespace) -> list[Row]:
+    """Figures 2 and 13."""
+    return usage_rows(args, paper.SYSTEMS, [args.block_size], divisor=1)
+
+
+def measure_block_sizes(args: argparse.Namespace) -> list[Row]:
+    """Figure 18b, memory side, with half the requests; small blocks also slow down the kernel."""
+    return usage_rows(args, ["paged"], paper.BLOCK_SIZES, divisor=2)
 
 
 def measure_savings(args: argparse.Namespace) -> list[Row]:
     """Figure 15 as shares: parallel sampling, and beam search, slower to simulate, on an eighth of it."""
     rows = []
-    for (name, dataset), method, width in itertools.product(
-        paper.DATASETS.items(), ("parallel", "beam"), paper.WIDTHS
-    ):
+    methods = ("parallel", "beam")
+    for (name, dataset), method, width in itertools.product(paper.DATASETS.items(), methods, paper.WIDTHS):
         # Ends exactly where the drawn length says: dummy tokens are no end of sequence.
         count, params = args.num_prompts, SamplingParams(n=width, ignore_eos=True)
         if method == "beam":
@@ -62,26 +74,12 @@ def measure_savings(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def measure_block_sizes(args: argparse.Namespace) -> list[Row]:
-    """The memory side of Figure 18b, with half the requests; that the kernel is slower on small blocks is not
-    in it.
-    """
-    rows = []
-    for (name, dataset), block_size in itertools.product(paper.DATASETS.items(), paper.BLOCK_SIZES):
-        count = max(1, args.num_prompts * dataset.factor // 2)
-        usage = simulation.measure_usage("paged", block_size, dataset.lengths, count, args.seed)
-        rows.append({"dataset": name, "block_size": block_size, **asdict(usage)})
-    return rows
-
-
 def measure_scheduler(args: argparse.Namespace) -> list[Row]:
     """Seconds of scheduler and manager per step in which each sequence generates one token."""
     sizes = {str(number): partial(simulation.scheduling_seconds, number, 4) for number in RUNNING}
-    rounds = report.in_turns(sizes, ROUNDS)
-    medians = {number: float(np.median(rounds[str(number)])) for number in RUNNING}
     return [
-        {"num_running": number, "median_seconds": medians[number], "all": rounds[str(number)]}
-        for number in RUNNING
+        {"num_running": int(number), "median_seconds": float(np.median(seconds)), "all": seconds}
+        for number, seconds in report.in_turns(sizes, ROUNDS).items()
     ]
 
 
@@ -138,7 +136,6 @@ def print_scheduler(rows: list[Row]) -> None:
         )
 
 
-# Each figure: what measures it, and what prints the rows.
 FIGURES = {
     "2": (measure_systems, print_systems),
     "15": (measure_savings, print_savings),
@@ -182,7 +179,6 @@ def run(args: argparse.Namespace) -> int:
     setting = {"num_slots": simulation.NUM_SLOTS, "max_model_len": simulation.MAX_MODEL_LEN}
     setting |= {name: getattr(args, name) for name in ("num_prompts", "block_size", "seed")}
     result = report.new_result("memory", setting=setting, caveats=paper.CAVEATS)
-    # A bar, because the whole takes minutes and is printed when all of it is there.
     figures = [figure for figure in FIGURES if figure in args.figures]
     result["figures"] = {figure: FIGURES[figure][0](args) for figure in tqdm(figures, desc="figures")}
     return report.finish(args, result, print_report, paper.draw)

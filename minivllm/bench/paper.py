@@ -40,7 +40,6 @@ class Dataset:
 # "-like": the means are the data sets', the requests are drawn. See CAVEATS.
 DATASETS = {"ShareGPT": Dataset(SHAREGPT_LIKE, 1), "Alpaca": Dataset(ALPACA_LIKE, 4)}
 SYSTEMS = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "paged"}
-# Completions of a prompt, or beams: the paper's three.
 WIDTHS = (2, 4, 6)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 Row = dict[str, Any]
@@ -138,7 +137,6 @@ def draw(result: Result, path: str) -> None:
         panel(ax, rows_of_panel)
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
-        # Below the axes, and lower where they have a label there.
         below = -0.16 if ax.get_xlabel() else -0.08
         ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False, fontsize=8)
     figure.savefig(path)
@@ -215,7 +213,6 @@ def draw_block_sizes(ax: Axes, rows: list[Row]) -> None:
         ax.plot(sizes, thumb, color=color, linestyle=":", label="half a block per sequence")
     ax.axhline(4, color="black", linewidth=0.8, linestyle="--")
     ax.text(1, 5, '"under 4%"', fontsize=8)
-    # Block sizes are powers of two: twice the size, always the same distance.
     ax.set_xscale("log", base=2)
     ax.set_xticks(BLOCK_SIZES, [str(size) for size in BLOCK_SIZES])
     ax.set(xlabel="block size (tokens)", ylabel="slots of held blocks without a token (%)")

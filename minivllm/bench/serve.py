@@ -1,6 +1,5 @@
 """Serving: requests arrive over time, whether the engine is ready or not, and each user's wait is measured.
 
-Throughput says what a full engine can do. A service is never quite full, and its users feel something else.
 One request that arrives at second 2 and gets its tokens at 3.0, 3.5 and 4.5::
 
     TTFT   3.0 - 2 = 1.0              time to first token: what a user of a chat notices first
@@ -12,19 +11,16 @@ One request that arrives at second 2 and gets its tokens at 3.0, 3.5 and 4.5::
 Below the engine's capacity the normalized latency stays flat as the request rate rises; beyond, the queue
 grows for as long as the run lasts. A better engine moves the knee to the right::
 
-    normalized  |                /            |     Poisson arrivals, open loop: arrivals are drawn
-    latency     |    static     /             |     beforehand and kept to. A benchmark that sends the next
-                |              |     paged   /      request when the last is answered slows down with the
-                |_____________/_____________/__     engine and never shows the knee.       request rate ->
+    normalized  |                /            |     Poisson arrivals, open loop: they are drawn beforehand.
+    latency     |    static     /             |     A benchmark that sends a request when the last is
+                |_____________/_____________/__     answered slows down with the engine: no knee to see.
 
     $ python -m minivllm bench serve --request-rate 0.25 0.5 1 2 --num-prompts 64 --plot serve.png
 
 There is no HTTP server: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
-tpot:200` counts the requests that meet all limits (milliseconds): a rate of *satisfied* users. All times are
-in seconds, except where a name ends in `_ms`.
+tpot:200` counts the requests that meet all limits (milliseconds). Times are in seconds, except in `..._ms`.
 
-Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py` (`calculate_metrics`), whose table this
-prints.
+Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py`, whose table this prints.
 """
 
 from __future__ import annotations
@@ -81,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     for rate in args.request_rate:
         arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
         for name, engine in engines.items():
-            # JSON knows no infinity.
             point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None}
             point |= summarize(*serve(engine, arriving), limits)
             result["points"].append(point)
@@ -101,7 +96,6 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served]
     # DELTA: an output for each token, so that each can be timed.
     settings = {"temperature": 0.0, "ignore_eos": True, "detokenize": False,
                 "output_kind": RequestOutputKind.DELTA}  # fmt: skip
-    # Request ids are the places in `requests`, so results come out in the caller's order.
     prompts, token_times = prompts_of(requests), [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrival_time, reverse=True)
     start = time.perf_counter()
@@ -243,7 +237,7 @@ def vllm_table(point: dict[str, Any]) -> str:
 
 
 def overview(points: Sequence[dict[str, Any]]) -> str:
-    """The curve of figure 12 in numbers. Where TTFT p99 leaves TTFT p50 behind, the queue has begun to grow."""
+    """The curve of figure 12 in numbers. Where TTFT p99 leaves p50 behind, the queue has begun to grow."""
     rows = [("policy", "req/s", "ms/token", "TTFT p50", "TTFT p99", "TPOT p50", "tok/s")]
     times = (("normalized_latency", "mean"), ("ttft", "median"), ("ttft", "p99"), ("tpot", "median"))
     for point in points:

@@ -1,21 +1,17 @@
 """The paper's memory experiments without a model: real scheduler, real memory manager, pretend tokens.
 
-How much of the KV memory holds tokens, and how many requests run at once, depends on lengths only. So
-scheduler and manager serve hundreds of requests, in thousands of steps, with a runner that returns the same
-token every time; only beam search, whose forks depend on scores, gets random ones::
+How much of the KV memory holds tokens, and how many requests run at once, depends on lengths only. So the
+runner returns the same token every time; only beam search, whose forks depend on scores, gets random ones::
 
     endless lengths -> queue -> schedule() -> [look at every slot] -> dummy tokens -> update_from_output()
 
 Setting of the paper: OPT-13B on an A100 with 40 GB, 12 GiB for K and V at 800 KiB per token = 15,728 slots,
-sequences of at most 2,048 tokens. The queue is never empty, so memory alone decides how many run.
+sequences of at most 2,048 tokens. The queue is never empty, so memory alone decides how many run. A step is
+looked at when it is planned and its tokens count as written: the memory that it needs while it runs. Steps
+before half as many requests again have finished do not count, because all start together then. Seconds are
+processor time.
 
-A step is looked at when it is planned and its tokens count as written, before what finishes in it is freed:
-the memory that a step needs while it runs. Steps before the first half as many requests again are finished do
-not count, because all requests start together then. Seconds are processor time, so that other programs on the
-machine do not count.
-
-Paper: sections 6.2 (Figures 2 and 13), 6.3 (15) and 7.2 (18b). vLLM V1 has no counterpart; the authors
-measured inside their scheduler.
+Paper: sections 6.2 (Figures 2 and 13), 6.3 (15) and 7.2 (18b). vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
@@ -168,7 +164,6 @@ def measure_usage(
     def look(plan: SchedulerOutput) -> None:
         contiguous = isinstance(kv, ContiguousKVCacheManager)
         usage = kv.slot_usage() if contiguous else paged_slot_usage(scheduler)
-        # The plan's tokens count as written, as at the end of the forward pass; see the module's docstring.
         usage = usage.with_written(plan.num_scheduled_tokens)
         assert usage.capacity == kv.pool.num_blocks * kv.block_size
         sums.update({kind: getattr(usage, kind) / NUM_SLOTS for kind in KINDS})

@@ -4,17 +4,15 @@
     $ python -m minivllm bench throughput --num-running 32 --backend minivllm --profile --sampling full
     $ python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 \\
           --backend static-contiguous orca-max static-paged minivllm         what each idea is worth
-    $ python -m minivllm bench openvino                                      against OpenVINO GenAI
 
-What is printed (`throughput_report.py`): vLLM's `Throughput:` line for each backend, how many requests got
-the same greedy tokens, the share of the matrix-product bound (`matmul_bound.py`), with `--profile` where the
-rest of a step went, and the memory. All backends take turns::
+Printed are rates, how many requests got the same greedy tokens, the share of the matrix-product bound, with
+`--profile` where the rest of a step went, and the memory. `--num-running N` holds exactly N sequences
+running. All backends take turns::
 
     minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
     '---- a round: each runs all requests once --'
 
-`--num-running N` holds exactly N sequences running: N requests of one size. vLLM V1:
-`vllm/benchmarks/throughput.py`.
+vLLM V1: `vllm/benchmarks/throughput.py`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ from typing import Any
 
 from minivllm.bench import backends, options, report, steps, throughput_report
 from minivllm.bench.backends import BASELINES, OURS, SAMPLING, Backend, BackendRun, make_baseline
-from minivllm.bench.matmul_bound import MatmulBound
 from minivllm.bench.peers import PEERS, PeerBackend, install
 from minivllm.bench.report import Result
+from minivllm.bench.steps import MatmulBound
 from minivllm.bench.workloads import BenchRequest
 
 HF, HF_CONTINUOUS = "hf", "hf-continuous"
@@ -70,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if args.sampling != "greedy" and set(args.backend) != {OURS}:
         raise ValueError("--sampling full needs --backend minivllm alone: the others run greedy only.")
     if args.num_running:
-        # As many requests as seats, all of one size: the batch is constant.
         args.workload, args.num_prompts, args.max_num_seqs = "fixed", args.num_running, args.num_running
     requests = options.requests_from(args)
     workload = options.describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]}

@@ -1,15 +1,12 @@
 """What the throughput benchmark makes of its measurements: rates, memory, the bound; how they are printed.
 
-Everything is a dictionary that goes into the JSON file as it is and is printed from there, so a report can be
-printed again from the file. Repeated measurements keep all their values::
+Everything is a dictionary that goes into the JSON file as it is, so a report can be printed again from it::
 
     rates([10.0, 8.0], requests)["output_tokens_per_second"]
         {"median": 90.0, "min": 80.0, "max": 100.0, "spread": 0.22, "values": [80.0, 100.0]}    800 tokens
 
-Every run has its own rate, and the median is taken of these; a mean of rates would favour the fast runs. A
-part whose key is missing (`bound` without minivllm, `profile` without `--profile`) is not printed.
-
-vLLM V1: the second half of `main` in `vllm/benchmarks/throughput.py`, whose `Throughput:` line this prints.
+Every run has its own rate, and the median is taken of these. A part whose key is missing is not printed. vLLM
+V1: `main` in `vllm/benchmarks/throughput.py`, whose `Throughput:` line this prints.
 """
 
 from __future__ import annotations
@@ -18,10 +15,9 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from minivllm.bench.matmul_bound import MatmulBound
 from minivllm.bench.options import workload_text
 from minivllm.bench.report import MIB, Result, Spread, describe, memory_bytes, ratio_text
-from minivllm.bench.steps import StepRecord
+from minivllm.bench.steps import MatmulBound, StepRecord
 from minivllm.bench.workloads import BenchRequest
 from minivllm.engine import LLMEngine
 
@@ -79,7 +75,6 @@ def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[flo
     }
     decode = [step for steps in runs for step in steps if step.is_decode]
     if decode:
-        # One batch size and not a mean over all, because a share depends on it.
         ((rows, _),) = Counter(step.num_tokens for step in decode).most_common(1)
         same = [step for step in decode if step.num_tokens == rows]
         times = {
@@ -183,7 +178,6 @@ def plot(result: Result, path: str) -> None:
     waterfall_bars(axes, {name: spread.median for name, spread in spreads.items()})
     for row, spread in enumerate(spreads.values()):
         error = [[spread.median - min(spread.values)], [max(spread.values) - spread.median]]
-        # Below the middle of the bar, or it would strike through the number.
         axes.errorbar(spread.median, row + 0.2, xerr=error, color=INK, capsize=3, linewidth=1)
     axes.set_xlabel("output tokens per second")
     workload, where = result["workload"], result["provenance"]

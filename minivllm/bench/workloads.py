@@ -1,7 +1,7 @@
 """Workloads: which prompts, how many output tokens, and when they arrive. Seeded, and without a model.
 
-A benchmark is only as good as its requests. Output lengths are what makes serving hard: they are not known in
-advance, and they differ by a factor of a hundred. These are the shapes used here::
+Output lengths are what makes serving hard: they are not known in advance, and differ by a factor of a
+hundred::
 
     uniform        prompts U(16, 256), outputs U(16, 256), random tokens           the throughput workload
     fixed          all the same: --input-len and --output-len                      a batch of constant size
@@ -10,16 +10,13 @@ advance, and they differ by a factor of a hundred. These are the shapes used her
     shared-prefix  one common prefix, then a suffix of its own for each            system prompts, few-shot
     sharegpt       your own file in ShareGPT format, with vLLM's filters
 
-Example: the first request of the default workload::
-
     >>> request = uniform_requests(num_prompts=32, vocab_size=49152, seed=0)[0]
     >>> len(request.prompt_token_ids), request.output_len
     (232, 114)
 
-All 32 together have 5,310 prompt and 4,259 output tokens. Lengths, token ids and arrival times come from
-three random streams, so that another vocabulary or another request rate leaves the lengths alone.
-
-Paper: section 6.1 and figure 11 (the two data sets). vLLM V1: `vllm/benchmarks/datasets.py`.
+Lengths, token ids and arrival times come from three random streams, so that another vocabulary or another
+request rate leaves the lengths alone. Paper: section 6.1 and figure 11. vLLM V1:
+`vllm/benchmarks/datasets.py`.
 """
 
 from __future__ import annotations

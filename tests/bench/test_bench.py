@@ -31,14 +31,17 @@ from minivllm.bench.backends import (
     load_hf_model,
     make_baseline,
 )
-from minivllm.bench.matmul_bound import ROW_COUNTS, MatmulBound, bracket, interpolate
 from minivllm.bench.peers import PEERS, PeerBackend, install
 from minivllm.bench.report import Spread, in_turns, provenance, ratio_text, table, write_json
 from minivllm.bench.serve import Served
 from minivllm.bench.sharing import run_once
 from minivllm.bench.steps import (
     PARTS,
+    ROW_COUNTS,
+    MatmulBound,
     StepRecord,
+    bracket,
+    interpolate,
     milliseconds_per_step,
     profile_steps,
     profile_table,
