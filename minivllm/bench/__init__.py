@@ -45,16 +45,11 @@ def load_command(name: str) -> ModuleType:
     return importlib.import_module(COMMANDS[name][0])
 
 
-def help_text() -> str:
-    """The list of commands."""
-    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: python -m minivllm bench COMMAND [options]", "", "commands:", *lines])
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one command; `argv` follows `python -m minivllm bench`. -> its exit status; 2: no such command."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(help_text())
+        print("usage: python -m minivllm bench COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()))
         return 0
     try:
         module = load_command(argv[0])

@@ -153,9 +153,7 @@ def load_hf_model(model: str, dtype: str, device: str) -> PreTrainedModel:
 
 
 def left_padded(prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, each (R, longest prompt): (5, 6, 7) and (8,) give [[5, 6, 7], [0, 0, 8]] and [[1,
-    1, 1], [0, 0, 1]].
-    """
+    """Ids and mask, (R, longest): (5, 6, 7) and (8,) give [[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]."""
     rows = [torch.tensor(prompt) for prompt in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")

@@ -36,9 +36,7 @@ class Timer:
         self.flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device=self.device)
 
     def __call__(self, call: Call) -> list[float]:
-        """Microseconds of every replay of `call`, captured in a CUDA graph: a launch from Python takes longer
-        than some of the shapes compute.
-        """
+        """Microseconds of every replay of `call` from a CUDA graph: launching from Python may take longer."""
         # Compiling and loading a kernel are no operations that a graph can hold, so they happen before.
         # PyTorch asks for this warm-up to be on a side stream.
         side = torch.cuda.Stream()
@@ -62,8 +60,8 @@ class Timer:
 
 
 def measure_copy(timer: Timer, num_bytes: int = 1 << 31) -> float:
-    """Bytes per second of a device-to-device copy, read and written: the 100% of the results. The faster of
-    two counts: the driver's copy, and a kernel that reads and writes as much.
+    """Bytes per second read and written, the 100% of the results: the driver's copy or a kernel's, whichever
+    is faster.
     """
     source = torch.randn(num_bytes // 4, device=timer.device)
     target = torch.empty_like(source)
@@ -145,20 +143,15 @@ def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 def measure_all(
     ours: dict[str, Call], peers: dict[str, Call], expected: torch.Tensor, timer: Timer
 ) -> Iterator[tuple[str, list[float]]]:
-    """Check each contender against `expected`, float32, and time it. A peer that fails is named and left out;
-    one of our own kernels that is wrong is a RuntimeError.
-    """
-    for name, call in ours.items():
-        if not is_right(call(), expected):
-            raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
-        yield name, timer(call)
-    for name, call in peers.items():
+    """Check and time each contender. A peer that fails is left out; what is wrong with our own raises."""
+    for name, call in {**ours, **peers}.items():
         try:
             if not is_right(call().reshape(expected.shape), expected):
-                print(f"{name}: wrong answer, not measured")
-                continue
+                raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
             time = timer(call)
         except Exception as error:  # whatever a peer raises is no reason to lose the other results
+            if name in ours:
+                raise
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
             continue
         yield name, time
@@ -220,9 +213,7 @@ def measure_decode(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> I
 
 
 def measure_prefill(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """Our kernel and, for prompts without context, the peers: torch's `is_causal` lines the mask up with the
-    first key, and here the queries are the last tokens.
-    """
+    """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)

@@ -19,7 +19,6 @@ Paper: section 7.1, figure 18a. Comparable figures: FlashInfer, blog of 2024-02-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -47,9 +46,7 @@ SMOLLM2 = Heads("smollm2-135m", 9, 3, 64)
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """`num_seqs` sequences (R) with `query_len` queries each (one is decode), after `context` computed
-    tokens.
-    """
+    """R = `num_seqs` sequences, `query_len` queries each (one is decode), after `context` computed tokens."""
 
     heads: Heads
     num_seqs: int
@@ -111,9 +108,7 @@ MARKS = {"llama-3.1-8b B64 n4096": 85.0, "llama-3.1-8b B16 n4096": 75.0, "llama-
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender on one shape, as in the JSON file. `kind` is "decode", "prefill" or "rows"; `work` is
-    FLOPs for prefill, else bytes.
-    """
+    """One contender on one shape ("decode", "prefill" or "rows"); `work` is FLOPs for prefill, else bytes."""
 
     kind: str
     shape: str
@@ -184,9 +179,7 @@ def marks_table(result: Result | None, more: tuple[tuple[str, str, str], ...] = 
 
 
 def paging_costs(measurements: list[Measurement]) -> dict[str, dict[str, float]]:
-    """For each shape: our time over that on contiguous K and V, such as {"the same kernel": 1.02, "torch":
-    1.08}.
-    """
+    """By shape: our time over that on contiguous K and V, as in {"the same kernel": 1.02, "torch": 1.08}."""
     peers = {ONE_BLOCK: "the same kernel", SDPA: "torch"}
     costs: dict[str, dict[str, float]] = {}
     for m in measurements:
@@ -197,7 +190,7 @@ def paging_costs(measurements: list[Measurement]) -> dict[str, dict[str, float]]
 
 def plot(result: Result, path: str) -> None:
     """Decode: percent of the copy for each contender, a panel per shape; a line where the mark is."""
-    from minivllm.viz.style import new_figure
+    from minivllm.viz.style import INK, PALETTE, mix_with_white, new_figure
 
     rate, panels = result["copy_bytes_per_second"], {}
     for m in measurements_of(result):
@@ -205,34 +198,24 @@ def plot(result: Result, path: str) -> None:
             panels.setdefault(m.shape, []).append(m)
     most, rows = max(map(len, panels.values())), (len(panels) + 1) // 2
     figure = new_figure(10, 0.8 + rows * (0.55 + 0.24 * most))
-    all_axes = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (shape, measurements) in zip(all_axes, panels.items(), strict=False):
-        draw_panel(axes, shape, measurements, rate)
-        axes.set_ylim(most - 0.4, -0.6)
+    ticks = range(0, 101, 25)
+    for number, (shape, measurements) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, number)
+        for row, m in enumerate(measurements):
+            percent = m.percent_of(rate)
+            colour = PALETTE[0] if m.contender == OURS else mix_with_white(PALETTE[row % len(PALETTE)], 0.6)
+            axes.barh(row, percent, height=0.7, color=colour, edgecolor=INK, lw=0.5)
+            text = f" {percent:.0f}%  {m.median:,.0f} us"
+            axes.text(percent, row, text, va="center", fontsize=7, color=INK)
+        if shape in MARKS:
+            axes.axvline(MARKS[shape], color=INK, lw=1, ls="--")
+        axes.set(xlim=(0, 130), ylim=(most - 0.4, -0.6))
+        axes.set_yticks(range(len(measurements)), [m.contender for m in measurements], fontsize=7)
+        axes.set_xticks(ticks, [f"{tick}%" for tick in ticks], fontsize=7)
+        axes.set_title(shape, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
     where = result["provenance"]
-    figure.suptitle(
-        f"Decode attention, share of a copy's {rate / 1e9:,.0f} GB/s ({where['gpu']}, {where['date'][:10]}); "
-        "dashed: the mark",
-        fontsize=10,
-    )
+    machine = f"{where['gpu']}, {where['date'][:10]}"
+    title = f"Decode attention, share of a copy's {rate / 1e9:,.0f} GB/s ({machine}); dashed: the mark"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)
-
-
-def draw_panel(axes: Any, shape: str, measurements: list[Measurement], rate: float) -> None:
-    """The contenders on one shape as horizontal bars, with their times."""
-    from minivllm.viz.style import INK, PALETTE, mix_with_white
-
-    for row, m in enumerate(measurements):
-        percent = m.percent_of(rate)
-        colour = PALETTE[0] if m.contender == OURS else mix_with_white(PALETTE[row % len(PALETTE)], 0.6)
-        axes.barh(row, percent, height=0.7, color=colour, edgecolor=INK, lw=0.5)
-        axes.text(percent, row, f" {percent:.0f}%  {m.median:,.0f} us", va="center", fontsize=7, color=INK)
-    if shape in MARKS:
-        axes.axvline(MARKS[shape], color=INK, lw=1, ls="--")
-    axes.set_yticks(range(len(measurements)), [m.contender for m in measurements], fontsize=7)
-    axes.set_xlim(0, 130)
-    axes.set_xticks(range(0, 101, 25), [f"{tick}%" for tick in range(0, 101, 25)], fontsize=7)
-    axes.set_title(shape, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -84,7 +84,6 @@ def make_generate(args: argparse.Namespace) -> Callable[[], object]:
         beam = BeamSearchParams(beam_width=args.n, max_tokens=args.output_len, ignore_eos=True)
         return lambda: llm.beam_search(prompts, beam)
     # Temperature 1, as in vLLM: with greedy sampling n > 1 is refused, for all n would be the same.
-    params = SamplingParams(
-        n=args.n, temperature=1.0, ignore_eos=True, max_tokens=args.output_len, detokenize=False
-    )
+    settings = {"n": args.n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
+    params = SamplingParams(max_tokens=args.output_len, **settings)
     return lambda: llm.generate(prompts, params, use_tqdm=False)

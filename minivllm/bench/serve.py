@@ -61,9 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every policy at every rate, in turns; -> 0. Each run starts and ends with an empty engine, and
-    all policies see the same requests at the same moments.
-    """
+    """Measure every policy at every rate, in turns, with the same requests at the same moments; -> 0."""
     limits, requests = parse_goodput(args.goodput), options.requests_from(args)
     workload = options.describe_workload(args, requests)
     result = new_result("serve", model=args.model, workload=workload, goodput_limits_ms=limits, points=[])
@@ -77,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     for rate in args.request_rate:
         arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
         for name, engine in engines.items():
-            point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None}
+            point = {
+                "backend": name,
+                "request_rate": rate if math.isfinite(rate) else None,
+            }
             point |= summarize(*serve(engine, arriving), limits)
             result["points"].append(point)
             print(f"\n{name}\n{vllm_table(point)}")
@@ -86,11 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served], float]:
-    """Feed the idle engine as `requests` arrive; -> when each got its tokens, in order, and the seconds in
-    all.
+    """Feed the idle engine as `requests` arrive; -> when each got its tokens, and the seconds in all.
 
-        A arrives at 1.1, while a step runs from 1.0 to 1.3      added at 1.3      first token at 1.6
-                                                                 its TTFT, 0.5, has the 0.2 of waiting in it
+    A arrives at 1.1, while a step runs from 1.0 to 1.3      added at 1.3      first token at 1.6
+                                                             its TTFT, 0.5, has the 0.2 of waiting in it
     """
     engine.reset_prefix_cache()
     # DELTA: an output for each token, so that each can be timed.
@@ -164,18 +164,15 @@ def meets(served: Served, limits: dict[str, float]) -> bool:
 
 
 def distribution(values: Sequence[float]) -> dict[str, float]:
-    """Mean, median, 90th and 99th percentile, the wait of the unluckiest user in a hundred. Nothing measured
-    gives zeros, as in vLLM.
-    """
+    """Mean, median, and 90th and 99th percentile; nothing measured gives zeros, as in vLLM."""
     values = list(values) or [0.0]
     median, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
     return {"mean": float(np.mean(values)), "median": median, "p90": p90, "p99": p99}
 
 
 def summarize(served: Sequence[Served], seconds: float, limits: dict[str, float]) -> dict[str, Any]:
-    """All measures of one run that took `seconds`, for JSON. Without `limits` (milliseconds) `goodput` is
-    None and not 0, which would mean that no user was satisfied. `output_tokens_per_second` cannot exceed what
-    arrives.
+    """All measures of one run that took `seconds`. `goodput` without `limits` is None and not 0, which would
+    mean that no user was satisfied; `output_tokens_per_second` cannot exceed what arrives.
     """
     num_output = sum(len(each.tokens) for each in served)
     num_input = sum(each.num_prompt_tokens for each in served)
@@ -203,16 +200,11 @@ def print_report(result: Result) -> None:
     print(overview(result["points"]))
 
 
-def rate_of(point: dict[str, Any]) -> float:
-    """The request rate of a point; JSON has None for an infinite one."""
-    return math.inf if point["request_rate"] is None else point["request_rate"]
-
-
 def vllm_table(point: dict[str, Any]) -> str:
     """vLLM's "Serving Benchmark Result" of a summary with its `request_rate`, and the paper's latency."""
     rows = [
         ("Successful requests:", f"{point['completed']}"),
-        ("Request rate configured (RPS):", f"{rate_of(point):.2f}"),
+        ("Request rate configured (RPS):", f"{(point['request_rate'] or math.inf):.2f}"),
         ("Benchmark duration (s):", f"{point['seconds']:.2f}"),
         ("Total input tokens:", f"{point['num_input_tokens']}"),
         ("Total generated tokens:", f"{point['num_output_tokens']}"),
@@ -230,9 +222,7 @@ def vllm_table(point: dict[str, Any]) -> str:
         ("normalized_latency", "Normalized Latency", " (ms/token):"),
     ):
         lines.append(f"{title:-^50}")
-        lines += [
-            f"{name.capitalize() + label:<40} {1e3 * value:<10.2f}" for name, value in point[key].items()
-        ]
+        lines += [f"{name.capitalize() + label:<40} {1e3 * time:<10.2f}" for name, time in point[key].items()]
     return "\n".join([*lines, "=" * 50])
 
 
@@ -243,7 +233,7 @@ def overview(points: Sequence[dict[str, Any]]) -> str:
     for point in points:
         cells = [f"{1e3 * point[key][statistic]:.1f}" for key, statistic in times]
         tokens = f"{point['output_tokens_per_second']:.1f}"
-        rows.append((point["backend"], f"{rate_of(point):.2f}", *cells, tokens))
+        rows.append((point["backend"], f"{(point['request_rate'] or math.inf):.2f}", *cells, tokens))
     return table(rows)
 
 

@@ -42,6 +42,7 @@ KINDS = ("used", "reserved", "internal", "external")
 
 Params = SamplingParams | BeamSearchParams
 ONE_SAMPLE = SamplingParams(ignore_eos=True)
+Look = Callable[[SchedulerOutput], None]
 Runner = Callable[[SchedulerOutput], list[SequenceOutput]]
 
 
@@ -69,9 +70,7 @@ def endless_lengths(model: LengthModel, seed: int) -> Iterator[tuple[int, int]]:
 
 
 def make_manager(system: str, block_size: int, num_slots: int = NUM_SLOTS) -> KVCacheManager:
-    """KV memory: "paged", or contiguous with the policy "max", "pow2" or "oracle"; no prefix caching. Slots
-    are rounded down to whole blocks: 15,728 are 61 of 256, and 112 are lost.
-    """
+    """KV memory: "paged", or contiguous with the policy "max", "pow2" or "oracle"; only whole blocks."""
     if system == "paged":
         return KVCacheManager(num_slots // block_size, block_size, enable_prefix_caching=False)
     return orca(ReservationPolicy(system), MAX_MODEL_LEN)(num_slots // block_size, block_size)
@@ -107,18 +106,15 @@ def random_beam_outputs(seed: int) -> Runner:
         results = []
         for ids, row in zip(top, log_probs, strict=True):
             ids = ids[np.argsort(-row[ids])]  # best first
-            results.append(
-                SequenceOutput(candidates=tuple(zip(ids.tolist(), row[ids].tolist(), strict=True)))
-            )
+            candidates = zip(ids.tolist(), row[ids].tolist(), strict=True)
+            results.append(SequenceOutput(candidates=tuple(candidates)))
         return results
 
     return outputs
 
 
-def step(scheduler: Scheduler, runner: Runner, look: Callable[[SchedulerOutput], None]) -> tuple[float, int]:
-    """One step; `look` sees its plan when all its blocks are held. -> seconds of scheduling, requests
-    finished.
-    """
+def step(scheduler: Scheduler, runner: Runner, look: Look) -> tuple[float, int]:
+    """One step; `look` sees its plan. -> seconds in scheduler and manager, number of requests finished."""
     start = time.process_time()
     plan = scheduler.schedule()
     seconds = time.process_time() - start
@@ -129,29 +125,19 @@ def step(scheduler: Scheduler, runner: Runner, look: Callable[[SchedulerOutput],
     return seconds + time.process_time() - start, sum(group.is_finished for group, _ in updated)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A scheduler, and with it the memory under test, with a queue that is never empty."""
-
-    scheduler: Scheduler
-    lengths: Iterator[tuple[int, int]]
-    params: Params = ONE_SAMPLE
-    runner: Runner = dummy_outputs
-
-    def serve(self, num_requests: int, look: Callable[[SchedulerOutput], None]) -> float:
-        """Step until `num_requests` more requests have finished; -> seconds per step, as of `step`."""
-        seconds, num_steps, num_finished = 0.0, 0, 0
-        while num_finished < num_requests:
-            # Refilled before every step: an empty queue would leave memory unused for want of requests.
-            while len(self.scheduler.waiting) < QUEUE_LENGTH:
-                add_request(self.scheduler, *next(self.lengths), self.params)
-            of_step, finished = step(self.scheduler, self.runner, look)
-            seconds, num_steps, num_finished = seconds + of_step, num_steps + 1, num_finished + finished
-        return seconds / num_steps
-
-    def warm_up(self, num_requests: int) -> None:
-        """Serve half as many requests as will count."""
-        self.serve(max(1, num_requests // 2), lambda plan: None)
+def serve(
+    scheduler: Scheduler, lengths: Iterator[tuple[int, int]], num_requests: int, look: Look,
+    params: Params = ONE_SAMPLE, runner: Runner = dummy_outputs,
+) -> float:  # fmt: skip
+    """Step until `num_requests` more have finished, the queue never empty; -> mean seconds of `step`."""
+    seconds, num_steps, num_finished = 0.0, 0, 0
+    while num_finished < num_requests:
+        # Refilled before every step: an empty queue would leave memory unused for want of requests.
+        while len(scheduler.waiting) < QUEUE_LENGTH:
+            add_request(scheduler, *next(lengths), params)
+        of_step, finished = step(scheduler, runner, look)
+        seconds, num_steps, num_finished = seconds + of_step, num_steps + 1, num_finished + finished
+    return seconds / num_steps
 
 
 def measure_usage(
@@ -171,14 +157,13 @@ def measure_usage(
         sums["waste"] += 1 - usage.used / (kv.pool.num_used * kv.block_size)
         sums.update(batch=len(scheduler.running), num_steps=1)
 
-    experiment = Experiment(scheduler, endless_lengths(model, seed))
-    experiment.warm_up(num_requests)
-    before = scheduler.stats.num_preemptions
-    seconds = experiment.serve(num_requests, look)
-    num_steps = sums.pop("num_steps")
+    lengths, stats = endless_lengths(model, seed), scheduler.stats
+    serve(scheduler, lengths, max(1, num_requests // 2), lambda plan: None)
+    before = stats.num_preemptions
+    seconds = serve(scheduler, lengths, num_requests, look)
+    num_steps, num_preemptions = sums.pop("num_steps"), stats.num_preemptions - before
     means = {name: total / num_steps for name, total in sums.items()}
-    return Usage(**means, num_steps=num_steps, num_preemptions=scheduler.stats.num_preemptions - before,
-                 seconds=seconds)  # fmt: skip
+    return Usage(**means, num_steps=num_steps, num_preemptions=num_preemptions, seconds=seconds)
 
 
 def measure_sharing(
@@ -193,17 +178,17 @@ def measure_sharing(
     def look(plan: SchedulerOutput) -> None:
         blocks.update(saved=scheduler.kv.num_blocks_saved, held=scheduler.kv.pool.num_used)
 
-    experiment = Experiment(scheduler, endless_lengths(model, seed), params, runner)
-    experiment.warm_up(num_requests)
-    experiment.serve(num_requests, look)
+    lengths = endless_lengths(model, seed)
+    serve(scheduler, lengths, max(1, num_requests // 2), lambda plan: None, params, runner)
+    serve(scheduler, lengths, num_requests, look, params, runner)
     return blocks["saved"] / blocks.total()
 
 
 def generating(
     num_running: int, num_steps: int, context: int = 256
 ) -> Iterator[tuple[SchedulerOutput, float]]:
-    """Plans of `num_running` sequences, with the seconds of `step`: first a prefill of `context` tokens each,
-    then at least `num_steps` decode steps in which none finishes.
+    """Plans of `num_running` sequences, with the seconds of `step`: a prefill of `context` tokens each, then
+    decode steps, at least `num_steps`, in which none finishes.
     """
     kv = make_manager("paged", 16, num_slots=num_running * (context + 2 * num_steps + 16))
     scheduler = Scheduler(kv, num_running, max_num_batched_tokens=num_running * context)

@@ -1,10 +1,9 @@
-"""Looking at the engine's steps from outside: where their time goes, and how fast the matrix products alone
-are.
+"""Looking at the engine's steps from outside: where their time goes, and what the matrix products alone take.
 
 The engine has no timers: they would be code to read past. Its methods are wrapped while a benchmark looks,
 and put back afterwards. The parts do not overlap, so "rest" is the total minus all of them::
 
-    with profile_steps(engine) as steps:         # a percent or so slower; `record_steps`: a microsecond per step
+    with profile_steps(engine) as steps:         # a percent or so slower; `record_steps` costs a microsecond
         llm.generate(...)
     steps.records[0]                             # StepRecord(num_tokens=1830, num_samples=16, seconds=2.1)
 
@@ -16,7 +15,7 @@ through the layers and the number N of rows that needed logits::
 
     bound = sum over steps of  layers(T) + head(N)         share = bound / wall time of the run
 
-    rows          1     8    32    64       SmolLM2-135M, float32, two cores of an Intel Xeon (Cascade Lake), ms:
+    rows          1     8    32    64       ms, SmolLM2-135M, float32, two cores of an Intel Xeon:
     layers       19    41    53    76       32 sequences that decode together need at least 71 ms per step,
     head          5    15    18    24       451 tokens per second, whatever else is tuned
 
@@ -95,8 +94,8 @@ class StepRecord:
 
 @dataclass
 class Steps:
-    """What is recorded of a run: its steps, ids of all KV blocks that it wrote to, and in a profile the calls
-    by part. `parts` are the seconds of the step that is running.
+    """What is recorded of a run: steps, ids of the KV blocks written to, in a profile calls by part; `parts`
+    are the seconds of the step that is running.
     """
 
     records: list[StepRecord] = field(default_factory=list)
@@ -152,9 +151,7 @@ def projections(model: LlamaForCausalLM) -> list[Linear]:
 
 @contextmanager
 def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
-    """Time the parts of the steps inside the block. Not on a GPU, where a call returns before its work is
-    done.
-    """
+    """Time the parts of the steps inside the block; not on a GPU, where calls return before they are done."""
     if engine.device.type != "cpu":
         raise ValueError(
             f"--profile times calls, which means nothing on {engine.device}: use torch.profiler."
@@ -181,18 +178,14 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
 
 
 def milliseconds_per_step(records: Sequence[StepRecord]) -> dict[str, float]:
-    """The mean by part; "rest" is what no timer covers. Example: 10 steps of 50 ms, 300 ms in matrix products
-    and 100 ms in attention are 30 and 10 ms per step, rest 10.
-    """
+    """Mean by part; "rest" is what no timer covers: 10 steps of 500 ms in all, 400 of them timed, rest 10."""
     covered = {part: sum(record.parts.get(part, 0.0) for record in records) for part in PARTS}
     covered[REST] = sum(record.seconds for record in records) - sum(covered.values())
     return {part: 1e3 * seconds / max(len(records), 1) for part, seconds in covered.items()}
 
 
 def profile_table(records: Sequence[StepRecord]) -> str:
-    """Mean time per step by part: all steps, and those that decode only, which a user waits for token by
-    token.
-    """
+    """Mean time per step by part: all steps, and those that decode only."""
     decode = [record for record in records if record.is_decode]
     columns = [milliseconds_per_step(each) for each in (records, decode)]
     heads = [f"all {len(records)} steps, ms", "", f"{len(decode)} decode steps, ms", ""]
@@ -234,9 +227,7 @@ def median_seconds(function: Callable[[], object]) -> float:
 
 
 class MatmulBound:
-    """Times of the matrix products of the engine's model, at the row counts of one run; greedy runs are
-    alike.
-    """
+    """Times of the engine's own matrix products at the row counts of one run; greedy runs are alike."""
 
     def __init__(self, model: LlamaForCausalLM, steps: list[StepRecord]) -> None:
         self.model = model

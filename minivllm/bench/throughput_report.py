@@ -37,16 +37,9 @@ def rates(seconds: list[float], requests: list[BenchRequest]) -> dict[str, Any]:
     }
 
 
-def same_tokens(tokens: list[list[int]], reference: list[list[int]]) -> int:
-    """Requests with the same output tokens in both. All or nothing: behind a difference, equal ones are
-    accidents.
-    """
-    return sum(mine == other for mine, other in zip(tokens, reference, strict=True))
-
-
 def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
-    """Bytes by purpose, and what the process took beyond them at its peak: beyond the whole KV cache, which
-    counts where its zeros are real memory, and beyond the blocks written, where zeros come lazily.
+    """Bytes by purpose, and the process's peak beyond them: with the whole KV cache, which counts where its
+    zeros are real memory, and with the blocks written, where zeros come lazily.
     """
     report, peak = engine.memory(), memory_bytes("VmHWM")
     written = num_blocks_written * engine.config.block_size * report.bytes_per_token
@@ -60,8 +53,8 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
 
 
 def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
-    """Share of the bound in all `runs`, whose wall times are `seconds`, and, under `decode`, in the steps of
-    the most frequent decode batch (None if no step only decodes). Tables are in ms by number of rows.
+    """Share of the bound in `runs`, of which each took `seconds`; `decode` is of the most frequent decode
+    batch.
     """
     layers, head = bound.tables()
     total = median(bound.seconds(steps) for steps in runs)
@@ -108,9 +101,7 @@ def print_report(result: Result) -> None:
 
 
 def print_rates(result: Result) -> None:
-    """vLLM's line for each backend, then the comparison by output tokens: long prompts would flatter all
-    tokens.
-    """
+    """vLLM's line for each backend, then the comparison by output tokens; prompts are cheap."""
     reference, ours = result["reference"], Spread.from_json(result["backends"][result["reference"]][RATE])
     comparisons = []
     for name, entry in result["backends"].items():
@@ -132,9 +123,7 @@ def print_rates(result: Result) -> None:
 
 
 def print_bound(bound: dict[str, Any]) -> None:
-    """The share of the bound. Decode steps stand apart: prefill has far more rows, and hides what decode is
-    like.
-    """
+    """The share of the bound; decode steps stand apart, because prefill has far more rows."""
     print(
         f"\nmatrix-product bound: {bound['matmul_seconds']:.2f} s for {bound['num_steps']} steps, "
         f"{bound['share']:.1%} of the run"
@@ -164,9 +153,7 @@ def print_memory(memory: dict[str, Any]) -> None:
 
 
 def plot(result: Result, path: str) -> None:
-    """A waterfall from the slowest backend to the fastest: medians, with smallest and largest run as error
-    bars.
-    """
+    """A waterfall from the slowest backend to the fastest: medians, the extremes as error bars."""
     # Imported here, as in every figure: a study installation may lack matplotlib.
     from minivllm.viz.style import INK, new_figure
     from minivllm.viz.throughput import waterfall_bars

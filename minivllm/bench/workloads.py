@@ -27,6 +27,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each request
@@ -89,20 +90,17 @@ def draw_lengths(model: LengthModel, num_prompts: int, seed: int = 0) -> Lengths
     return lengths
 
 
-def random_tokens(count: int, vocab_size: int, rng: random.Random) -> tuple[int, ...]:
-    """`count` token ids, each equally likely. Nonsense to read, and for speed as good as any text."""
-    return tuple(rng.randrange(vocab_size) for _ in range(count))
-
-
 def requests_of_lengths(
     lengths: Lengths, vocab_size: int, seed: int, prefix_len: int = 0
 ) -> list[BenchRequest]:
     """Random prompts of the given lengths, behind `prefix_len` tokens that all of them share."""
     rng = random.Random(f"{seed}/tokens")
-    prefix = random_tokens(prefix_len, vocab_size, rng)
-    return [
-        BenchRequest(prefix + random_tokens(inputs, vocab_size, rng), outputs) for inputs, outputs in lengths
-    ]
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocab_size) for _ in range(count))
+
+    prefix = tokens(prefix_len)
+    return [BenchRequest(prefix + tokens(inputs), outputs) for inputs, outputs in lengths]
 
 
 def uniform_requests(num_prompts: int = 32, vocab_size: int = 49152, seed: int = 0) -> list[BenchRequest]:
@@ -127,16 +125,17 @@ class Shape:
         return [(self.input_len, self.output_len)] * self.num_prompts
 
 
+def drawn_requests(model: LengthModel, shape: Shape, vocab_size: int, seed: int) -> list[BenchRequest]:
+    """Random prompts; lengths from a distribution, however the shape would have them."""
+    return requests_of_lengths(draw_lengths(model, shape.num_prompts, seed), vocab_size, seed)
+
+
 # (shape, vocabulary size, seed) -> requests, for each workload that needs no file.
 SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
     "uniform": lambda s, vocab, seed: uniform_requests(s.num_prompts, vocab, seed),
     "fixed": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed),
-    "sharegpt-like": lambda s, vocab, seed: requests_of_lengths(
-        draw_lengths(SHAREGPT_LIKE, s.num_prompts, seed), vocab, seed
-    ),
-    "alpaca-like": lambda s, vocab, seed: requests_of_lengths(
-        draw_lengths(ALPACA_LIKE, s.num_prompts, seed), vocab, seed
-    ),
+    "sharegpt-like": partial(drawn_requests, SHAREGPT_LIKE),
+    "alpaca-like": partial(drawn_requests, ALPACA_LIKE),
     "shared-prefix": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed, s.prefix_len),
 }
 
