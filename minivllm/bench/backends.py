@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -97,10 +97,8 @@ class MinivllmBackend:
         """See `Backend.run`. Starts with an empty prefix cache each time."""
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.trace = Trace() if self.traced else None
-        params = [
-            SamplingParams(max_tokens=request.output_len, ignore_eos=True, detokenize=False, **self.sampling)
-            for request in requests
-        ]
+        settings = {"ignore_eos": True, "detokenize": False, **self.sampling}
+        params = [SamplingParams(max_tokens=request.output_len, **settings) for request in requests]
         prompts = prompts_of(requests)
         start = time.perf_counter()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
@@ -129,10 +127,8 @@ BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
 def make_baseline(
     name: str, model: str, options: dict[str, Any], sampling: str = "greedy"
 ) -> MinivllmBackend:
-    """This engine, or with parts swapped; `options` as for `LLM`. A contiguous baseline needs
-    `max_model_len`: it reserves that many tokens per request, and the model's own 8,192 would be a straw man.
-    """
-    longest = options.get("max_model_len")
+    """This engine, or with parts swapped. A contiguous baseline needs `max_model_len`, which it reserves."""
+    longest = options.get("max_model_len")  # the model's own 8,192 would be a straw man
     if longest is None and ("contiguous" in name or "orca" in name):
         raise ValueError(f"backend {name} reserves --max-model-len tokens per request: please give it.")
     return MinivllmBackend(model, options | BASELINES[name](longest or 0), sampling, traced=name == TRACED)
@@ -182,24 +178,18 @@ class HfStaticBackend:
         start = time.perf_counter()
         for first in range(0, len(order), self.max_batch_size):
             batch = order[first : first + self.max_batch_size]
-            for i, tokens in zip(batch, self._generate([requests[i] for i in batch]), strict=True):
+            ids, mask = left_padded([requests[i].prompt_token_ids for i in batch])
+            longest = max(requests[i].output_len for i in batch)
+            lengths = {"min_new_tokens": longest, "max_new_tokens": longest}
+            device = self.hf.device
+            output = self.hf.generate(ids.to(device), attention_mask=mask.to(device), **lengths)
+            for i, tokens in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 token_ids[i] = tokens[: requests[i].output_len]
         return BackendRun(time.perf_counter() - start, token_ids)
 
-    def _generate(self, batch: list[BenchRequest]) -> list[list[int]]:
-        """As many output tokens for each request as the longest of the batch asks for."""
-        ids, mask = left_padded([request.prompt_token_ids for request in batch])
-        device, longest = self.hf.device, max(request.output_len for request in batch)
-        output = self.hf.generate(
-            ids.to(device), attention_mask=mask.to(device), min_new_tokens=longest, max_new_tokens=longest
-        )
-        return output[:, ids.shape[1] :].tolist()
-
 
 class HfContinuousBackend:
-    """Hugging Face's continuous batching, fed request by request so that each has its own length. Its KV
-    memory holds the whole workload, so it never has to evict; its other settings are minivllm's.
-    """
+    """Hugging Face's continuous batching, fed request by request, with KV memory for the whole workload."""
 
     def __init__(
         self, hf: PreTrainedModel, max_num_seqs: int, max_num_batched_tokens: int, share_prefixes: bool
@@ -212,14 +202,13 @@ class HfContinuousBackend:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         # Before this option existed (5.17), transformers switched by itself.
-        option = "auto_switch_to_flash"
-        known = option in {field.name for field in fields(ContinuousBatchingConfig)}
+        known = hasattr(ContinuousBatchingConfig, "auto_switch_to_flash")
         config = ContinuousBatchingConfig(
             num_blocks=sum(cdiv(request.num_tokens, PAGE_SIZE) for request in requests) + 1,
             max_batch_tokens=self.max_num_batched_tokens,
             max_requests_per_batch=self.max_num_seqs,
             allow_block_sharing=self.share_prefixes,
-            **({option: self.hf.device.type == "cuda"} if known else {}),
+            **({"auto_switch_to_flash": self.hf.device.type == "cuda"} if known else {}),
         )
         results: dict[str, list[int]] = {}
         # No token has the id -1, so no request ends early.

@@ -6,8 +6,7 @@ measured. How one time is taken, `--repeats` times over::
     flush (512 MB read push K and V out of the L2 cache) | start event | graph replay | end event
 
 Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
-flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed. vLLM:
-`benchmarks/kernels/benchmark_paged_attention.py`.
+flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class Timer:
 
     def __call__(self, call: Call) -> list[float]:
         """Microseconds of every replay of `call` from a CUDA graph: launching from Python may take longer."""
-        # Compiling and loading a kernel are no operations that a graph can hold, so they happen before.
-        # PyTorch asks for this warm-up to be on a side stream.
+        # A graph cannot hold the loading of a kernel. PyTorch asks for this warm-up to be on a side stream.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -60,9 +58,7 @@ class Timer:
 
 
 def measure_copy(timer: Timer, num_bytes: int = 1 << 31) -> float:
-    """Bytes per second read and written, the 100% of the results: the driver's copy or a kernel's, whichever
-    is faster.
-    """
+    """Bytes per second read and written, the 100% of the results: the faster of the driver's and a kernel."""
     source = torch.randn(num_bytes // 4, device=timer.device)
     target = torch.empty_like(source)
     copies: tuple[Call, ...] = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
@@ -122,8 +118,7 @@ def make_batch(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
     for _ in range(2):
         size = (num_seqs, seq_len, heads.num_kv_heads, heads.head_dim)
         packed.append(torch.randn(size, dtype=dtype, device=device))
-        # (R, n, ...) cut into (R * n / S, S, ...): row i is the i-th block of all sequences in order, and
-        # goes to the physical block tables[i].
+        # (R, n, ...) cut into (R * n / S, S, ...): row i goes to the physical block tables[i].
         blocks = packed[-1].view(-1, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
         paged.append(torch.empty_like(blocks))
         paged[-1][tables] = blocks
@@ -178,8 +173,7 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     mask, length = None, q.shape[2]
     if causal:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
-    # torch keeps 8 compilations of a function. From the ninth shape on it would run the uncompiled one, much
-    # slower and without an error.
+    # torch keeps 8 compilations of a function, and from the ninth shape on would run the uncompiled one.
     torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
     call: Call = lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)  # noqa: E731

@@ -70,9 +70,8 @@ class AttentionShape:
         return f"{self.heads.name} B{self.num_seqs} {lengths}"
 
     def work(self, element_size: int) -> int:
-        """Bytes for decode; for prefill multiplications and additions, 4 * Hq * D for each visible score.
-        Example: 4,096 queries without context see 4,096 x 4,097 / 2 keys, so 4 x 32 x 128 times that, 137.5
-        GFLOP.
+        """Bytes for decode, else operations: 4 * Hq * D for each visible score. Example: 4,096 queries
+        without context see 4,096 x 4,097 / 2 keys, so 32 heads of 128 take 137.5 GFLOP.
         """
         h = self.heads
         if self.kind == "decode":
@@ -88,7 +87,6 @@ def decode(heads: Heads, num_seqs: int, seq_len: int) -> AttentionShape:
 
 
 # From full batches, where only the memory counts, to one sequence, where only split-KV can fill the chip.
-# Times of SmolLM2 are mostly overhead: its KV is small.
 DECODE_SHAPES = (
     *(decode(LLAMA_8B, 64, length) for length in (1024, 4096, 8192)),
     decode(LLAMA_8B, 16, 4096),

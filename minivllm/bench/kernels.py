@@ -106,9 +106,8 @@ def tune(name: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
             try:
                 times = timer(partial(attention, num_splits=splits, tiles=tiles))
             except Exception as error:  # too large for this chip; Triton's own classes differ by version
-                # Too much shared memory with one split is too much with all: on to the next tiles.
                 print(f"{tiles}: {type(error).__name__}")
-                break
+                break  # too much shared memory with one split is too much with all
             label = f"N{block_n} warps {num_warps} stages {num_stages} splits {splits}"
             yield Measurement("decode", shape.name, label, times, work, splits)
 

@@ -3,17 +3,14 @@
     $ python -m minivllm bench memory                            all figures, about four minutes
     $ python -m minivllm bench memory --figures 2 --num-prompts 60 --plot memory.png         ten seconds
 
-How much of the KV memory holds tokens if sequences are contiguous, and how much if they are paged (Figure 2);
-how many requests therefore run at once (13); what sharing saves (15); what the block size costs (the memory
-side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`; the paper's numbers, the
-caveats and the drawing are in `paper.py`.
+Where the KV memory is (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what
+the block size costs (the memory side of 18b); and what the scheduler itself costs. The simulation is
+`simulation.py`; the paper's numbers, the caveats and the drawing are in `paper.py`.
 
 How to read a line of Figure 2: of 15,728 slots Orca (Max) holds tokens in 20.4%, keeps 13.3% for tokens still
 to come, has reserved 57.3% that will never be used, and 8.9% are left over between reservations::
 
     |#### used ####|== reserved ==|........... internal ...........|  external  |      adds up to 100%
-
-Paper: Figures 2, 13, 15, 18b. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
@@ -47,16 +44,6 @@ def usage_rows(
         usage = simulation.measure_usage(system, block_size, dataset.lengths, count, args.seed)
         rows.append({"dataset": name, "system": system, "block_size": block_size, **asdict(usage)})
     return rows
-
-
-def measure_systems(args: argparse.Namespace) -> list[Row]:
-    """Figures 2 and 13."""
-    return usage_rows(args, paper.SYSTEMS, [args.block_size], divisor=1)
-
-
-def measure_block_sizes(args: argparse.Namespace) -> list[Row]:
-    """Figure 18b, memory side, with half the requests; small blocks also slow down the kernel."""
-    return usage_rows(args, ["paged"], paper.BLOCK_SIZES, divisor=2)
 
 
 def measure_savings(args: argparse.Namespace) -> list[Row]:
@@ -130,16 +117,15 @@ def print_scheduler(rows: list[Row]) -> None:
     """Linear means: the time per sequence stays the same."""
     print("\nScheduler and memory manager, processor time per step, each sequence generates one token")
     for row in rows:
-        each = row["median_seconds"] / row["num_running"]
-        print(
-            f"{row['num_running']:>7} running {row['median_seconds'] * 1e3:9.2f} ms {each * 1e6:7.1f} us each"
-        )
+        number, seconds = row["num_running"], row["median_seconds"]
+        print(f"{number:>7} running {seconds * 1e3:9.2f} ms {seconds / number * 1e6:7.1f} us each")
 
 
 FIGURES = {
-    "2": (measure_systems, print_systems),
+    "2": (lambda args: usage_rows(args, paper.SYSTEMS, [args.block_size], divisor=1), print_systems),
     "15": (measure_savings, print_savings),
-    "18b": (measure_block_sizes, print_block_sizes),
+    # With half the requests; that small blocks also slow down the kernel is not in it.
+    "18b": (lambda args: usage_rows(args, ["paged"], paper.BLOCK_SIZES, divisor=2), print_block_sizes),
     "scheduler": (measure_scheduler, print_scheduler),
 }
 

@@ -94,9 +94,7 @@ def beside(simulated: float, paper: float | None, is_share: bool) -> tuple[str, 
 
 
 def rule_of_thumb(row: Row) -> float:
-    """Empty share of held slots if last blocks are half full: 7.5 / (465 + 7.5) = 1.6% for means of 465
-    tokens.
-    """
+    """Empty share of held slots if last blocks are half full: 7.5 / (465 + 7.5) = 1.6% for 465 tokens."""
     context = row["used"] * simulation.NUM_SLOTS / row["batch"]  # mean tokens of a running sequence
     half = (row["block_size"] - 1) / 2  # of S slots S - 1 are empty at worst and 0 at best
     return half / (context + half)
@@ -115,7 +113,6 @@ SAVING_STYLE = {
     ("ShareGPT", "beam"): (VERMILION, "^", "--"),
     ("Alpaca", "beam"): (ORANGE, "D", "--"),
 }
-# White edges keep stacked pieces apart, also in print.
 BAR = {"edgecolor": "white", "linewidth": 0.8}
 
 

@@ -8,8 +8,7 @@ once) and runs as a second process that waits while we compute (`peer_worker.py`
     write the requests as one line of JSON -->    start the clock, generate, stop the clock
     read {"seconds": ..., "token_ids": ...}  <--  print one marked line
 
-    $ python -m minivllm bench vllm                  makes .venv-vllm first, if need be
-    $ python -m minivllm bench openvino --workload sharegpt-like --repeats 5
+    $ python -m minivllm bench openvino --repeats 5                  makes .venv-openvino first, if need be
 
 The same requests, greedy, the same weights in the same precision, all cores for each, in turns. Prefix caches
 are off, and each engine has 2 to 3 GiB for its KV.
@@ -44,9 +43,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine: package and version, pip commands after torch's, variables of its process, worker's
-    options.
-    """
+    """One engine: package, pip commands after torch's, variables of its process, the worker's options."""
 
     name: str
     package: str

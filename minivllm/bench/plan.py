@@ -3,9 +3,8 @@
     $ python -m minivllm bench plan --num-running 64 --input-len 256
     1 decode         64     ...          ...                step, tokens, bytes, bytes per sequence
 
-A plan goes to the workers by value, so its size is part of every step's latency. In a decode step each
-sequence brings one token and its block table; at 64 sequences that has to stay under 64 KB. No model is
-loaded.
+A plan goes by value, so its size is part of every step's latency. In a decode step each sequence brings one
+token and its block table; at 64 sequences that has to stay under 64 KB. No model is loaded.
 
 vLLM V1: `vllm/v1/core/sched/output.py`, which sends only what changed.
 """

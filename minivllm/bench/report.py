@@ -2,18 +2,16 @@
 
 Two things that are compared run in turns (A B C A B C ..., so that a machine that slows down slows all of
 them), and each keeps every value. A ratio is formed per round and quoted with the range of the rounds and the
-processor. It is not quoted at all when something else kept the machine busy at the start (the load average
-counts the processes that want a core), or when the rounds of one side differ too much (numbers made up)::
+processor. It is not quoted when something else kept the machine busy at the start (the load average counts
+the processes that want a core), or when the rounds of one side differ too much (numbers made up)::
 
     minivllm   142.3 output tokens/s [139.0, 144.1], spread 4%
     hf          42.0 output tokens/s [ 41.2,  42.4], spread 3%
     minivllm generates 3.39x the output tokens/s of hf (rounds 3.32x to 3.43x, on an AMD EPYC)
-
     no ratio to hf: load 1.41 at the start, the limit is 0.7                    the same on a busy machine
 
-The machine is described from where Linux keeps it; other systems give None, and the reports say so.
-
-vLLM V1: `vllm/benchmarks/lib/utils.py`; `vllm collect-env`.
+The machine is described from where Linux keeps it; other systems give None, and the reports say so. vLLM V1:
+`vllm/benchmarks/lib/utils.py`; `vllm collect-env`.
 """
 
 from __future__ import annotations

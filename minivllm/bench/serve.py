@@ -19,7 +19,6 @@ grows for as long as the run lasts. A better engine moves the knee to the right:
 
 There is no HTTP server: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
 tpot:200` counts the requests that meet all limits (milliseconds). Times are in seconds, except in `..._ms`.
-
 Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py`, whose table this prints.
 """
 
@@ -44,6 +43,26 @@ from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 # Those that a request has one value of. ITL has many, and vLLM has no limit on it either.
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+
+
+@dataclass(frozen=True)
+class Served:
+    """When one request arrived and each of its tokens came, in seconds from the start; at least one token."""
+
+    arrival: float
+    num_prompt_tokens: int
+    tokens: tuple[float, ...]
+
+    def measures(self) -> dict[str, float | None]:
+        """All measures that have one value per request; `tpot` is None with a single token."""
+        last = self.tokens[-1]
+        metrics = RequestMetrics(self.arrival, self.arrival, self.tokens[0], last, len(self.tokens))
+        return {
+            "ttft": metrics.time_to_first_token,
+            "tpot": metrics.time_per_output_token,
+            "e2el": last - self.arrival,
+            "normalized_latency": metrics.normalized_latency,
+        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +118,7 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served]
     prompts, token_times = prompts_of(requests), [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrival_time, reverse=True)
     start = time.perf_counter()
-    # One turn: the requests that have arrived are added, then one step. During a step none can be added, as
-    # the engine computes in this thread; a server's queue would wait for the same step.
+    # During a step none can be added; a server's queue would wait for the same step.
     while waiting or engine.has_unfinished_requests():
         now = time.perf_counter() - start
         while waiting and requests[waiting[-1]].arrival_time <= now:
@@ -121,26 +139,6 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served]
         for request, tokens in zip(requests, token_times, strict=True)
     ]
     return served, seconds
-
-
-@dataclass(frozen=True)
-class Served:
-    """When one request arrived and each of its tokens came, in seconds from the start; at least one token."""
-
-    arrival: float
-    num_prompt_tokens: int
-    tokens: tuple[float, ...]
-
-    def measures(self) -> dict[str, float | None]:
-        """All measures that have one value per request; `tpot` is None with a single token."""
-        last = self.tokens[-1]
-        metrics = RequestMetrics(self.arrival, self.arrival, self.tokens[0], last, len(self.tokens))
-        return {
-            "ttft": metrics.time_to_first_token,
-            "tpot": metrics.time_per_output_token,
-            "e2el": last - self.arrival,
-            "normalized_latency": metrics.normalized_latency,
-        }
 
 
 def parse_goodput(texts: Sequence[str]) -> dict[str, float]:
@@ -247,8 +245,7 @@ def plot(result: Result, path: str) -> None:
     for point in result["points"]:
         if (rate := point["request_rate"]) is not None:
             curves.setdefault(point["backend"], []).append((rate, point["normalized_latency"]["mean"]))
-    # A colour, a marker and a dash each, so that the lines can be told apart in grey as well. From the end of
-    # the palette, because a thin yellow line is hard to see.
+    # Told apart in grey as well; from the palette's end, because a thin yellow line is hard to see.
     looks = zip(PALETTE[::-1], "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
     for (name, points), (colour, marker, dash) in zip(curves.items(), looks, strict=False):
         look = {"color": colour, "linestyle": dash, "marker": marker, "markeredgecolor": INK}

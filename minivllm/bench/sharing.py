@@ -7,13 +7,12 @@ same first 512 tokens, computed once and found by the other 15 in that same step
 The blocks and tokens follow from the lengths, and are worth doing by hand (block size 16; the token sampled
 last is never computed; (a) 256 prompt and 32 output tokens, (b) 512 + 32 prompt tokens)::
 
+    $ python -m minivllm bench sharing --repeats 5
                           blocks held at most                  tokens computed
     (a)  n=8              16 + 8 x 2 of their own =  32        256 + 8 x 31  =   504
          8 requests       8 x 18                  = 144        8 x 287       = 2,296
     (b)  cached           32 + 16 x 2             =  64        512 + 16 x 32 = 1,024
          not cached       4 or 5 requests per step = 154       16 x 544      = 8,704
-
-    $ python -m minivllm bench sharing --repeats 5
 
 Paper: sections 4.4, 6.3 (figure 15) and 6.4 (figure 16). vLLM V1: `benchmarks/benchmark_prefix_caching.py`.
 """
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report; -> the exit status, 0."""
     result = new_result("sharing", model=args.model)
     vocab_size, engine = options.vocab_size_of(args), options.engine_options(args)
-    # Two engines, because the prefix cache is a setting of the engine. (a) runs on the one without in both
-    # variants: with it, 8 equal prompts would be found there, and forking would have nothing to show.
+    # (a) runs without prefix cache in both variants: with it, 8 equal prompts would be found there.
     plain = LLM(args.model, **engine | {"enable_prefix_caching": False})
     cached = LLM(args.model, **engine | {"enable_prefix_caching": True})
     (prompt,) = requests_of_lengths([(args.input_len, args.output_len)], vocab_size, args.seed)
@@ -95,15 +93,12 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
     llm.reset_prefix_cache()
 
     def look(plan: SchedulerOutput) -> None:
-        # At this moment the plan's blocks are allocated and nothing has been freed yet.
         found.most_blocks = max(found.most_blocks, engine.scheduler.kv.pool.num_used)
         found.num_computed_tokens += plan.num_scheduled_tokens
 
     # Random, with a seed: greedy completions would be n times the same, and never be told apart.
     settings = {"n": n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
-    params = [
-        SamplingParams(seed=i, max_tokens=each.output_len, **settings) for i, each in enumerate(requests)
-    ]
+    params = [SamplingParams(seed=i, max_tokens=x.output_len, **settings) for i, x in enumerate(requests)]
     prompts = prompts_of(requests)
     with watching_plans(engine, look):
         start = time.perf_counter()

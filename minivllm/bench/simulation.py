@@ -48,8 +48,8 @@ Runner = Callable[[SchedulerOutput], list[SequenceOutput]]
 
 @dataclass(frozen=True)
 class Usage:
-    """Means over the steps that count: shares of all slots by kind, which add up to 1; the share of *held*
-    slots without a token (waste); requests running; seconds of scheduler and manager per step.
+    """Means over the steps that count. Shares of all slots add up to 1; `waste` is of the slots in *held*
+    blocks.
     """
 
     used: float
@@ -187,9 +187,7 @@ def measure_sharing(
 def generating(
     num_running: int, num_steps: int, context: int = 256
 ) -> Iterator[tuple[SchedulerOutput, float]]:
-    """Plans of `num_running` sequences, with the seconds of `step`: a prefill of `context` tokens each, then
-    decode steps, at least `num_steps`, in which none finishes.
-    """
+    """Plans and seconds of `num_running` sequences: a prefill, then `num_steps` decode steps or more."""
     kv = make_manager("paged", 16, num_slots=num_running * (context + 2 * num_steps + 16))
     scheduler = Scheduler(kv, num_running, max_num_batched_tokens=num_running * context)
     for _ in range(num_running):

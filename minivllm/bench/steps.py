@@ -10,21 +10,17 @@ and put back afterwards. The parts do not overlap, so "rest" is the total minus 
     engine.step() = schedule | input tensors | attention.prepare | for each layer: linears, attention |
                     compute_logits | sampler | update_from_output | make_outputs
 
-The matrix-product bound takes the machine out of a figure. For each step, take the number T of rows that went
-through the layers and the number N of rows that needed logits::
+The matrix-product bound takes the machine out of a figure: T rows of a step went through the layers' own
+Linear modules, N rows needed logits, and both are measured in turns with the run, at a few row counts::
 
     bound = sum over steps of  layers(T) + head(N)         share = bound / wall time of the run
 
-    rows          1     8    32    64       ms, SmolLM2-135M, float32, two cores of an Intel Xeon:
+    rows          1     8    32    64       ms, SmolLM2-135M, float32, two cores of a Cascade Lake Xeon:
     layers       19    41    53    76       32 sequences that decode together need at least 71 ms per step,
     head          5    15    18    24       451 tokens per second, whatever else is tuned
 
-`layers` is the time of the model's own Linear layers on random input, `head` that of `compute_logits`,
-measured in turns with the run at a few row counts, and interpolated. What is missing to a share of 100% went
-to attention, norms, sampling, scheduling and Python. `plain_seconds` is the same with `F.linear` on weights
-as they are stored.
-
-vLLM V1: `vllm/profiler/`; `VLLM_TORCH_PROFILER_DIR`. The idea of the bound is the roofline's.
+What is missing to 100% went to attention, norms, sampling, scheduling and Python. vLLM V1: `vllm/profiler/`;
+`VLLM_TORCH_PROFILER_DIR`. The idea of the bound is the roofline's.
 """
 
 from __future__ import annotations
@@ -94,9 +90,7 @@ class StepRecord:
 
 @dataclass
 class Steps:
-    """What is recorded of a run: steps, ids of the KV blocks written to, in a profile calls by part; `parts`
-    are the seconds of the step that is running.
-    """
+    """What is recorded of a run; `blocks` are those written to, `parts` the seconds of the running step."""
 
     records: list[StepRecord] = field(default_factory=list)
     blocks: set[int] = field(default_factory=set)
@@ -247,8 +241,8 @@ class MatmulBound:
 
     @torch.inference_mode()
     def plain_seconds(self, rows: int) -> float:
-        """One decode step of `rows` sequences by `F.linear`. All layers get their own random weights: one
-        that is used thirty times over would stay in the cache, and look twice as fast as it is.
+        """One decode step by `F.linear`, each layer with its own random weights, so that none is in the
+        cache.
         """
         linears = [*projections(self.model), self.model.lm_head]
         weights = [self._random(*linear.weight.shape) for linear in linears]

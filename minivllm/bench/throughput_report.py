@@ -53,9 +53,7 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
 
 
 def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
-    """Share of the bound in `runs`, of which each took `seconds`; `decode` is of the most frequent decode
-    batch.
-    """
+    """Share of the bound in `runs` of so many `seconds`; `decode` is the most frequent decode batch."""
     layers, head = bound.tables()
     total = median(bound.seconds(steps) for steps in runs)
     result: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Workloads: which prompts, how many output tokens, and when they arrive. Seeded, and without a model.
 
-Output lengths are what makes serving hard: they are not known in advance, and differ by a factor of a
-hundred::
+Output lengths make serving hard: they are not known in advance, and differ by a factor of a hundred::
 
     uniform        prompts U(16, 256), outputs U(16, 256), random tokens           the throughput workload
     fixed          all the same: --input-len and --output-len                      a batch of constant size
@@ -35,9 +34,7 @@ Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each reques
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request: the prompt as token ids, so that no clock includes tokenization, exactly how many tokens
-    to generate, and when it arrives in seconds from the start.
-    """
+    """Token ids, so that no clock includes tokenization; tokens to generate; seconds from the start."""
 
     prompt_token_ids: tuple[int, ...]
     output_len: int
@@ -143,9 +140,8 @@ SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
 def load_sharegpt(
     path: Path, tokenize: Callable[[str], list[int]], num_prompts: int, seed: int = 0
 ) -> list[BenchRequest]:
-    """Real conversations from your own file: the first turn is the prompt, the second its answer. vLLM's
-    filters drop prompts or answers under 4 tokens, prompts over 1,024, and sums over 2,048. ValueError:
-    another format, or fewer than `num_prompts` that pass.
+    """Turns 1 and 2 of conversations in your own file, by vLLM's filters: prompt and answer of at least 4
+    tokens, prompt up to 1,024, sum up to 2,048. ValueError: another format, or too few of them.
     """
     try:
         conversations = [entry["conversations"] for entry in json.loads(path.read_text(encoding="utf-8"))]
@@ -166,8 +162,7 @@ def load_sharegpt(
             requests.append(request)
     if len(requests) < num_prompts:
         raise ValueError(
-            f"{path} has {len(requests)} conversations that pass the filters, {num_prompts} were asked for: "
-            f"lower --num-prompts."
+            f"{path} has {len(requests)} conversations that pass the filters, {num_prompts} were asked for."
         )
     return requests
 
@@ -175,17 +170,13 @@ def load_sharegpt(
 def with_arrivals(
     requests: list[BenchRequest], request_rate: float, burstiness: float = 1.0, seed: int = 0
 ) -> list[BenchRequest]:
-    """The same requests, `request_rate` per second on average; gaps are gamma with shape `burstiness`: 1 is a
-    Poisson process, below 1 arrivals bunch. An infinite rate puts all arrivals at 0.
+    """The same requests, arriving. Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1
+    arrivals bunch; an infinite rate puts all at 0.
     """
     if request_rate <= 0 or burstiness <= 0:
-        raise ValueError(
-            f"request_rate and burstiness must be positive, got {request_rate} and {burstiness}."
-        )
+        raise ValueError(f"rate and burstiness must be positive, got {request_rate} and {burstiness}.")
     rng = random.Random(f"{seed}/arrivals")
     gap = Gamma(mean=1.0 / request_rate, cv=burstiness**-0.5)
     gaps = [0.0 if math.isinf(request_rate) else gap.draw(rng) for _ in requests]
-    return [
-        replace(request, arrival_time=time)
-        for request, time in zip(requests, itertools.accumulate(gaps), strict=True)
-    ]
+    times = itertools.accumulate(gaps)
+    return [replace(request, arrival_time=time) for request, time in zip(requests, times, strict=True)]
