@@ -4,7 +4,7 @@
     1 decode         64     ...          ...                step, tokens, bytes, bytes per sequence
 
 A plan goes by value, so its size is part of every step's latency. In a decode step each sequence brings one
-token and its block table; at 64 sequences that has to stay under 64 KB. No model is loaded.
+token, its block table and sampling parameters of its own; at 64 sequences that has to stay under 64 KB.
 
 vLLM V1: `vllm/v1/core/sched/output.py`, which sends only what changed.
 """

@@ -191,7 +191,7 @@ def generating(
     kv = make_manager("paged", 16, num_slots=num_running * (context + 2 * num_steps + 16))
     scheduler = Scheduler(kv, num_running, max_num_batched_tokens=num_running * context)
     for _ in range(num_running):
-        add_request(scheduler, context, 2 * num_steps, ONE_SAMPLE)
+        add_request(scheduler, context, 2 * num_steps, SamplingParams(ignore_eos=True))
     while scheduler.has_unfinished:
         plans: list[SchedulerOutput] = []
         seconds, _ = step(scheduler, dummy_outputs, plans.append)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import pickle
 import random
 import re
 import statistics
@@ -47,10 +48,12 @@ from minivllm.bench.steps import (
     profile_table,
     record_steps,
     replaced,
+    watching_plans,
 )
 from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
+from minivllm.sampling_params import SamplingParams
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
@@ -1038,9 +1041,23 @@ def test_the_commands_of_peers_are_throughput_with_other_defaults(capsys, monkey
     ]  # fmt: skip
 
 
-def test_the_plan_of_a_decode_step_is_measured(capsys):
-    """Would catch a size of the prefill's plan, or of another number of sequences."""
-    assert bench.main(["plan", "--num-running", "3", "--input-len", "20", "--num-steps", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"0 prefill +60 +[\d,]+ +\d+$", lines[-2])
-    assert re.match(r"1 decode +3 +[\d,]+ +\d+$", lines[-1])
+def test_the_plan_of_a_decode_step_is_measured(folder, capsys):
+    """Would catch the prefill's plan, and one object of sampling parameters for all, which pickles only once."""
+    assert bench.main(["plan", "--num-running", "16", "--input-len", "20", "--num-steps", "2"]) == 0
+    *_, prefill, decode = capsys.readouterr().out.splitlines()
+    assert re.match(r"0 prefill +320 +[\d,]+ +\d+$", prefill)
+    assert re.match(r"1 decode +16 +[\d,]+ +\d+$", decode)
+    printed = int(decode.split()[3].replace(",", ""))
+    assert printed == pytest.approx(bytes_of_a_decode_plan(folder, shared=False), rel=0.1)
+    # Negative control: requests that share their parameters are not within that tolerance.
+    assert printed != pytest.approx(bytes_of_a_decode_plan(folder, shared=True), rel=0.1)
+
+
+def bytes_of_a_decode_plan(folder, shared):
+    """The plan that a real engine makes for 16 sequences of 21 tokens."""
+    llm, sizes = LLM(str(folder), **OPTIONS), []
+    prompts = [{"prompt_token_ids": [i] * 20} for i in range(1, 17)]
+    params = [SamplingParams(ignore_eos=True, max_tokens=2, detokenize=False) for _ in prompts]
+    with watching_plans(llm.llm_engine, lambda plan: sizes.append(len(pickle.dumps(plan)))):
+        llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
+    return sizes[-1]
