@@ -1,7 +1,7 @@
 """The size of a plan: bytes of the pickled `SchedulerOutput` that crosses to the workers in every step.
 
     $ python -m minivllm bench plan --num-running 64 --input-len 256
-    1 decode         64     ...          ...                step, tokens, bytes, bytes per sequence
+    1 decode         64  18,170           284          step, tokens, bytes, bytes per sequence
 
 A plan goes by value, so its size is part of every step's latency. In a decode step each sequence brings one
 token, its block table and sampling parameters of its own; at 64 sequences that has to stay under 64 KB.

@@ -162,6 +162,8 @@ def why_no_ratio(where: Result, spreads: Mapping[str, Spread]) -> str | None:
     if (load := load_of(where)) is not None and load > MAX_LOAD:
         return f"load {load:.2f} at the start, the limit is {MAX_LOAD}"
     for name, spread in spreads.items():
+        if len(spread.values) == 1:
+            return "a single round has no spread"
         if spread.relative > MAX_SPREAD:
             return f"the rounds of {name} spread by {spread.relative:.0%}, the limit is {MAX_SPREAD:.0%}"
     return None

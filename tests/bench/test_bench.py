@@ -314,6 +314,13 @@ def test_no_ratio_is_quoted_of_a_busy_machine_or_of_scattered_rounds(load, slowe
     assert reason is None or reason in text
 
 
+def test_a_single_round_gives_no_ratio():
+    """Would catch `--repeats 1` taken for rounds that agree to 0%."""
+    one, two = Spread((200.0,)), Spread((200.0, 200.0))
+    assert ratio_text(one, one, "minivllm", "hf", QUIET) == "no ratio to hf: a single round has no spread"
+    assert ratio_text(two, two, "minivllm", "hf", QUIET).startswith("minivllm generates 1.00x")
+
+
 def test_every_report_begins_with_the_processor_and_the_load(capsys):
     """Would catch a number without its circumstances, and an old file without a load that claims 0."""
     where = provenance()
