@@ -293,7 +293,7 @@ def test_a_ratio_is_formed_per_round_and_quoted_with_its_range_and_processor():
     text = ratio_text(ours, theirs, "minivllm", "hf", QUIET)
     assert text == ("minivllm generates 2.50x the output tokens/s of hf (rounds 2.10x to 2.50x, on a CPU)")
     with pytest.raises(ValueError):
-        ratio_text(ours, Spread((40.0,)), "minivllm", "hf", QUIET)
+        ratio_text(ours, Spread((40.0, 40.0)), "minivllm", "hf", QUIET)
 
 
 @pytest.mark.parametrize(
