@@ -32,7 +32,7 @@ machine was busy at the start (load average above 0.7) or where the rounds of on
 and no ratio. This page once said that minivllm was 1.20 times as fast as vLLM: a ratio of medians of rounds
 that went from 46 to 101 tokens per second against 61 to 94, best against best 1.08. On an AMD EPYC (Zen 4)
 with two cores it is the other way round: 75 to 83 tokens per second against 134 to 148 for vLLM (0.57 times)
-and 193 to 213 for OpenVINO GenAI (0.40 times).
+and 193 to 213 for OpenVINO GenAI (0.40 times), at commit 3a6d948; no file of these is in `docs/data/`.
 
 The *bound* is the time that the matrix products of the model alone would take at the same number of rows in
 each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and

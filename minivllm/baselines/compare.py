@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from minivllm.bench import options, report
-from minivllm.bench.hf_backends import load_hf_model
+from minivllm.bench.backends import load_hf_model
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
 

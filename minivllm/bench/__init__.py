@@ -1,8 +1,7 @@
 """Benchmarks: workloads, and the commands `python -m minivllm bench NAME` that run them.
 
-A command is a module with two functions, `add_arguments(parser)` and `run(args) -> int` (the exit status). It
-is imported when it is asked for, because some commands need torch and some need packages that a study
-installation may lack. `vllm` and `openvino` are `throughput` with other defaults::
+A command is a module with `add_arguments(parser)` and `run(args) -> int` (the exit status). It is imported
+when it is asked for, because some need torch and some need packages that a study installation may lack::
 
     $ python -m minivllm bench throughput --num-prompts 4 --backend minivllm hf
 
@@ -40,30 +39,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def load_command(name: str) -> ModuleType:
-    """Import the module of one command.
-
-    Raises:
-        ValueError: an unknown name; the text lists the known ones.
-    """
+    """Import the module of one command; ValueError, with the known names, if there is none."""
     if name not in COMMANDS:
         raise ValueError(f"unknown benchmark {name!r}. Known: {', '.join(COMMANDS)}.")
     return importlib.import_module(COMMANDS[name][0])
 
 
-def help_text() -> str:
-    """The list of commands."""
-    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: python -m minivllm bench COMMAND [options]", "", "commands:", *lines])
-
-
 def main(argv: Sequence[str]) -> int:
-    """Run one command; `argv` is what follows `python -m minivllm bench`.
-
-    Returns:
-        The command's own exit status; 0 for help, 2 for a command that does not exist.
-    """
+    """Run one command; `argv` follows `python -m minivllm bench`. -> its exit status; 2: no such command."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(help_text())
+        print("usage: python -m minivllm bench COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()))
         return 0
     try:
         module = load_command(argv[0])

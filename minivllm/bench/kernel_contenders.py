@@ -1,61 +1,42 @@
 """What is timed by `bench kernels`, on what data, and how: the timer, the batches, the contenders.
 
 Every contender on a shape is first compared with torch's attention in float32; a fast wrong kernel is not
-measured. A peer that this installation cannot run (flex attention wants a compiler, flash-attn a wheel) is
-named and left out; our own kernels may not fail. How one time is taken, `--repeats` times over::
+measured. How one time is taken, `--repeats` times over::
 
     flush (512 MB read push K and V out of the L2 cache) | start event | graph replay | end event
 
 Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
-flush reads: had it written, the kernel would push those numbers out to memory while it is timed, up to 50 MB
-on an H100, beside the 67 MB of one sequence of 16,384 tokens.
-
-Timing works on a GPU only, but everything else here runs on the CPU too, with a timer that measures nothing;
-so `tests/bench/test_kernels.py` can check that every contender computes the same thing.
+flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from minivllm.bench.kernel_shapes import AttentionShape, Measurement
+from minivllm.bench.kernel_report import ONE_BLOCK, OURS, SDPA, AttentionShape, Measurement
 
 BLOCK_SIZE = 16  # tokens per KV block, as in the engine and in vLLM
 FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
-OURS, ONE_BLOCK, SDPA = "minivllm", "minivllm, one block per sequence", "torch sdpa, contiguous"
 Call = Callable[[], torch.Tensor]
 
 
 class Timer:
-    """Times calls on the GPU with a cold L2 cache.
-
-    Args:
-        repeats: timed replays of each call.
-
-    Raises:
-        ValueError: fewer than one.
-    """
+    """Times calls on the GPU with a cold L2 cache, each `repeats` times."""
 
     device = torch.device("cuda")
 
     def __init__(self, repeats: int) -> None:
-        if repeats < 1:
-            raise ValueError(f"--repeats must be at least 1, got {repeats}.")
         self.repeats = repeats
         self.flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device=self.device)
 
     def __call__(self, call: Call) -> list[float]:
-        """Microseconds of every replay of `call`, captured once in a CUDA graph.
-
-        Why a graph: launching our kernel from Python takes longer than some of the shapes compute, and an
-        engine that decodes replays a graph as well. What would be timed otherwise is Python.
-        """
-        # Compiling and loading a kernel are no operations that a graph can hold, so they happen before.
-        # PyTorch asks for this warm-up to be on a side stream.
+        """Microseconds of every replay of `call` from a CUDA graph: launching from Python may take longer."""
+        # A graph cannot hold the loading of a kernel. PyTorch asks for this warm-up to be on a side stream.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -77,12 +58,7 @@ class Timer:
 
 
 def measure_copy(timer: Timer, num_bytes: int = 1 << 31) -> float:
-    """Bytes per second of a device-to-device copy, read and written bytes together: the 100% of the results.
-
-    2 GiB by default, far beyond any L2 cache. Copied in two ways, since in a graph a copy may be done by
-    another engine than the multiprocessors: the driver's copy, and a kernel that reads and writes as much.
-    The faster one counts.
-    """
+    """Bytes per second read and written, the 100% of the results: the faster of the driver's and a kernel."""
     source = torch.randn(num_bytes // 4, device=timer.device)
     target = torch.empty_like(source)
     copies: tuple[Call, ...] = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
@@ -121,10 +97,8 @@ class Batch:
 
     @property
     def in_one_block(self) -> tuple[torch.Tensor, ...]:
-        """The same with the contiguous K and V as caches: sequence r is block r, with room for all of it.
-
-        The kernel does the same, look-up included, but neighbours in the sequence are neighbours in memory.
-        So the difference to random blocks of 16 is what scattering costs.
+        """The contiguous K and V as caches: sequence r is block r, with room for all of it. The look-up is
+        the same, so the difference to random blocks of 16 is what scattering costs.
         """
         block_tables = torch.arange(len(self.key), dtype=torch.int32, device=self.key.device)[:, None]
         return self.key, self.value, block_tables, self.seq_lens
@@ -144,8 +118,7 @@ def make_batch(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
     for _ in range(2):
         size = (num_seqs, seq_len, heads.num_kv_heads, heads.head_dim)
         packed.append(torch.randn(size, dtype=dtype, device=device))
-        # (R, n, ...) cut into (R * n / S, S, ...): row i is the i-th block of all sequences in order, and
-        # goes to the physical block tables[i].
+        # (R, n, ...) cut into (R * n / S, S, ...): row i goes to the physical block tables[i].
         blocks = packed[-1].view(-1, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
         paged.append(torch.empty_like(blocks))
         paged[-1][tables] = blocks
@@ -156,10 +129,8 @@ def make_batch(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
 
 
 def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether the relative error (2-norm) is below 1%; absolutely, zeros are close for long sequences.
-
-    16-bit rounding is a few tenths of a percent at most. Leave out one block of 64, and with near-equal
-    weights the output is off by about sqrt(1/64) = 12%.
+    """Whether the relative error (2-norm) is below 1%. Rounding is a few tenths of a percent; with one block
+    of 64 left out, and near-equal weights, the error is about sqrt(1/64) = 12%.
     """
     return bool((actual.float() - expected).norm() < 0.01 * expected.norm())
 
@@ -167,70 +138,42 @@ def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 def measure_all(
     ours: dict[str, Call], peers: dict[str, Call], expected: torch.Tensor, timer: Timer
 ) -> Iterator[tuple[str, list[float]]]:
-    """Check and time each contender; a peer that fails is named and left out.
-
-    Args:
-        ours: calls by name; must work.
-        peers: calls by name; may fail.
-        expected: the right answer, float32, in the shape that our calls return.
-        timer: a `Timer`, or what the tests put in its place.
-
-    Raises:
-        RuntimeError: one of our own kernels gives another answer than `expected`.
-    """
-    for name, call in ours.items():
-        if not is_right(call(), expected):
-            raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
-        yield name, timer(call)
-    for name, call in peers.items():
+    """Check and time each contender. A peer that fails is left out; what is wrong with our own raises."""
+    for name, call in {**ours, **peers}.items():
         try:
             if not is_right(call().reshape(expected.shape), expected):
-                print(f"{name}: wrong answer, not measured")
-                continue
+                raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
             time = timer(call)
         except Exception as error:  # whatever a peer raises is no reason to lose the other results
+            if name in ours:
+                raise
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
             continue
         yield name, time
 
 
-# -- contenders -------------------------------------------------------------------------------------
-
-
 def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
-    """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D).
-
-    Args:
-        batch: K and V in both forms; the peers use the contiguous one.
-        causal: whether a query sees only keys up to its own position (prefill), or all (decode).
-    """
+    """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
     q, k, v = batch.by_head
-    peers: dict[str, Call] = {
-        SDPA: lambda: scaled_dot_product_attention(
-            q, k, v, is_causal=causal, enable_gqa=True
-        ).transpose(1, 2),
-        **flex_peer(batch, causal),
-    }  # fmt: skip
+    sdpa = partial(scaled_dot_product_attention, q, k, v, is_causal=causal, enable_gqa=True)
+    peers: dict[str, Call] = {SDPA: lambda: sdpa().transpose(1, 2), **flex_peer(batch, causal)}
     try:
         from flash_attn import flash_attn_func
     except ImportError:
         return peers
-    flash: Call = lambda: flash_attn_func(batch.query, batch.key, batch.value, causal=causal)  # noqa: E731
+    flash = partial(flash_attn_func, batch.query, batch.key, batch.value, causal=causal)
     return peers | {"flash-attn, contiguous": flash}
 
 
 def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     """torch's flex attention, compiled for exactly this shape."""
-    # Imported when needed: it brings in torch's compiler.
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = batch.by_head
-    # Decode needs no mask: the one query is the last token and sees all keys.
     mask, length = None, q.shape[2]
     if causal:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=q.device)
-    # torch keeps 8 compilations of a function. From the ninth shape on it would run the uncompiled one, much
-    # slower and without an error.
+    # torch keeps 8 compilations of a function, and from the ninth shape on would run the uncompiled one.
     torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
     call: Call = lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)  # noqa: E731
@@ -264,11 +207,7 @@ def measure_decode(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> I
 
 
 def measure_prefill(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """Our kernel and, for fresh prompts, the peers.
-
-    Prompts with context have no peers: torch's `is_causal` lines the mask up with the first key, and here the
-    queries are the last tokens.
-    """
+    """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
@@ -294,13 +233,13 @@ def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[
     x, residual = torch.randn(2, num_tokens, 4096, dtype=dtype, device=timer.device)
     weight = torch.randn(4096, dtype=dtype, device=timer.device)
     gate_up = torch.randn(num_tokens, 2 * 14336, dtype=dtype, device=timer.device)
-    norm, silu = f"rms_norm with residual, {num_tokens} x 4096", f"silu_and_mul, {num_tokens} x 28672"
     norm_calls = [lambda f=f: f(x, weight, 1e-5, residual)[0] for f in (rms_norm, rms_norm_reference)]
     silu_calls = [lambda f=f: f(gate_up) for f in (silu_and_mul, silu_and_mul_reference)]
     # Bytes: two tensors read and two written; two halves read, one of their size written.
-    for name, work, (ours, twin) in (
-        (norm, 4 * x.nbytes, norm_calls),
-        (silu, gate_up.nbytes * 3 // 2, silu_calls),
+    for kernel, work, (ours, twin) in (
+        ("rms_norm with residual, {} x 4096", 4 * x.nbytes, norm_calls),
+        ("silu_and_mul, {} x 28672", gate_up.nbytes * 3 // 2, silu_calls),
     ):
+        name = kernel.format(num_tokens)
         for contender, times in measure_all({OURS: ours}, {"torch": twin}, twin().float(), timer):
             yield Measurement("rows", name, contender, times, work)

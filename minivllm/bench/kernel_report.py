@@ -1,28 +1,128 @@
-"""The results of `bench kernels` for people: the table, the marks, what paging cost, the figure.
+"""What `bench kernels` measures, the work it cannot avoid, and the results for people: tables, marks, figure.
 
-Everything is computed from the JSON that the benchmark wrote, so a page can be made where no GPU is::
+Decode attention is bound by memory, so its quality is one number: the share of the memory's speed (of a copy
+in the same run) that it reaches. The bytes it *has* to move are, for R sequences of n tokens::
+
+    K and V    R * n * 2 * Hkv * D * bytes        Llama-3.1-8B, R = 64, n = 4096, float16: 1,073,741,824
+    q and out  2 * R * Hq * D * bytes                                                            1,048,576
+
+Nothing else counts, although more is moved: block tables, partial results of split-KV. Prefill is bound by
+arithmetic, so there operations are counted. All is computed from the JSON file::
 
     mark                           asked   reached
     llama-3.1-8b B64 n4096           85%     86.9%      percent of a device-to-device copy
     split-KV, B1 n16384               4x     4.80x      times the kernel without splits
 
-Without results the marks say "not measured". "What paging cost" is two ratios of times: against the same
-kernel on contiguous K and V (one block per sequence), where only the order in memory differs; and against
-torch's own attention, the fastest contiguous kernel at hand, which is what the paper compares with (20 to 26%
-more time, section 7.1).
+Paper: section 7.1, figure 18a. Comparable figures: FlashInfer, blog of 2024-02-02.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from minivllm.bench.kernel_contenders import ONE_BLOCK, OURS, SDPA
-from minivllm.bench.kernel_shapes import MARKS, Measurement
+import numpy as np
+
 from minivllm.bench.report import Result, Spread, describe, table
 
+OURS, ONE_BLOCK, SDPA = "minivllm", "minivllm, one block per sequence", "torch sdpa, contiguous"
+# One long sequence: what split-KV is for.
 SPLIT_SHAPE, SPLIT_MARK = "llama-3.1-8b B1 n16384", 4.0
-"""One long sequence: what split-KV is for."""
 NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention heads of a model: Hq query heads, Hkv KV heads, D elements each."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+LLAMA_8B = Heads("llama-3.1-8b", 32, 8, 128)
+SMOLLM2 = Heads("smollm2-135m", 9, 3, 64)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """R = `num_seqs` sequences, `query_len` queries each (one is decode), after `context` computed tokens."""
+
+    heads: Heads
+    num_seqs: int
+    query_len: int
+    context: int
+
+    @property
+    def kind(self) -> str:
+        """ "decode" or "prefill"."""
+        return "decode" if self.query_len == 1 else "prefill"
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of each sequence, queries included."""
+        return self.context + self.query_len
+
+    @property
+    def name(self) -> str:
+        """For example "llama-3.1-8b B64 n4096" or "llama-3.1-8b B4 q512 context 4096"."""
+        lengths = f"n{self.seq_len}" if self.kind == "decode" else f"q{self.query_len} context {self.context}"
+        return f"{self.heads.name} B{self.num_seqs} {lengths}"
+
+    def work(self, element_size: int) -> int:
+        """Bytes for decode, else operations: 4 * Hq * D for each visible score. Example: 4,096 queries
+        without context see 4,096 x 4,097 / 2 keys, so 32 heads of 128 take 137.5 GFLOP.
+        """
+        h = self.heads
+        if self.kind == "decode":
+            elements = self.seq_len * h.num_kv_heads + h.num_heads  # of K and V; of the query and the output
+            return 2 * self.num_seqs * elements * h.head_dim * element_size
+        visible = self.query_len * self.context + self.query_len * (self.query_len + 1) // 2
+        return 4 * self.num_seqs * h.num_heads * h.head_dim * visible
+
+
+def decode(heads: Heads, num_seqs: int, seq_len: int) -> AttentionShape:
+    """A decode batch by the tokens of its sequences."""
+    return AttentionShape(heads, num_seqs, 1, seq_len - 1)
+
+
+# From full batches, where only the memory counts, to one sequence, where only split-KV can fill the chip.
+DECODE_SHAPES = (
+    *(decode(LLAMA_8B, 64, length) for length in (1024, 4096, 8192)),
+    decode(LLAMA_8B, 16, 4096),
+    *(decode(LLAMA_8B, 1, length) for length in (1024, 16384)),
+    decode(SMOLLM2, 32, 1024),
+    decode(SMOLLM2, 1, 256),
+)
+PREFILL_SHAPES = (
+    AttentionShape(LLAMA_8B, 1, 4096, 0),
+    AttentionShape(LLAMA_8B, 4, 1024, 0),
+    AttentionShape(LLAMA_8B, 4, 512, 4096),
+    AttentionShape(SMOLLM2, 8, 256, 0),
+)
+# The marks of this project on an H100, in percent of the measured copy.
+MARKS = {"llama-3.1-8b B64 n4096": 85.0, "llama-3.1-8b B16 n4096": 75.0, "llama-3.1-8b B1 n16384": 60.0}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender on one shape ("decode", "prefill" or "rows"); `work` is FLOPs for prefill, else bytes."""
+
+    kind: str
+    shape: str
+    contender: str
+    microseconds: list[float]
+    work: int
+    num_splits: int | None = None
+
+    @property
+    def median(self) -> float:
+        """The middle time, in microseconds."""
+        return float(np.median(self.microseconds))
+
+    def percent_of(self, bytes_per_second: float) -> float:
+        """Share of the measured copy rate, by the median."""
+        return 100.0 * self.work / (self.median * 1e-6) / bytes_per_second
 
 
 def measurements_of(result: Result) -> list[Measurement]:
@@ -64,12 +164,7 @@ def find(measurements: list[Measurement], shape: str, contender: str = OURS) -> 
 
 
 def marks_table(result: Result | None, more: tuple[tuple[str, str, str], ...] = ()) -> str:
-    """Each mark of this project beside what was reached; `None` where there is no result at all.
-
-    Args:
-        result: of `bench kernels`.
-        more: further lines: mark, what is asked for, what was reached.
-    """
+    """Each mark beside what was reached, or "not measured"; `more` are lines of the same columns."""
     measurements = measurements_of(result) if result else []
     rows = [("mark", "asked", "reached")]
     for shape, mark in MARKS.items():
@@ -82,10 +177,7 @@ def marks_table(result: Result | None, more: tuple[tuple[str, str, str], ...] = 
 
 
 def paging_costs(measurements: list[Measurement]) -> dict[str, dict[str, float]]:
-    """For each shape: our time divided by the time on contiguous K and V, of the same kernel and of torch.
-
-    Example: {"llama-3.1-8b B64 n4096": {"the same kernel": 1.02, "torch": 1.08}}.
-    """
+    """By shape: our time over that on contiguous K and V, as in {"the same kernel": 1.02, "torch": 1.08}."""
     peers = {ONE_BLOCK: "the same kernel", SDPA: "torch"}
     costs: dict[str, dict[str, float]] = {}
     for m in measurements:
@@ -95,13 +187,8 @@ def paging_costs(measurements: list[Measurement]) -> dict[str, dict[str, float]]
 
 
 def plot(result: Result, path: str) -> None:
-    """Decode: percent of the copy for each contender, a panel per shape; a line where the mark is.
-
-    Args:
-        result: as for `print_report`.
-        path: image file; its ending decides the format.
-    """
-    from minivllm.viz.style import new_figure
+    """Decode: percent of the copy for each contender, a panel per shape; a line where the mark is."""
+    from minivllm.viz.style import INK, PALETTE, mix_with_white, new_figure
 
     rate, panels = result["copy_bytes_per_second"], {}
     for m in measurements_of(result):
@@ -109,34 +196,24 @@ def plot(result: Result, path: str) -> None:
             panels.setdefault(m.shape, []).append(m)
     most, rows = max(map(len, panels.values())), (len(panels) + 1) // 2
     figure = new_figure(10, 0.8 + rows * (0.55 + 0.24 * most))
-    all_axes = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (shape, measurements) in zip(all_axes, panels.items(), strict=False):
-        draw_panel(axes, shape, measurements, rate)
-        axes.set_ylim(most - 0.4, -0.6)
+    ticks = range(0, 101, 25)
+    for number, (shape, measurements) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, number)
+        for row, m in enumerate(measurements):
+            percent = m.percent_of(rate)
+            colour = PALETTE[0] if m.contender == OURS else mix_with_white(PALETTE[row % len(PALETTE)], 0.6)
+            axes.barh(row, percent, height=0.7, color=colour, edgecolor=INK, lw=0.5)
+            text = f" {percent:.0f}%  {m.median:,.0f} us"
+            axes.text(percent, row, text, va="center", fontsize=7, color=INK)
+        if shape in MARKS:
+            axes.axvline(MARKS[shape], color=INK, lw=1, ls="--")
+        axes.set(xlim=(0, 130), ylim=(most - 0.4, -0.6))
+        axes.set_yticks(range(len(measurements)), [m.contender for m in measurements], fontsize=7)
+        axes.set_xticks(ticks, [f"{tick}%" for tick in ticks], fontsize=7)
+        axes.set_title(shape, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
     where = result["provenance"]
-    figure.suptitle(
-        f"Decode attention, share of a copy's {rate / 1e9:,.0f} GB/s ({where['gpu']}, {where['date'][:10]}); "
-        "dashed: the mark",
-        fontsize=10,
-    )
+    machine = f"{where['gpu']}, {where['date'][:10]}"
+    title = f"Decode attention, share of a copy's {rate / 1e9:,.0f} GB/s ({machine}); dashed: the mark"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)
-
-
-def draw_panel(axes: Any, shape: str, measurements: list[Measurement], rate: float) -> None:
-    """The contenders on one shape as horizontal bars, with their times."""
-    from minivllm.viz.style import INK, PALETTE, mix_with_white
-
-    for row, m in enumerate(measurements):
-        percent = m.percent_of(rate)
-        colour = PALETTE[0] if m.contender == OURS else mix_with_white(PALETTE[row % len(PALETTE)], 0.6)
-        axes.barh(row, percent, height=0.7, color=colour, edgecolor=INK, lw=0.5)
-        axes.text(percent, row, f" {percent:.0f}%  {m.median:,.0f} us", va="center", fontsize=7, color=INK)
-    if shape in MARKS:
-        axes.axvline(MARKS[shape], color=INK, lw=1, ls="--")
-    axes.set_yticks(range(len(measurements)), [m.contender for m in measurements], fontsize=7)
-    axes.set_xlim(0, 130)
-    axes.set_xticks(range(0, 101, 25), [f"{tick}%" for tick in range(0, 101, 25)], fontsize=7)
-    axes.set_title(shape, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)

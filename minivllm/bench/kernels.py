@@ -3,18 +3,15 @@
     $ python -m minivllm bench kernels --output-json docs/data/kernels_h100.json
     $ python -m minivllm bench kernels --tune "llama-3.1-8b B64 n4096"
 
-How it is measured. Each call is captured in a CUDA graph and replayed, as in the engine, so that a launch
-from Python does not count. Before each replay a buffer larger than the L2 cache is read: in a model the KV of
-a layer has long been displaced when its turn comes again. What the events and the graph add by themselves is
-measured too, on a kernel with nothing to do; it is not subtracted.
+Each call is captured in a CUDA graph and replayed, as in the engine. Before each replay a buffer larger than
+the L2 cache is read: in a model the KV of a layer has long been displaced when its turn comes again. What
+events and graph add by themselves is measured on a kernel with nothing to do, and not subtracted.
 
 Example, Llama-3.1-8B with 64 sequences of 4,096 tokens in float16: 1,074,790,400 bytes have to be moved for
-one layer. In 412.3 us that is 2,607 GB/s; beside a copy of 3,000 GB/s the kernel gets 86.9% of what can be
-got. The paper reports that paging takes 20-26% more time than contiguous attention: the same kernel on one
-block per sequence, torch's own attention, flex attention and flash-attn are timed beside it.
+one layer. In 412.3 us that is 2,607 GB/s, or 86.9% of a copy of 3,000 GB/s.
 
-Contenders are in `kernel_contenders.py`, shapes and their work in `kernel_shapes.py`, tables and figure in
-`kernel_report.py`. vLLM: `benchmarks/kernels/benchmark_paged_attention.py`.
+Contenders are in `kernel_contenders.py`; shapes, their work, tables and figure in `kernel_report.py`. vLLM:
+`benchmarks/kernels/benchmark_paged_attention.py`.
 """
 
 from __future__ import annotations
@@ -24,46 +21,40 @@ import itertools
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from functools import partial
 
 import torch
 
 from minivllm.bench import kernel_contenders as contenders
 from minivllm.bench import kernel_report, options, report
 from minivllm.bench.kernel_contenders import Timer
-from minivllm.bench.kernel_shapes import DECODE_SHAPES, PREFILL_SHAPES, Measurement
+from minivllm.bench.kernel_report import DECODE_SHAPES, PREFILL_SHAPES, Measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--only n16384` selects by a part of the name, as in "llama-3.1-8b B1 n16384"."""
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of q, K and V")
-    parser.add_argument("--repeats", type=int, default=50, help="timed replays of each kernel")
+    options.add_counts(parser, repeats=(50, "timed replays of each kernel"))
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--tune", metavar="SHAPE", help="try tiles and splits on this decode shape instead")
     options.add_output_arguments(parser, plot=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; `--tune` replaces the list of shapes by one.
-
-    Returns:
-        The exit status, 0, or 1 where there is no GPU. All else that goes wrong with our kernels raises.
-    """
+    """Measure and print; -> 0, or 1 where there is no GPU. What goes wrong with our kernels raises."""
     if not torch.cuda.is_available():
         print(
             "bench kernels needs a CUDA GPU, and torch sees none here. In Triton's interpreter, which runs "
             "the kernels on a CPU, a time says nothing about the kernel."
         )
         return 1
-    result = report.new_result("kernels", method=method_of(args), results=[])
+    method = {"dtype": args.dtype, "repeats": args.repeats, "l2": "flushed", "launch": "CUDA graph"}
+    result = report.new_result("kernels", method=method, results=[])
     result["provenance"]["driver"] = driver_version()
     # The copy first: every percentage below is a share of it.
     timer, dtype = Timer(args.repeats), getattr(torch, args.dtype)
     result["copy_bytes_per_second"] = contenders.measure_copy(timer)
     result["floor_microseconds"] = contenders.measure_floor(timer)
-    print(
-        f"{torch.cuda.get_device_name()}: copy {result['copy_bytes_per_second'] / 1e9:.0f} GB/s\n", flush=True
-    )
     measurements: list[Measurement] = []
     for m in tune(args.tune, dtype, timer) if args.tune else measure_shapes(args.only, dtype, timer):
         measurements.append(m)
@@ -80,11 +71,6 @@ def run(args: argparse.Namespace) -> int:
     return report.finish(args, result, kernel_report.print_report, kernel_report.plot)
 
 
-def method_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that are part of the method, and what is done in every run."""
-    return {"dtype": args.dtype, "repeats": args.repeats, "l2": "flushed", "launch": "CUDA graph"}
-
-
 def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
     """Every shape whose name contains `only`, decode first; the row kernels if that is empty."""
     for shape in DECODE_SHAPES:
@@ -98,14 +84,8 @@ def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Meas
 
 
 def tune(name: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """Tiles and splits on one decode shape: where `kernels/heuristics.py` is checked; the likeliest first.
-
-    36 tiles times 3 numbers of splits: the one that the heuristics choose, half and twice as many. Each is a
-    kernel to compile, so it takes some minutes. Not an autotuner: the engine never runs this. Its outcome is
-    read by a human, who changes an if/else in `heuristics.py`.
-
-    Raises:
-        ValueError: `name` is not one of the decode shapes.
+    """36 tiles times 3 numbers of splits on one decode shape, the likeliest first: some minutes of compiling.
+    The engine never runs this: a human reads it, and changes an if/else in `kernels/heuristics.py`.
     """
     from minivllm.kernels.heuristics import Tiles, chip_of, choose_num_splits
     from minivllm.kernels.paged_attention import paged_attention
@@ -118,20 +98,16 @@ def tune(name: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
     query = batch.query[:, 0]  # (R, Hq, D)
     work, scale = shape.work(query.element_size()), heads.head_dim**-0.5
     chosen = choose_num_splits(chip_of(query.device), shape.num_seqs * heads.num_kv_heads, shape.seq_len)
+    attention = partial(paged_attention, query, *batch.paged, scale)
     # BLOCK_M stays 16: no KV head of these shapes serves more query heads.
     for block_n, num_warps, num_stages in itertools.product((64, 32, 128, 16), (4, 8, 2), (3, 5, 2)):
         tiles = Tiles(16, block_n, num_warps, num_stages)
         for splits in sorted({max(1, chosen // 2), chosen, 2 * chosen}):
             try:
-                times = timer(
-                    lambda t=tiles, n=splits: paged_attention(
-                        query, *batch.paged, scale, num_splits=n, tiles=t
-                    )
-                )
+                times = timer(partial(attention, num_splits=splits, tiles=tiles))
             except Exception as error:  # too large for this chip; Triton's own classes differ by version
-                # Too much shared memory with one split is too much with all: on to the next tiles.
                 print(f"{tiles}: {type(error).__name__}")
-                break
+                break  # too much shared memory with one split is too much with all
             label = f"N{block_n} warps {num_warps} stages {num_stages} splits {splits}"
             yield Measurement("decode", shape.name, label, times, work, splits)
 
@@ -140,7 +116,7 @@ def driver_version() -> str | None:
     """The NVIDIA driver's version; None if nvidia-smi does not say. A time belongs to it as to the chip."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.splitlines()[0].strip() if answer.strip() else None
+    return answer.partition("\n")[0].strip() or None

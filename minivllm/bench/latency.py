@@ -1,15 +1,11 @@
 """Latency: seconds from the start of one batch to its last token, again and again.
 
 Where `throughput` asks how much a busy engine gets done, this asks how long one user waits who comes alone
-(`--batch-size 1`) or in company (the default of 8)::
+(`--batch-size 1`) or in company: a larger batch does more work, and each of its users waits longer::
 
     $ python -m minivllm bench latency --input-len 32 --output-len 128 --batch-size 8 --num-iters 5
     Avg latency: ... seconds
-    10% percentile latency: ... seconds
-    and so on for 25, 50, 75, 90 and 99%
-
-Latency and throughput pull in opposite directions: a larger batch uses each read of the weights for more
-tokens, so it does more work per second, and each of its users waits longer.
+    10% percentile latency: ... seconds                       and so on for 25, 50, 75, 90 and 99%
 
 Options, defaults and print format are vLLM's: `vllm/benchmarks/latency.py`.
 """
@@ -52,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report; -> the exit status, 0."""
     result = report.new_result("latency", model=args.model)
     generate = make_generate(args)
-    # The first iterations compile kernels and touch memory for the first time.
     for _ in range(args.num_iters_warmup):
         generate()
     latencies = []
@@ -88,7 +83,6 @@ def make_generate(args: argparse.Namespace) -> Callable[[], object]:
         beam = BeamSearchParams(beam_width=args.n, max_tokens=args.output_len, ignore_eos=True)
         return lambda: llm.beam_search(prompts, beam)
     # Temperature 1, as in vLLM: with greedy sampling n > 1 is refused, for all n would be the same.
-    params = SamplingParams(
-        n=args.n, temperature=1.0, ignore_eos=True, max_tokens=args.output_len, detokenize=False
-    )
+    settings = {"n": args.n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
+    params = SamplingParams(max_tokens=args.output_len, **settings)
     return lambda: llm.generate(prompts, params, use_tqdm=False)

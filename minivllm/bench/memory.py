@@ -3,32 +3,28 @@
     $ python -m minivllm bench memory                            all figures, about four minutes
     $ python -m minivllm bench memory --figures 2 --num-prompts 60 --plot memory.png         ten seconds
 
-What it answers: how much of the KV memory holds tokens if sequences are contiguous, and how much if they are
-paged (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what the block size
-costs (the memory side of 18b); and what the scheduler itself costs. The simulation is `simulation.py`, the
-figures are drawn by `memory_plot.py`.
+Where the KV memory is (Figure 2); how many requests therefore run at once (13); what sharing saves (15); what
+the block size costs (the memory side of 18b); and what the scheduler itself costs. The simulation is
+`simulation.py`; the paper's numbers, the caveats and the drawing are in `paper.py`.
 
 How to read a line of Figure 2: of 15,728 slots Orca (Max) holds tokens in 20.4%, keeps 13.3% for tokens still
 to come, has reserved 57.3% that will never be used, and 8.9% are left over between reservations::
 
     |#### used ####|== reserved ==|........... internal ...........|  external  |      adds up to 100%
-
-The paper's numbers and the caveats, which are printed below every result, are in `paper.py`.
-
-Paper: Figures 2, 13, 15, 18b. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from minivllm.bench import memory_plot, options, paper, report, simulation
+from minivllm.bench import options, paper, report, simulation
 from minivllm.bench.paper import Row, beside, rule_of_thumb
 from minivllm.bench.simulation import KINDS
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -38,28 +34,23 @@ RUNNING = (64, 1_000, 10_000)
 ROUNDS = 5
 
 
-# -- measuring --------------------------------------------------------------------------------------
-
-
-def measure_systems(args: argparse.Namespace) -> list[Row]:
-    """Figures 2 and 13: each system on each data set, all with the same requests."""
+def usage_rows(
+    args: argparse.Namespace, systems: Iterable[str], sizes: Sequence[int], divisor: int
+) -> list[Row]:
+    """Each system at each block size on each data set, all with the same requests."""
     rows = []
-    for (name, dataset), system in itertools.product(paper.DATASETS.items(), paper.SYSTEMS):
-        count = args.num_prompts * dataset.factor
-        usage = simulation.measure_usage(system, args.block_size, dataset.lengths, count, args.seed)
-        rows.append({"dataset": name, "system": system, "block_size": args.block_size, **asdict(usage)})
+    for (name, dataset), system, block_size in itertools.product(paper.DATASETS.items(), systems, sizes):
+        count = max(1, args.num_prompts * dataset.factor // divisor)
+        usage = simulation.measure_usage(system, block_size, dataset.lengths, count, args.seed)
+        rows.append({"dataset": name, "system": system, "block_size": block_size, **asdict(usage)})
     return rows
 
 
 def measure_savings(args: argparse.Namespace) -> list[Row]:
-    """Figure 15: parallel sampling, and beam search, which is slower to simulate, on an eighth of it.
-
-    `saving` in the rows is a share, 0.0979 for 9.79%.
-    """
+    """Figure 15 as shares: parallel sampling, and beam search, slower to simulate, on an eighth of it."""
     rows = []
-    for (name, dataset), method, width in itertools.product(
-        paper.DATASETS.items(), ("parallel", "beam"), paper.WIDTHS
-    ):
+    methods = ("parallel", "beam")
+    for (name, dataset), method, width in itertools.product(paper.DATASETS.items(), methods, paper.WIDTHS):
         # Ends exactly where the drawn length says: dummy tokens are no end of sequence.
         count, params = args.num_prompts, SamplingParams(n=width, ignore_eos=True)
         if method == "beam":
@@ -70,35 +61,13 @@ def measure_savings(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def measure_block_sizes(args: argparse.Namespace) -> list[Row]:
-    """The memory side of Figure 18b: the paged system at every block size, with half the requests.
-
-    That small blocks make the paper's kernel slower is not in it: by memory alone a block size of 1 would be
-    best.
-    """
-    rows = []
-    for (name, dataset), block_size in itertools.product(paper.DATASETS.items(), paper.BLOCK_SIZES):
-        count = max(1, args.num_prompts * dataset.factor // 2)
-        usage = simulation.measure_usage("paged", block_size, dataset.lengths, count, args.seed)
-        rows.append({"dataset": name, "block_size": block_size, **asdict(usage)})
-    return rows
-
-
 def measure_scheduler(args: argparse.Namespace) -> list[Row]:
     """Seconds of scheduler and manager per step in which each sequence generates one token."""
     sizes = {str(number): partial(simulation.scheduling_seconds, number, 4) for number in RUNNING}
-    rounds = report.in_turns(sizes, ROUNDS)
     return [
-        {
-            "num_running": number,
-            "median_seconds": float(np.median(rounds[str(number)])),
-            "all": rounds[str(number)],
-        }
-        for number in RUNNING
+        {"num_running": int(number), "median_seconds": float(np.median(seconds)), "all": seconds}
+        for number, seconds in report.in_turns(sizes, ROUNDS).items()
     ]
-
-
-# -- printing ---------------------------------------------------------------------------------------
 
 
 def print_systems(rows: list[Row]) -> None:
@@ -148,17 +117,15 @@ def print_scheduler(rows: list[Row]) -> None:
     """Linear means: the time per sequence stays the same."""
     print("\nScheduler and memory manager, processor time per step, each sequence generates one token")
     for row in rows:
-        each = row["median_seconds"] / row["num_running"]
-        print(
-            f"{row['num_running']:>7} running {row['median_seconds'] * 1e3:9.2f} ms {each * 1e6:7.1f} us each"
-        )
+        number, seconds = row["num_running"], row["median_seconds"]
+        print(f"{number:>7} running {seconds * 1e3:9.2f} ms {seconds / number * 1e6:7.1f} us each")
 
 
-# Each figure: what measures it, and what prints the rows.
 FIGURES = {
-    "2": (measure_systems, print_systems),
+    "2": (lambda args: usage_rows(args, paper.SYSTEMS, [args.block_size], divisor=1), print_systems),
     "15": (measure_savings, print_savings),
-    "18b": (measure_block_sizes, print_block_sizes),
+    # With half the requests; that small blocks also slow down the kernel is not in it.
+    "18b": (lambda args: usage_rows(args, ["paged"], paper.BLOCK_SIZES, divisor=2), print_block_sizes),
     "scheduler": (measure_scheduler, print_scheduler),
 }
 
@@ -178,9 +145,6 @@ def print_report(result: report.Result) -> None:
     print("\nCaveats", *result["caveats"], sep="\n  - ")
 
 
-# -- the command ------------------------------------------------------------------------------------
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--seed` changes the lengths and nothing else; two runs with one seed print the same shares."""
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="2 includes 13")
@@ -194,20 +158,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate what was asked for; print, and if asked write JSON and a figure.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ValueError: there would be nothing to draw, found out before minutes are spent.
-    """
+    """Simulate what was asked for and report; -> the exit status, 0. ValueError: nothing to draw."""
     if args.plot and args.figures == ["scheduler"]:
+        # Found out before minutes are spent.
         raise ValueError("--plot has nothing to draw: ask for at least one of the figures 2, 15, 18b.")
     setting = {"num_slots": simulation.NUM_SLOTS, "max_model_len": simulation.MAX_MODEL_LEN}
     setting |= {name: getattr(args, name) for name in ("num_prompts", "block_size", "seed")}
     result = report.new_result("memory", setting=setting, caveats=paper.CAVEATS)
-    # A bar, because the whole takes minutes and is printed when all of it is there.
     figures = [figure for figure in FIGURES if figure in args.figures]
     result["figures"] = {figure: FIGURES[figure][0](args) for figure in tqdm(figures, desc="figures")}
-    return report.finish(args, result, print_report, memory_plot.draw)
+    return report.finish(args, result, print_report, paper.draw)

@@ -1,7 +1,6 @@
 """Command line options that several benchmarks share, and what they mean: `requests_from`, `engine_options`.
 
-The names are vLLM's (`--num-prompts`, `--input-len`, `--max-num-seqs`, ...); `--workload` is also accepted as
-vLLM's `--dataset-name`. Example::
+The names are vLLM's (`--num-prompts`, `--input-len`, `--max-num-seqs`, ...). Example::
 
     --workload fixed --num-prompts 32 --input-len 128 --output-len 128
     --num-running 32                                                       the same, in one word
@@ -27,12 +26,7 @@ WORKLOADS = (*workloads.SYNTHETIC, "sharegpt")
 
 
 def positive_int(text: str) -> int:
-    """An int of at least 1, for argparse, which turns either error into a usage message.
-
-    Raises:
-        argparse.ArgumentTypeError: an int below 1.
-        ValueError: not an int at all.
-    """
+    """For argparse: an int of at least 1; argparse turns either error into a usage message."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -50,10 +44,7 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
     "attention_backend": {"choices": CHOICES["attention_backend"], "help": "who computes attention"},
     "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
-    "enable_prefix_caching": {
-        "action": "store_true",
-        "help": "off here: each round would find the prompts of the one before",
-    },
+    "enable_prefix_caching": {"action": "store_true", "help": "off here: each round has the same prompts"},
 }
 
 
@@ -113,11 +104,7 @@ def vocab_size_of(args: argparse.Namespace) -> int:
 
 
 def requests_from(args: argparse.Namespace) -> list[BenchRequest]:
-    """The requests that the workload options describe, in token ids of the model that the options name.
-
-    Raises:
-        ValueError: `--workload sharegpt` without a usable file.
-    """
+    """The requests that the options describe, in token ids of the model; ValueError without a usable file."""
     if args.workload in workloads.SYNTHETIC:
         shape = Shape(args.num_prompts, args.input_len, args.output_len, args.prefix_len)
         return workloads.SYNTHETIC[args.workload](shape, vocab_size_of(args), args.seed)
@@ -137,3 +124,9 @@ def describe_workload(args: argparse.Namespace, requests: list[BenchRequest]) ->
         "num_prompt_tokens": sum(len(request.prompt_token_ids) for request in requests),
         "num_output_tokens": sum(request.output_len for request in requests),
     }
+
+
+def workload_text(result: dict[str, Any]) -> str:
+    """Model and workload of a result in one line."""
+    w = result["workload"]
+    return f"{result['model']}, workload {w['name']}, seed {w['seed']}, {w['num_prompts']} requests"

@@ -1,21 +1,32 @@
-"""What the paper says about memory, as numbers, and how a simulated number is set beside one of them.
+"""The paper's numbers on memory, and how `bench memory` sets its own beside them, in print and drawn.
 
     >>> beside(32.8, PAPER_BATCH["ShareGPT"]["paged"], is_share=False)
     ('32.80', '30.42', '+7.8% ')
 
-A share counts as reproduced within 5 points of the paper's, a number of requests within 10%. `CAVEATS` says
-what makes `bench memory` a simulation and not the paper's experiment.
+A share counts as reproduced within 5 points of the paper's, a number of requests within 10%. `draw` has four
+panels, and leaves out those without data. Shares are between 0 and 1 in the rows and in percent on the axes::
 
-Paper: Figures 2, 13, 15, 18b. vLLM V1 has no counterpart.
+    Figure 2      stacked bars used / reserved / internal / external, simulated beside the paper's
+    Figure 13     requests running
+    Figure 15     blocks saved by sharing
+    Figure 18b    waste in held blocks against the block size, and the rule of thumb
+
+Colours are Okabe and Ito's, which differ for every kind of colour vision; hatches tell them apart in print.
+Paper: the figures named. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivllm.bench import simulation
+from minivllm.bench.report import Result
 from minivllm.bench.workloads import ALPACA_LIKE, SHAREGPT_LIKE, LengthModel
+
+# For the annotations alone: this module can be imported where matplotlib is missing.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,6 @@ class Dataset:
 # "-like": the means are the data sets', the requests are drawn. See CAVEATS.
 DATASETS = {"ShareGPT": Dataset(SHAREGPT_LIKE, 1), "Alpaca": Dataset(ALPACA_LIKE, 4)}
 SYSTEMS = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "paged"}
-# Completions of a prompt, or beams: the paper's three.
 WIDTHS = (2, 4, 6)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 Row = dict[str, Any]
@@ -73,14 +83,7 @@ CAVEATS = (
 
 
 def beside(simulated: float, paper: float | None, is_share: bool) -> tuple[str, str, str]:
-    """A simulated number, the paper's, the difference, and "!" if that is more than the mark allows.
-
-    Examples, with the marks of 5 points and 10%::
-
-        beside(19.5, 20.4, is_share=True)      "19.50"  "20.40"  "-0.9 "
-        beside(37.0, 45.0, is_share=True)      "37.00"  "45.00"  "-8.0!"
-        beside(32.8, 30.42, is_share=False)    "32.80"  "30.42"  "+7.8% "
-    """
+    """Both numbers, the difference, and "!" beyond the mark: 37% and 45% give "37.00", "45.00", "-8.0!"."""
     if paper is None:
         return f"{simulated:.2f}", "", ""
     # Points for shares, as 2% against 1% is close; percent for requests, as 7 against 6 is not.
@@ -91,11 +94,116 @@ def beside(simulated: float, paper: float | None, is_share: bool) -> tuple[str, 
 
 
 def rule_of_thumb(row: Row) -> float:
-    """Share of held slots that hold nothing if the last block of each sequence is half empty.
-
-    It fails where most sequences are shorter than one block. Example, ShareGPT-like at block size 16 with a
-    mean of 465 tokens: 7.5 / (465 + 7.5) = 1.6%.
-    """
+    """Empty share of held slots if last blocks are half full: 7.5 / (465 + 7.5) = 1.6% for 465 tokens."""
     context = row["used"] * simulation.NUM_SLOTS / row["batch"]  # mean tokens of a running sequence
     half = (row["block_size"] - 1) / 2  # of S slots S - 1 are empty at worst and 0 at best
     return half / (context + half)
+
+
+# Blue is what a panel is about first: slots that hold tokens, the paged system, the ShareGPT-like data.
+BLUE, ORANGE, VERMILION, SKY, GREY = "#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#BBBBBB"
+KIND_STYLE = {
+    "used": (BLUE, ""), "reserved": (SKY, "//"), "internal": (ORANGE, "xx"), "external": (GREY, "..")
+}  # fmt: skip
+SYSTEM_STYLE = {"max": (GREY, ".."), "pow2": (ORANGE, "xx"), "oracle": (SKY, "//"), "paged": (BLUE, "")}
+DATASET_STYLE = {"ShareGPT": (BLUE, "o"), "Alpaca": (ORANGE, "s")}
+SAVING_STYLE = {
+    ("ShareGPT", "parallel"): (BLUE, "o", "-"),
+    ("Alpaca", "parallel"): (SKY, "s", "-"),
+    ("ShareGPT", "beam"): (VERMILION, "^", "--"),
+    ("Alpaca", "beam"): (ORANGE, "D", "--"),
+}
+BAR = {"edgecolor": "white", "linewidth": 0.8}
+
+
+def draw(result: Result, path: str) -> None:
+    """Write the panels for which there are results into an image file; "2" gives two, "scheduler" none."""
+    from minivllm.viz.style import new_figure
+
+    panels = [(draw_usage, "2"), (draw_batch, "2"), (draw_savings, "15"), (draw_block_sizes, "18b")]
+    panels = [(panel, result["figures"][key]) for panel, key in panels if key in result["figures"]]
+    columns, rows = min(2, len(panels)), (len(panels) + 1) // 2
+    figure = new_figure(6.4 * columns, 4.2 * rows)
+    for number, (panel, rows_of_panel) in enumerate(panels, start=1):
+        ax = figure.add_subplot(rows, columns, number)
+        panel(ax, rows_of_panel)
+        ax.title.set_fontsize(10)
+        ax.spines[["top", "right"]].set_visible(False)
+        below = -0.16 if ax.get_xlabel() else -0.08
+        ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_usage(ax: Axes, rows: list[Row]) -> None:
+    """Figure 2: for each system the simulated bar, and the paper's paler to its right."""
+    rows = [row for row in rows if row["dataset"] == "ShareGPT"]
+    for position, row in enumerate(rows):
+        simulated = {kind: row[kind] * 100 for kind in KIND_STYLE}
+        draw_stack(ax, position - 0.2, simulated, alpha=1.0)
+        draw_stack(ax, position + 0.2, PAPER_USAGE[row["system"]], alpha=0.55)
+    for kind, (color, hatch) in KIND_STYLE.items():
+        ax.bar(0, 0, color=color, hatch=hatch, label=kind, **BAR)  # for the legend, once per kind
+    ax.set_xticks(range(len(rows)), [SYSTEMS[row["system"]] for row in rows])
+    ax.set(ylabel="KV slots (%)", title="Figure 2: what the slots hold (left simulated, right the paper's)")
+
+
+def draw_stack(ax: Axes, x: float, shares: dict[str, float], alpha: float) -> None:
+    """One stacked bar at `x` of shares in percent; the pieces that are high enough show their number."""
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    bottom = 0.0
+    for kind, share in shares.items():
+        color, hatch = KIND_STYLE[kind]
+        ax.bar(x, share, 0.36, bottom, color=color, hatch=hatch, alpha=alpha, **BAR)
+        if share > 6:
+            ax.text(x, bottom + share / 2, f"{share:.1f}", ha="center", va="center", fontsize=8, bbox=box)
+        bottom += share
+
+
+def draw_batch(ax: Axes, rows: list[Row]) -> None:
+    """Figure 13 on a logarithmic axis: simulated bars, the paper's numbers as black marks."""
+    names = list(DATASETS)
+    for row in rows:
+        index, group = list(SYSTEM_STYLE).index(row["system"]), names.index(row["dataset"])
+        x, batch = group + (index - 1.5) * 0.2, row["batch"]
+        color, hatch = SYSTEM_STYLE[row["system"]]
+        label = SYSTEMS[row["system"]] if group == 0 else None
+        ax.bar(x, batch, 0.18, color=color, hatch=hatch, label=label, **BAR)
+        theirs = PAPER_BATCH[row["dataset"]].get(row["system"])
+        ax.text(x, max(batch, theirs or 0) * 1.04, f"{batch:.1f}", ha="center", va="bottom", fontsize=8)
+        if theirs is not None:
+            ax.hlines(theirs, x - 0.09, x + 0.09, color="black", linewidth=2)
+    ax.hlines([], 0, 0, color="black", linewidth=2, label="the paper's")  # for the legend
+    ax.set_xticks(range(len(names)), [f"{name}-like" for name in names])
+    ax.set(yscale="log", ylim=(4, 400), ylabel="requests running (log)")
+    ax.set_title("Figure 13: requests running at once")
+
+
+def draw_savings(ax: Axes, rows: list[Row]) -> None:
+    """Figure 15: simulated lines, the paper's numbers as hollow markers; beams are a shape only."""
+    for (name, method), (color, marker, line) in SAVING_STYLE.items():
+        mine = [row for row in rows if (row["dataset"], row["method"]) == (name, method)]
+        widths, savings = [row["width"] for row in mine], [row["saving"] * 100 for row in mine]
+        label = f"{method}, {name}-like" + (" (shape only)" if method == "beam" else "")
+        ax.plot(widths, savings, color=color, marker=marker, linestyle=line, label=label)
+        theirs = PAPER_SAVING[name, method]
+        hollow = {"linestyle": "", "markersize": 10, "markerfacecolor": "none"}
+        ax.plot(list(theirs), list(theirs.values()), color=color, marker=marker, **hollow)
+    ax.set_ylim(bottom=0)
+    ax.set(xticks=WIDTHS, xlabel="completions or beams of one prompt", ylabel="blocks saved (%)")
+    ax.set_title("Figure 15: what sharing saves (hollow: the paper's)")
+
+
+def draw_block_sizes(ax: Axes, rows: list[Row]) -> None:
+    """Figure 18b, memory side: waste in held blocks; "under 4%" is the claim of vLLM's announcement."""
+    for name, (color, marker) in DATASET_STYLE.items():
+        mine = [row for row in rows if row["dataset"] == name]
+        sizes, waste = [row["block_size"] for row in mine], [row["waste"] * 100 for row in mine]
+        thumb = [100 * rule_of_thumb(row) for row in mine]
+        ax.plot(sizes, waste, color=color, marker=marker, label=f"{name}-like")
+        ax.plot(sizes, thumb, color=color, linestyle=":", label="half a block per sequence")
+    ax.axhline(4, color="black", linewidth=0.8, linestyle="--")
+    ax.text(1, 5, '"under 4%"', fontsize=8)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(BLOCK_SIZES, [str(size) for size in BLOCK_SIZES])
+    ax.set(xlabel="block size (tokens)", ylabel="slots of held blocks without a token (%)")
+    ax.set_title("Waste against the block size")

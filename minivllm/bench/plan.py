@@ -1,11 +1,10 @@
 """The size of a plan: bytes of the pickled `SchedulerOutput` that crosses to the workers in every step.
 
     $ python -m minivllm bench plan --num-running 64 --input-len 256
-    decode step, 64 sequences of 257 tokens    ... bytes, ... per sequence
+    1 decode         64  18,170           284          step, tokens, bytes, bytes per sequence
 
-A plan goes to the workers by value, so its size is part of every step's latency when there are several. In a
-decode step each sequence brings one token and its block table; at 64 sequences that has to stay under 64 KB.
-No model is loaded: the scheduler and the memory manager are real, the tokens are pretended (`simulation.py`).
+A plan goes by value, so its size is part of every step's latency. In a decode step each sequence brings one
+token, its block table and sampling parameters of its own; at 64 sequences that has to stay under 64 KB.
 
 vLLM V1: `vllm/v1/core/sched/output.py`, which sends only what changed.
 """

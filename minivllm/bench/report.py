@@ -1,48 +1,116 @@
-"""What every benchmark reports besides its numbers: how much they scatter, and whether a ratio may be quoted.
+"""What every benchmark reports besides its numbers: the machine, the scatter, and whether a ratio holds.
 
 Two things that are compared run in turns (A B C A B C ..., so that a machine that slows down slows all of
 them), and each keeps every value. A ratio is formed per round and quoted with the range of the rounds and the
-processor. It is not quoted at all when something else kept the machine busy at the start, or when the rounds
-of one side differ too much to mean anything (numbers made up)::
+processor. It is not quoted when something else kept the machine busy at the start (the load average counts
+the processes that want a core), or when the rounds of one side differ too much (numbers made up)::
 
     minivllm   142.3 output tokens/s [139.0, 144.1], spread 4%
     hf          42.0 output tokens/s [ 41.2,  42.4], spread 3%
     minivllm generates 3.39x the output tokens/s of hf (rounds 3.32x to 3.43x, on an AMD EPYC)
-
     no ratio to hf: load 1.41 at the start, the limit is 0.7                    the same on a busy machine
 
-vLLM V1: `vllm/benchmarks/lib/utils.py`.
+The machine is described from where Linux keeps it; other systems give None, and the reports say so. vLLM V1:
+`vllm/benchmarks/lib/utils.py`; `vllm collect-env`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from minivllm.bench.machine import provenance
-
 MAX_LOAD = 0.7  # average number of processes that wanted a core in the minute before the benchmark
 MAX_SPREAD = 0.15  # (largest - smallest) / median over the rounds of one backend
-NOT_RECORDED = "not recorded"
+MIB = 1 << 20
+PACKAGES = ("minivllm", "torch", "triton", "transformers", "numpy")
 Result = dict[str, Any]
 T = TypeVar("T")
 
 
+def proc_value(path: str, key: str) -> str | None:
+    """The value of the first line `key: value` of a file in /proc; None where there is no such line."""
+    with suppress(OSError):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return None
+
+
+def memory_bytes(key: str) -> int | None:
+    """Memory of this process: "VmRSS" is resident now, "VmHWM" was the most since `reset_peak_rss`. Not from
+    `getrusage`, which inherits the peak of the program that started this one.
+    """
+    value = proc_value("/proc/self/status", key)  # for example "1234 kB"
+    return None if value is None else int(value.split()[0]) * 1024
+
+
+def reset_peak_rss() -> None:
+    """Let the peak start again from what is resident now. Where that cannot be done, it stays."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # 5: see proc(5)
+
+
+def available_cores() -> list[int]:
+    """Numbers of the cores this process may use; in a container they are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+changes" if files differ from it; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    try:
+        # Numbers from changed files belong to no commit, and the report should say so.
+        command.append("--dirty=+changes")
+        return subprocess.check_output(command, text=True, timeout=10, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance() -> Result:
+    """Machine, load, versions, commit and date, ready for JSON; None where the system does not tell."""
+    import torch  # nothing else in this module needs it
+
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "command_line": sys.argv[1:],
+        "cpu": proc_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": len(available_cores()),
+        "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one thing, in the order they were made.
+    """Repeated measurements of one thing, in the order they were made, at least one.
 
-    Example: `Spread((139.0, 144.1, 142.3))` prints as "142.3 [139.0, 144.1]" with ".1f". The median and not
-    the mean: one run that something else disturbed does not move it.
-
-    Raises:
-        ValueError: there is no measurement.
+    `Spread((139.0, 144.1, 142.3))` prints as "142.3 [139.0, 144.1]" with ".1f": the median and not the mean,
+    because one run that something else disturbed does not move it.
     """
 
     values: tuple[float, ...]
@@ -53,7 +121,7 @@ class Spread:
 
     @classmethod
     def from_json(cls, entry: Result) -> Spread:
-        """Back from `as_json`: the values are enough to get the rest again."""
+        """Back from `as_json`."""
         return cls(tuple(entry["values"]))
 
     @property
@@ -71,10 +139,8 @@ class Spread:
 
     def as_json(self) -> Result:
         """Median, extremes, relative spread, and the measurements themselves."""
-        low, high = min(self.values), max(self.values)
-        return {
-            "median": self.median, "min": low, "max": high, "spread": self.relative, "values": [*self.values]
-        }  # fmt: skip
+        extremes = {"min": min(self.values), "max": max(self.values)}
+        return {"median": self.median, **extremes, "spread": self.relative, "values": list(self.values)}
 
 
 def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
@@ -86,35 +152,25 @@ def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list
     return results
 
 
-# -- ratios -----------------------------------------------------------------------------------------
-
-
 def load_of(where: Result) -> float | None:
     """Load average over the minute before the benchmark; None where it was not recorded."""
     return where["load_average"][0] if where.get("load_average") else None
 
 
 def why_no_ratio(where: Result, spreads: Mapping[str, Spread]) -> str | None:
-    """What forbids quoting a ratio of these measurements; None if nothing does.
-
-    Args:
-        where: the provenance of both.
-        spreads: the two sides of the ratio by name.
-    """
+    """What forbids quoting a ratio of these measurements, made at `where`; None if nothing does."""
     if (load := load_of(where)) is not None and load > MAX_LOAD:
         return f"load {load:.2f} at the start, the limit is {MAX_LOAD}"
     for name, spread in spreads.items():
+        if len(spread.values) == 1:
+            return "a single round has no spread"
         if spread.relative > MAX_SPREAD:
             return f"the rounds of {name} spread by {spread.relative:.0%}, the limit is {MAX_SPREAD:.0%}"
     return None
 
 
 def paired_ratio(ours: Spread, theirs: Spread) -> Spread:
-    """The ratio of each round: what slows down both sides of a round leaves it alone.
-
-    Raises:
-        ValueError: the two sides have different numbers of rounds.
-    """
+    """The ratio of each round, which both sides had: what slows down both leaves it alone."""
     return Spread(tuple(a / b for a, b in zip(ours.values, theirs.values, strict=True)))
 
 
@@ -129,26 +185,19 @@ def ratio_text(ours: Spread, theirs: Spread, name: str, peer: str, where: Result
     )
 
 
-# -- printing and writing ---------------------------------------------------------------------------
-
-
 def describe(where: Result) -> str:
     """Two lines of `provenance()`: the processor and how busy it was, then versions, date and commit."""
     versions, load = where["versions"], load_of(where)
-    load_text = NOT_RECORDED if load is None else f"{load:.2f}"
     return (
         f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
-        f"load average at the start: {load_text}\n"
+        f"load average at the start: {'not recorded' if load is None else f'{load:.2f}'}\n"
         f"torch {versions.get('torch')}, transformers {versions.get('transformers')}, Python "
         f"{where['python']}, {where['date']}, commit {(where['commit'] or 'unknown')[:12]}"
     )
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells as text: the first column to the left, the others to the right.
-
-    Example: `table([["", "ms"], ["decode", 12]])` is "        ms" above "decode  12".
-    """
+    """Rows as text: `table([["", "ms"], ["decode", 12]])` is "        ms" above "decode  12"."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(

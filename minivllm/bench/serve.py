@@ -1,23 +1,24 @@
 """Serving: requests arrive over time, whether the engine is ready or not, and each user's wait is measured.
 
-Throughput says what a full engine can do. A service is never quite full, and its users feel something else:
-how long until the first token, how long between tokens (`serve_metrics.py`), and what the paper plots, the
-*normalized latency*: seconds from arrival to the last token, divided by the number of output tokens. Below
-the engine's capacity it stays flat as the request rate rises; beyond, the queue grows for as long as the run
-lasts, and the curve goes straight up. A better engine moves the knee to the right::
+One request that arrives at second 2 and gets its tokens at 3.0, 3.5 and 4.5::
 
-    normalized  |                /            |     Poisson arrivals, open loop: a user does not wait
-    latency     |    static     /             |     for other users to be served before asking.
-                |              |     paged   /
-                |_____________/_____________/__  request rate
+    TTFT   3.0 - 2 = 1.0              time to first token: what a user of a chat notices first
+    TPOT   (4.5 - 3.0) / 2 = 0.75     time per output token after the first, the mean of ...
+    ITL    0.5 and 1.0                ... the inter-token latencies: a pause that TPOT averages away
+    E2EL   4.5 - 2 = 2.5              end-to-end latency, for a program that waits for the whole answer
+    normalized latency  2.5 / 3       E2EL per output token, the paper's measure
+
+Below the engine's capacity the normalized latency stays flat as the request rate rises; beyond, the queue
+grows for as long as the run lasts. A better engine moves the knee to the right::
+
+    normalized  |                /            |     Poisson arrivals, open loop: they are drawn beforehand.
+    latency     |    static     /             |     A benchmark that sends a request when the last is
+                |_____________/_____________/__     answered slows down with the engine: no knee to see.
 
     $ python -m minivllm bench serve --request-rate 0.25 0.5 1 2 --num-prompts 64 --plot serve.png
 
-Why an open loop: a benchmark that sends the next request when the last is answered slows down with the engine
-and never shows the knee. Here arrivals are drawn beforehand and kept to, whatever the engine does. There is
-no HTTP server: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000 tpot:200`
-counts the requests that meet all limits (milliseconds): goodput is a rate of *satisfied* users.
-
+There is no HTTP server: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
+tpot:200` counts the requests that meet all limits (milliseconds). Times are in seconds, except in `..._ms`.
 Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py`, whose table this prints.
 """
 
@@ -26,14 +27,42 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from minivllm.bench import options
 from minivllm.bench.backends import BASELINES, OURS, TRACED, make_baseline, prompts_of
-from minivllm.bench.report import Result, describe, finish, new_result
-from minivllm.bench.serve_metrics import Served, overview, parse_goodput, summarize, vllm_table
+from minivllm.bench.report import Result, describe, finish, new_result, table
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.engine import LLMEngine
+from minivllm.outputs import RequestMetrics
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
+
+# Those that a request has one value of. ITL has many, and vLLM has no limit on it either.
+GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+
+
+@dataclass(frozen=True)
+class Served:
+    """When one request arrived and each of its tokens came, in seconds from the start; at least one token."""
+
+    arrival: float
+    num_prompt_tokens: int
+    tokens: tuple[float, ...]
+
+    def measures(self) -> dict[str, float | None]:
+        """All measures that have one value per request; `tpot` is None with a single token."""
+        last = self.tokens[-1]
+        metrics = RequestMetrics(self.arrival, self.arrival, self.tokens[0], last, len(self.tokens))
+        return {
+            "ttft": metrics.time_to_first_token,
+            "tpot": metrics.time_per_output_token,
+            "e2el": last - self.arrival,
+            "normalized_latency": metrics.normalized_latency,
+        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,27 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", nargs="+", choices=policies, default=[OURS], help="whose policies")
     add("--request-rate", nargs="+", type=float, default=[1.0], help="requests per second; inf: all at once")
     add("--burstiness", type=float, default=1.0, help="1: Poisson; below: bunched; above: regular")
-    add(
-        "--goodput",
-        nargs="+",
-        default=[],
-        metavar="METRIC:MS",
-        help="limits, e.g. ttft:2000 tpot:200 e2el:9000",
-    )
+    text = "limits, e.g. ttft:2000 tpot:200 e2el:9000"
+    add("--goodput", nargs="+", default=[], metavar="METRIC:MS", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every policy at every rate, in turns, and report.
-
-    Every rate is a run of its own, from an empty engine to an empty engine. All policies see the same
-    requests at the same moments.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ValueError: an unknown measure in `--goodput`, or a rate that is not positive.
-    """
+    """Measure every policy at every rate, in turns, with the same requests at the same moments; -> 0."""
     limits, requests = parse_goodput(args.goodput), options.requests_from(args)
     workload = options.describe_workload(args, requests)
     result = new_result("serve", model=args.model, workload=workload, goodput_limits_ms=limits, points=[])
@@ -80,8 +94,10 @@ def run(args: argparse.Namespace) -> int:
     for rate in args.request_rate:
         arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
         for name, engine in engines.items():
-            # JSON knows no infinity.
-            point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None}
+            point = {
+                "backend": name,
+                "request_rate": rate if math.isfinite(rate) else None,
+            }
             point |= summarize(*serve(engine, arriving), limits)
             result["points"].append(point)
             print(f"\n{name}\n{vllm_table(point)}")
@@ -89,42 +105,20 @@ def run(args: argparse.Namespace) -> int:
     return finish(args, result, print_report, plot)
 
 
-def print_report(result: Result) -> None:
-    """Print the curves in numbers, from what `--output-json` writes."""
-    workload = result["workload"]
-    print(describe(result["provenance"]))
-    print(
-        f"{result['model']}, workload {workload['name']}, seed {workload['seed']}, "
-        f"{workload['num_prompts']} requests at each rate"
-    )
-    print(overview(result["points"]))
-
-
 def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served], float]:
-    """Feed the engine as the requests arrive, until all are answered.
+    """Feed the idle engine as `requests` arrive; -> when each got its tokens, and the seconds in all.
 
-    Args:
-        engine: idle; its prefix cache is emptied first.
-        requests: with the arrival times that count, in any order.
-
-    Returns:
-        When each request got its tokens, in order, and the seconds from the start to the last token.
-
-    Example of the timeline, a step of 0.3 s running from 1.0 to 1.3::
-
-        request A arrives at 1.1    added at 1.3, when the step is over     first token at 1.6
-                                    its TTFT is 1.6 - 1.1 = 0.5: the 0.2 of waiting is in it
+    A arrives at 1.1, while a step runs from 1.0 to 1.3      added at 1.3      first token at 1.6
+                                                             its TTFT, 0.5, has the 0.2 of waiting in it
     """
     engine.reset_prefix_cache()
-    settings = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
     # DELTA: an output for each token, so that each can be timed.
-    settings["output_kind"] = RequestOutputKind.DELTA
-    # Request ids are the places in `requests`, so results come out in the caller's order.
+    settings = {"temperature": 0.0, "ignore_eos": True, "detokenize": False,
+                "output_kind": RequestOutputKind.DELTA}  # fmt: skip
     prompts, token_times = prompts_of(requests), [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrival_time, reverse=True)
     start = time.perf_counter()
-    # One turn: the requests that have arrived are added, then one step. During a step none can be added, as
-    # the engine computes in this thread; a server's queue would wait for the same step.
+    # During a step none can be added; a server's queue would wait for the same step.
     while waiting or engine.has_unfinished_requests():
         now = time.perf_counter() - start
         while waiting and requests[waiting[-1]].arrival_time <= now:
@@ -147,13 +141,102 @@ def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served]
     return served, seconds
 
 
-def plot(result: Result, path: str) -> None:
-    """Normalized latency against request rate, a line for each policy: the paper's figure 12.
+def parse_goodput(texts: Sequence[str]) -> dict[str, float]:
+    """["ttft:2000", "tpot:200"] -> {"ttft": 2000.0, "tpot": 200.0}, in milliseconds; else a ValueError."""
+    limits = {}
+    for text in texts:
+        name, _, value = text.partition(":")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--goodput needs milliseconds after the colon, got {text!r}.") from None
+        if name not in GOODPUT_METRICS:
+            raise ValueError(f"--goodput takes {', '.join(GOODPUT_METRICS)} as METRIC:MS; got {text!r}.")
+    return limits
 
-    Args:
-        result: as for `print_report`; the infinite rate has no place on the axis.
-        path: image file.
+
+def meets(served: Served, limits: dict[str, float]) -> bool:
+    """Whether a request stayed within every limit; with a single token it has no TPOT and cannot miss it."""
+    measures = served.measures()
+    return all(1e3 * (measures[name] or 0.0) <= limit for name, limit in limits.items())
+
+
+def distribution(values: Sequence[float]) -> dict[str, float]:
+    """Mean, median, and 90th and 99th percentile; nothing measured gives zeros, as in vLLM."""
+    values = list(values) or [0.0]
+    median, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+    return {"mean": float(np.mean(values)), "median": median, "p90": p90, "p99": p99}
+
+
+def summarize(served: Sequence[Served], seconds: float, limits: dict[str, float]) -> dict[str, Any]:
+    """All measures of one run that took `seconds`. `goodput` without `limits` is None and not 0, which would
+    mean that no user was satisfied; `output_tokens_per_second` cannot exceed what arrives.
     """
+    num_output = sum(len(each.tokens) for each in served)
+    num_input = sum(each.num_prompt_tokens for each in served)
+    measures = [each.measures() for each in served]
+    columns = {name: [each[name] for each in measures if each[name] is not None] for name in measures[0]}
+    # All gaps of all requests in one pot: long outputs count for more, as there are more of their tokens.
+    columns["itl"] = [gap for each in served for gap in np.diff(each.tokens).tolist()]
+    return {
+        "completed": len(served),
+        "seconds": seconds,
+        "num_input_tokens": num_input,
+        "num_output_tokens": num_output,
+        "requests_per_second": len(served) / seconds,
+        "goodput": sum(meets(each, limits) for each in served) / seconds if limits else None,
+        "output_tokens_per_second": num_output / seconds,
+        "total_tokens_per_second": (num_input + num_output) / seconds,
+        **{name: distribution(values) for name, values in columns.items()},
+    }
+
+
+def print_report(result: Result) -> None:
+    """Print the curves in numbers, from what `--output-json` writes."""
+    print(describe(result["provenance"]))
+    print(f"{options.workload_text(result)} at each rate")
+    print(overview(result["points"]))
+
+
+def vllm_table(point: dict[str, Any]) -> str:
+    """vLLM's "Serving Benchmark Result" of a summary with its `request_rate`, and the paper's latency."""
+    rows = [
+        ("Successful requests:", f"{point['completed']}"),
+        ("Request rate configured (RPS):", f"{(point['request_rate'] or math.inf):.2f}"),
+        ("Benchmark duration (s):", f"{point['seconds']:.2f}"),
+        ("Total input tokens:", f"{point['num_input_tokens']}"),
+        ("Total generated tokens:", f"{point['num_output_tokens']}"),
+        ("Request throughput (req/s):", f"{point['requests_per_second']:.2f}"),
+        *([] if point["goodput"] is None else [("Request goodput (req/s):", f"{point['goodput']:.2f}")]),
+        ("Output token throughput (tok/s):", f"{point['output_tokens_per_second']:.2f}"),
+        ("Total token throughput (tok/s):", f"{point['total_tokens_per_second']:.2f}"),
+    ]
+    lines = [f"{' Serving Benchmark Result ':=^50}", *(f"{label:<40} {value:<10}" for label, value in rows)]
+    for key, title, label in (
+        ("ttft", "Time to First Token", " TTFT (ms):"),
+        ("tpot", "Time per Output Token (excl. 1st token)", " TPOT (ms):"),
+        ("itl", "Inter-token Latency", " ITL (ms):"),
+        ("e2el", "End-to-end Latency", " E2EL (ms):"),
+        ("normalized_latency", "Normalized Latency", " (ms/token):"),
+    ):
+        lines.append(f"{title:-^50}")
+        lines += [f"{name.capitalize() + label:<40} {1e3 * time:<10.2f}" for name, time in point[key].items()]
+    return "\n".join([*lines, "=" * 50])
+
+
+def overview(points: Sequence[dict[str, Any]]) -> str:
+    """The curve of figure 12 in numbers. Where TTFT p99 leaves p50 behind, the queue has begun to grow."""
+    rows = [("policy", "req/s", "ms/token", "TTFT p50", "TTFT p99", "TPOT p50", "tok/s")]
+    times = (("normalized_latency", "mean"), ("ttft", "median"), ("ttft", "p99"), ("tpot", "median"))
+    for point in points:
+        cells = [f"{1e3 * point[key][statistic]:.1f}" for key, statistic in times]
+        tokens = f"{point['output_tokens_per_second']:.1f}"
+        rows.append((point["backend"], f"{(point['request_rate'] or math.inf):.2f}", *cells, tokens))
+    return table(rows)
+
+
+def plot(result: Result, path: str) -> None:
+    """Figure 12: a line for each policy; the infinite rate has no place on the axis."""
     from minivllm.viz.style import INK, PALETTE, new_figure
 
     figure = new_figure(6, 4)
@@ -162,14 +245,12 @@ def plot(result: Result, path: str) -> None:
     for point in result["points"]:
         if (rate := point["request_rate"]) is not None:
             curves.setdefault(point["backend"], []).append((rate, point["normalized_latency"]["mean"]))
-    # A colour, a marker and a dash each, so that the lines can be told apart in grey as well. From the end of
-    # the palette, because a thin yellow line is hard to see.
+    # Told apart in grey as well; from the palette's end, because a thin yellow line is hard to see.
     looks = zip(PALETTE[::-1], "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
     for (name, points), (colour, marker, dash) in zip(curves.items(), looks, strict=False):
         look = {"color": colour, "linestyle": dash, "marker": marker, "markeredgecolor": INK}
         axes.plot(*zip(*points, strict=True), label=name, **look)
-    axes.set_xlabel("request rate (requests/s)")
-    axes.set_ylabel("normalized latency (s/token)")
+    axes.set(xlabel="request rate (requests/s)", ylabel="normalized latency (s/token)")
     axes.set_ylim(bottom=0)  # so that twice the height is twice the wait
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend()

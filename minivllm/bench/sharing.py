@@ -1,28 +1,20 @@
 """Sharing: what forked prompts and the prefix cache save, in blocks and in seconds.
 
-Two experiments, each with and without sharing, in turns::
-
-    (a) 8 completions of one prompt       one request with n=8: the prompt is computed once, its blocks
-                                          are shared until the completions differ (copy-on-write)
-                                   versus 8 requests with the same prompt, no prefix cache
-
-    (b) 16 requests, the same first       prefix cache on: the prefix is computed once, by the first
-        512 tokens                        request of the step, and found by the 15 others in that same step
-                                   versus prefix cache off
+Two experiments, each with and without sharing, in turns: (a) 8 completions of one prompt, as one request with
+n=8, which shares the prompt's blocks until the completions differ, or as 8 requests; (b) 16 requests with the
+same first 512 tokens, computed once and found by the other 15 in that same step, or without prefix cache.
 
 The blocks and tokens follow from the lengths, and are worth doing by hand (block size 16; the token sampled
 last is never computed; (a) 256 prompt and 32 output tokens, (b) 512 + 32 prompt tokens)::
 
+    $ python -m minivllm bench sharing --repeats 5
                           blocks held at most                  tokens computed
     (a)  n=8              16 + 8 x 2 of their own =  32        256 + 8 x 31  =   504
          8 requests       8 x 18                  = 144        8 x 287       = 2,296
     (b)  cached           32 + 16 x 2             =  64        512 + 16 x 32 = 1,024
          not cached       4 or 5 requests per step = 154       16 x 544      = 8,704
 
-    $ python -m minivllm bench sharing --repeats 5
-
-Paper: sections 4.4, 6.3 (parallel sampling, figure 15) and 6.4 (shared prefix, figure 16). vLLM V1:
-`benchmarks/benchmark_prefix_caching.py`.
+Paper: sections 4.4, 6.3 (figure 15) and 6.4 (figure 16). vLLM V1: `benchmarks/benchmark_prefix_caching.py`.
 """
 
 from __future__ import annotations
@@ -45,13 +37,7 @@ from minivllm.scheduler_output import SchedulerOutput
 
 @dataclass
 class SharingRun:
-    """One run.
-
-    Attributes:
-        seconds: of `LLM.generate`.
-        most_blocks: KV blocks in use after the plan of the fullest step; a shared block counts once.
-        num_computed_tokens: tokens that went through the model, not those found in the prefix cache.
-    """
+    """One run: its time, blocks in use in the fullest step (a shared one counts once), tokens computed."""
 
     seconds: float = 0.0
     most_blocks: int = 0
@@ -79,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report; -> the exit status, 0."""
     result = new_result("sharing", model=args.model)
     vocab_size, engine = options.vocab_size_of(args), options.engine_options(args)
-    # Two engines, because the prefix cache is a setting of the engine. (a) runs on the one without in both
-    # variants: with it, 8 equal prompts would be found there, and forking would have nothing to show.
+    # (a) runs without prefix cache in both variants: with it, 8 equal prompts would be found there.
     plain = LLM(args.model, **engine | {"enable_prefix_caching": False})
     cached = LLM(args.model, **engine | {"enable_prefix_caching": True})
     (prompt,) = requests_of_lengths([(args.input_len, args.output_len)], vocab_size, args.seed)
@@ -103,26 +88,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
-    """Generate, with an empty prefix cache to begin with, watching the blocks after every plan.
-
-    Args:
-        llm: the engine to use.
-        requests: prompts and output lengths.
-        n: completions of each request.
-    """
+    """Generate `n` completions of each request, from an empty prefix cache, watching every plan."""
     found, engine = SharingRun(), llm.llm_engine
     llm.reset_prefix_cache()
 
     def look(plan: SchedulerOutput) -> None:
-        # At this moment the plan's blocks are allocated and nothing has been freed yet.
         found.most_blocks = max(found.most_blocks, engine.scheduler.kv.pool.num_used)
         found.num_computed_tokens += plan.num_scheduled_tokens
 
     # Random, with a seed: greedy completions would be n times the same, and never be told apart.
     settings = {"n": n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
-    params = [
-        SamplingParams(seed=i, max_tokens=each.output_len, **settings) for i, each in enumerate(requests)
-    ]
+    params = [SamplingParams(seed=i, max_tokens=x.output_len, **settings) for i, x in enumerate(requests)]
     prompts = prompts_of(requests)
     with watching_plans(engine, look):
         start = time.perf_counter()
@@ -132,10 +108,7 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
 
 
 def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> dict[str, Any]:
-    """Both variants and their ratios, each unshared / shared: 2.0 says that sharing halves it.
-
-    Blocks and tokens are taken from the first run: they follow from the lengths and are the same in all.
-    """
+    """Both variants and their ratios, unshared / shared; blocks and tokens are the same in all runs."""
     variants = {}
     for name in (shared, unshared):
         seconds, first = Spread(tuple(each.seconds for each in runs[name])), runs[name][0]

@@ -1,40 +1,35 @@
 """Throughput: tokens per second of minivllm, of its peers and of the baselines, on the same requests.
 
     $ python -m minivllm bench throughput                                    32 requests, three backends
-    $ python -m minivllm bench throughput --num-running 32 --backend minivllm --profile
     $ python -m minivllm bench throughput --num-running 32 --backend minivllm --profile --sampling full
     $ python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 \\
           --backend static-contiguous orca-max static-paged minivllm         what each idea is worth
-    $ python -m minivllm bench openvino                                      against OpenVINO GenAI
 
-What is printed (`throughput_report.py`): vLLM's `Throughput:` line for each backend, how many requests got
-the same greedy tokens, the share of the matrix-product bound (`matmul_bound.py`), with `--profile` where the
-rest of a step went, and the memory. All backends take turns, so that a machine that slows down slows them
-all::
+Printed are rates, how many requests got the same greedy tokens, the share of the matrix-product bound, with
+`--profile` where the rest of a step went, and the memory. `--num-running N` holds exactly N sequences
+running. All backends take turns::
 
     minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
     '---- a round: each runs all requests once --'
 
-`--num-running N` holds exactly N sequences running: N requests of one size. vLLM V1:
-`vllm/benchmarks/throughput.py`.
+vLLM V1: `vllm/benchmarks/throughput.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import operator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minivllm.bench import options, steps, throughput_report
-from minivllm.bench.backends import BASELINES, OURS, SAMPLING, Backend, BackendRun, check_run, make_baseline
-from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, load_hf_model
-from minivllm.bench.machine import peak_rss_bytes, reset_peak_rss, resident_bytes
-from minivllm.bench.matmul_bound import MatmulBound
+from minivllm.bench import backends, options, report, steps, throughput_report
+from minivllm.bench.backends import BASELINES, OURS, SAMPLING, Backend, BackendRun, make_baseline
 from minivllm.bench.peers import PEERS, PeerBackend, install
-from minivllm.bench.report import Result, finish, in_turns, new_result
+from minivllm.bench.report import Result
+from minivllm.bench.steps import MatmulBound
 from minivllm.bench.workloads import BenchRequest
 
 HF, HF_CONTINUOUS = "hf", "hf-continuous"
@@ -52,11 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_counts(parser, repeats=(3, "rounds"), hf_max_batch_size=(8, "static batches of hf"))
     text = "batch hf by true output length, which no server knows: the best static batching can do"
     add("--hf-sort-by-length", action="store_true", help=text)
-    add(
-        "--num-running",
-        type=options.positive_int,
-        help="N requests of --input-len and --output-len, all at once",
-    )
+    text = "N requests of --input-len and --output-len, all at once"
+    add("--num-running", type=options.positive_int, help=text)
     text = "full: penalties, top_p, log-probabilities; minivllm alone, the others run greedy only"
     add("--sampling", choices=SAMPLING, default="greedy", help=text)
     add("--profile", action="store_true", help="where a step's time goes, in an extra run")
@@ -68,102 +60,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Install, measure, report.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ValueError: options that do not go together.
-    """
-    for name in args.backend:
-        if name in PEERS and (args.install or args.install_only):
-            install(PEERS[name], env_of(args, name), args.pip_index_url)
+    """Install, measure, report; -> the exit status, 0. ValueError: options that do not go together."""
+    for name, peer in PEERS.items():
+        if name in args.backend and (args.install or args.install_only):
+            install(peer, getattr(args, f"{name}_env"), args.pip_index_url)
     if args.install_only:
         return 0
     if args.sampling != "greedy" and set(args.backend) != {OURS}:
         raise ValueError("--sampling full needs --backend minivllm alone: the others run greedy only.")
     if args.num_running:
-        # As many requests as seats, all of one size: the batch is constant.
         args.workload, args.num_prompts, args.max_num_seqs = "fixed", args.num_running, args.num_running
     requests = options.requests_from(args)
     workload = options.describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]}
-    result = new_result("throughput", model=args.model, workload=workload)
+    result = report.new_result("throughput", model=args.model, workload=workload)
     result |= measure(args, requests)
-    return finish(args, result, throughput_report.print_report, throughput_report.plot)
-
-
-def env_of(args: argparse.Namespace, peer: str) -> Path:
-    """The environment that the options name for a peer."""
-    return getattr(args, f"{peer}_env")
-
-
-# -- measuring --------------------------------------------------------------------------------------
+    return report.finish(args, result, throughput_report.print_report, throughput_report.plot)
 
 
 def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> Result:
-    """Set up, warm up, take turns; everything the report needs.
-
-    Returns:
-        `backends` (rates of each), `reference` (whose tokens the others are compared with), `same_tokens`,
-        and for minivllm `memory`, `bound` and, if asked for, `profile`.
-    """
+    """Set up, warm up, take turns; everything that `throughput_report.py` prints."""
     names = list(dict.fromkeys(args.backend))  # without duplicates, in the order given
     # What each backend runs once before its clock counts: every prompt, and a few decoding steps.
     warm_up = [replace(request, output_len=min(16, request.output_len)) for request in requests]
 
     def checked(name: str, backend: Backend) -> BackendRun:
         timed = backend.run(requests)
-        check_run(name, requests, timed)  # in the turn: wrong lengths end it before they become a rate
+        backends.check_run(name, requests, timed)  # wrong lengths end it before they become a rate
         return timed
 
-    # A peer's process must end whatever happens: the stack sees to it.
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # a peer's process must end whatever happens
         # Ours first and alone, so that the peak of the process's memory is its own.
         ours = OurRuns(args, requests) if OURS in names else None
         others = make_others(args, requests, stack)
         for backend in others.values():
             backend.run(warm_up)
-        backends = {name: others.get(name, ours) for name in names}
-        turns = {name: partial(checked, name, backend) for name, backend in backends.items()}
-        runs = in_turns(turns, args.repeats)
+        turns = {name: partial(checked, name, others.get(name, ours)) for name in names}
+        runs = report.in_turns(turns, args.repeats)
 
     reference = OURS if ours else names[0]
     seconds = {name: [each.seconds for each in runs[name]] for name in names}
     tokens = {name: runs[name][-1].token_ids for name in names}  # greedy text is the same each time
-    result: Result = {
-        "reference": reference,
-        "backends": {name: throughput_report.rates(seconds[name], requests) for name in names},
-        "same_tokens": {
-            name: throughput_report.same_tokens(tokens[name], tokens[reference]) for name in names
-        },
-    }
+    # All tokens of a request or none: behind the first difference, equal ones are accidents.
+    same = {name: sum(map(operator.eq, tokens[name], tokens[reference])) for name in names}
+    rates = {name: throughput_report.rates(seconds[name], requests) for name in names}
+    result: Result = {"reference": reference, "backends": rates, "same_tokens": same}
     if ours:
-        result |= {
-            "memory": ours.memory,
-            "bound": throughput_report.bound_of(ours.bound, ours.steps, seconds[OURS]),
-        }
-        result |= {"profile": ours.profile(requests)} if args.profile else {}
+        bound = throughput_report.bound_of(ours.bound, ours.steps, seconds[OURS])
+        result |= {"memory": ours.memory, "bound": bound}
+    if ours and args.profile:
+        result["profile"] = ours.profile(requests)
     return result
 
 
 class OurRuns:
-    """minivllm as a backend of which more is recorded; the peers are timed from outside and nothing else.
-
-    Attributes:
-        memory: of one run of the workload before any timing, see `memory_of`.
-        bound: knows the row counts of that run, and measures their matrix products again after each.
-        steps: one list of records for each timed run.
+    """minivllm as a backend of which more is recorded: the memory of one run before any timing, the steps of
+    each timed run, and after each the bound, the matrix products at its row counts.
     """
 
     def __init__(self, args: argparse.Namespace, requests: list[BenchRequest]) -> None:
         # Three moments of the memory: before the model, the peak of loading it, the peak of running.
-        before = resident_bytes()
-        reset_peak_rss()
+        before = report.memory_bytes("VmRSS")
+        report.reset_peak_rss()
         self.backend = make_baseline(OURS, args.model, options.engine_options(args), args.sampling)
         self.engine = self.backend.llm.llm_engine
-        peak_loading = peak_rss_bytes()
-        reset_peak_rss()
+        peak_loading = report.memory_bytes("VmHWM")
+        report.reset_peak_rss()
         with steps.record_steps(self.engine) as recorded:
             self.backend.run(requests)
         self.memory = throughput_report.memory_of(self.engine, len(recorded.blocks))
@@ -173,10 +134,7 @@ class OurRuns:
         self.steps: list[list[steps.StepRecord]] = []
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
-        """A run, and right after it the matrix products alone.
-
-        On a shared machine both then slow down together, and their ratio, the share, stays.
-        """
+        """A run, and the matrix products right after it: a slow machine slows both, and their ratio stays."""
         with steps.record_steps(self.engine) as recorded:
             timed = self.backend.run(requests)
         self.steps.append(recorded.records)
@@ -199,28 +157,23 @@ class OurRuns:
 def make_others(
     args: argparse.Namespace, requests: list[BenchRequest], stack: ExitStack
 ) -> dict[str, Backend]:
-    """Baselines and peers, ready to run; `stack` ends the peers' processes.
-
-    Args:
-        args: the command's options; `--backend` names the backends.
-        requests: the workload; vLLM has to know its longest sequence when it starts.
-        stack: entered here by backends that must be ended.
-    """
+    """Baselines and peers, ready to run; `stack` ends the peers' processes."""
     names = [name for name in dict.fromkeys(args.backend) if name != OURS]
     # One model for both of its backends, and only if one was asked for: it is the weights a second time.
-    hf = load_hf_model(args.model, args.dtype, args.device) if {HF, HF_CONTINUOUS} & set(names) else None
-    backends: dict[str, Backend] = {}
+    hf = None
+    if {HF, HF_CONTINUOUS} & set(names):
+        hf = backends.load_hf_model(args.model, args.dtype, args.device)
+    limits = args.max_num_seqs, args.max_num_batched_tokens, args.enable_prefix_caching
+    others: dict[str, Backend] = {}
     for name in names:
         if name == HF:
-            backends[name] = HfStaticBackend(hf, args.hf_max_batch_size, args.hf_sort_by_length)
+            others[name] = backends.HfStaticBackend(hf, args.hf_max_batch_size, args.hf_sort_by_length)
         elif name == HF_CONTINUOUS:
-            backends[name] = HfContinuousBackend(
-                hf, args.max_num_seqs, args.max_num_batched_tokens, args.enable_prefix_caching
-            )
+            others[name] = backends.HfContinuousBackend(hf, *limits)
         elif name in PEERS:
-            env = env_of(args, name)
-            backend = PeerBackend(PEERS[name], env, PEERS[name].options(args, env, requests))
-            backends[name] = stack.enter_context(backend)
+            env = getattr(args, f"{name}_env")
+            peer = PeerBackend(PEERS[name], env, PEERS[name].options(args, env, requests))
+            others[name] = stack.enter_context(peer)
         else:
-            backends[name] = make_baseline(name, args.model, options.engine_options(args))
-    return backends
+            others[name] = make_baseline(name, args.model, options.engine_options(args))
+    return others

@@ -1,7 +1,6 @@
 """Workloads: which prompts, how many output tokens, and when they arrive. Seeded, and without a model.
 
-A benchmark is only as good as its requests. Output lengths are what makes serving hard: they are not known in
-advance, and they differ by a factor of a hundred. These are the shapes used here::
+Output lengths make serving hard: they are not known in advance, and differ by a factor of a hundred::
 
     uniform        prompts U(16, 256), outputs U(16, 256), random tokens           the throughput workload
     fixed          all the same: --input-len and --output-len                      a batch of constant size
@@ -10,16 +9,13 @@ advance, and they differ by a factor of a hundred. These are the shapes used her
     shared-prefix  one common prefix, then a suffix of its own for each            system prompts, few-shot
     sharegpt       your own file in ShareGPT format, with vLLM's filters
 
-Example: the first request of the default workload::
-
     >>> request = uniform_requests(num_prompts=32, vocab_size=49152, seed=0)[0]
     >>> len(request.prompt_token_ids), request.output_len
     (232, 114)
 
-All 32 together have 5,310 prompt and 4,259 output tokens. Lengths, token ids and arrival times come from
-three random streams, so that another vocabulary or another request rate leaves the lengths alone.
-
-Paper: section 6.1 and figure 11 (the two data sets). vLLM V1: `vllm/benchmarks/datasets.py`.
+Lengths, token ids and arrival times come from three random streams, so that another vocabulary or another
+request rate leaves the lengths alone. Paper: section 6.1 and figure 11. vLLM V1:
+`vllm/benchmarks/datasets.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +26,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each request
@@ -37,11 +34,7 @@ Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each reques
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request: the prompt as token ids, and exactly how many tokens to generate.
-
-    Token ids and not text, so that no backend's clock includes tokenization. `arrival_time` counts seconds
-    from the start of the run; 0 means "waiting from the beginning".
-    """
+    """Token ids, so that no clock includes tokenization; tokens to generate; seconds from the start."""
 
     prompt_token_ids: tuple[int, ...]
     output_len: int
@@ -94,20 +87,17 @@ def draw_lengths(model: LengthModel, num_prompts: int, seed: int = 0) -> Lengths
     return lengths
 
 
-def random_tokens(count: int, vocab_size: int, rng: random.Random) -> tuple[int, ...]:
-    """`count` token ids, each equally likely. Nonsense to read, and for speed as good as any text."""
-    return tuple(rng.randrange(vocab_size) for _ in range(count))
-
-
 def requests_of_lengths(
     lengths: Lengths, vocab_size: int, seed: int, prefix_len: int = 0
 ) -> list[BenchRequest]:
     """Random prompts of the given lengths, behind `prefix_len` tokens that all of them share."""
     rng = random.Random(f"{seed}/tokens")
-    prefix = random_tokens(prefix_len, vocab_size, rng)
-    return [
-        BenchRequest(prefix + random_tokens(inputs, vocab_size, rng), outputs) for inputs, outputs in lengths
-    ]
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocab_size) for _ in range(count))
+
+    prefix = tokens(prefix_len)
+    return [BenchRequest(prefix + tokens(inputs), outputs) for inputs, outputs in lengths]
 
 
 def uniform_requests(num_prompts: int = 32, vocab_size: int = 49152, seed: int = 0) -> list[BenchRequest]:
@@ -132,30 +122,26 @@ class Shape:
         return [(self.input_len, self.output_len)] * self.num_prompts
 
 
+def drawn_requests(model: LengthModel, shape: Shape, vocab_size: int, seed: int) -> list[BenchRequest]:
+    """Random prompts; lengths from a distribution, however the shape would have them."""
+    return requests_of_lengths(draw_lengths(model, shape.num_prompts, seed), vocab_size, seed)
+
+
+# (shape, vocabulary size, seed) -> requests, for each workload that needs no file.
 SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
     "uniform": lambda s, vocab, seed: uniform_requests(s.num_prompts, vocab, seed),
     "fixed": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed),
-    "sharegpt-like": lambda s, vocab, seed: requests_of_lengths(
-        draw_lengths(SHAREGPT_LIKE, s.num_prompts, seed), vocab, seed
-    ),
-    "alpaca-like": lambda s, vocab, seed: requests_of_lengths(
-        draw_lengths(ALPACA_LIKE, s.num_prompts, seed), vocab, seed
-    ),
+    "sharegpt-like": partial(drawn_requests, SHAREGPT_LIKE),
+    "alpaca-like": partial(drawn_requests, ALPACA_LIKE),
     "shared-prefix": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed, s.prefix_len),
 }
-"""(shape, vocabulary size, seed) -> requests, for each workload that needs no file."""
 
 
 def load_sharegpt(
     path: Path, tokenize: Callable[[str], list[int]], num_prompts: int, seed: int = 0
 ) -> list[BenchRequest]:
-    """Real conversations from a file of your own: the first turn is the prompt, the second its answer.
-
-    The file is a JSON list of `{"conversations": [{"from": ..., "value": text}, ...]}`. vLLM's filters:
-    dropped are prompts or answers under 4 tokens, prompts over 1,024, and sums over 2,048.
-
-    Raises:
-        ValueError: the file is in another format, or holds fewer than `num_prompts` that pass the filters.
+    """Turns 1 and 2 of conversations in your own file, by vLLM's filters: prompt and answer of at least 4
+    tokens, prompt up to 1,024, sum up to 2,048. ValueError: another format, or too few of them.
     """
     try:
         conversations = [entry["conversations"] for entry in json.loads(path.read_text(encoding="utf-8"))]
@@ -176,8 +162,7 @@ def load_sharegpt(
             requests.append(request)
     if len(requests) < num_prompts:
         raise ValueError(
-            f"{path} has {len(requests)} conversations that pass the filters, {num_prompts} were asked for: "
-            f"lower --num-prompts."
+            f"{path} has {len(requests)} conversations that pass the filters, {num_prompts} were asked for."
         )
     return requests
 
@@ -185,22 +170,13 @@ def load_sharegpt(
 def with_arrivals(
     requests: list[BenchRequest], request_rate: float, burstiness: float = 1.0, seed: int = 0
 ) -> list[BenchRequest]:
-    """The same requests, `request_rate` of them arriving per second on average.
-
-    Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1 arrivals bunch, above 1 they are
-    regular. An infinite rate puts all arrivals at 0.
-
-    Raises:
-        ValueError: a rate or a burstiness that is not positive.
+    """The same requests, arriving. Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1
+    arrivals bunch; an infinite rate puts all at 0.
     """
     if request_rate <= 0 or burstiness <= 0:
-        raise ValueError(
-            f"request_rate and burstiness must be positive, got {request_rate} and {burstiness}."
-        )
+        raise ValueError(f"rate and burstiness must be positive, got {request_rate} and {burstiness}.")
     rng = random.Random(f"{seed}/arrivals")
     gap = Gamma(mean=1.0 / request_rate, cv=burstiness**-0.5)
     gaps = [0.0 if math.isinf(request_rate) else gap.draw(rng) for _ in requests]
-    return [
-        replace(request, arrival_time=time)
-        for request, time in zip(requests, itertools.accumulate(gaps), strict=True)
-    ]
+    times = itertools.accumulate(gaps)
+    return [replace(request, arrival_time=time) for request, time in zip(requests, times, strict=True)]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import pickle
 import random
 import re
 import statistics
@@ -19,27 +20,40 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import hf_backends, options, peers, report, serve, serve_metrics, throughput, workloads
-from minivllm.bench.backends import BASELINES, BackendRun, MinivllmBackend, check_run, make_baseline
-from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, left_padded, load_hf_model
-from minivllm.bench.machine import provenance
-from minivllm.bench.matmul_bound import ROW_COUNTS, MatmulBound, bracket, interpolate
+from minivllm.bench import backends, options, peers, report, serve, throughput, workloads
+from minivllm.bench.backends import (
+    BASELINES,
+    BackendRun,
+    HfContinuousBackend,
+    HfStaticBackend,
+    MinivllmBackend,
+    check_run,
+    left_padded,
+    load_hf_model,
+    make_baseline,
+)
 from minivllm.bench.peers import PEERS, PeerBackend, install
-from minivllm.bench.report import Spread, in_turns, ratio_text, table, write_json
-from minivllm.bench.serve_metrics import Served
+from minivllm.bench.report import Spread, in_turns, provenance, ratio_text, table, write_json
+from minivllm.bench.serve import Served
 from minivllm.bench.sharing import run_once
 from minivllm.bench.steps import (
     PARTS,
+    ROW_COUNTS,
+    MatmulBound,
     StepRecord,
+    bracket,
+    interpolate,
     milliseconds_per_step,
     profile_steps,
     profile_table,
     record_steps,
     replaced,
+    watching_plans,
 )
 from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
+from minivllm.sampling_params import SamplingParams
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
@@ -279,7 +293,7 @@ def test_a_ratio_is_formed_per_round_and_quoted_with_its_range_and_processor():
     text = ratio_text(ours, theirs, "minivllm", "hf", QUIET)
     assert text == ("minivllm generates 2.50x the output tokens/s of hf (rounds 2.10x to 2.50x, on a CPU)")
     with pytest.raises(ValueError):
-        ratio_text(ours, Spread((40.0,)), "minivllm", "hf", QUIET)
+        ratio_text(ours, Spread((40.0, 40.0)), "minivllm", "hf", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +312,13 @@ def test_no_ratio_is_quoted_of_a_busy_machine_or_of_scattered_rounds(load, slowe
     text = ratio_text(Spread((200.0,) * 3), Spread((100.0, slowest, 100.0)), "minivllm", "hf", where)
     assert text.startswith("no ratio to hf: " if reason else "minivllm generates 2.00x")
     assert reason is None or reason in text
+
+
+def test_a_single_round_gives_no_ratio():
+    """Would catch `--repeats 1` taken for rounds that agree to 0%."""
+    one, two = Spread((200.0,)), Spread((200.0, 200.0))
+    assert ratio_text(one, one, "minivllm", "hf", QUIET) == "no ratio to hf: a single round has no spread"
+    assert ratio_text(two, two, "minivllm", "hf", QUIET).startswith("minivllm generates 1.00x")
 
 
 def test_every_report_begins_with_the_processor_and_the_load(capsys):
@@ -361,7 +382,7 @@ def test_padding_on_the_right_would_not_pass(hf, expected, monkeypatch):
         ids, mask = left_padded([prompt[::-1] for prompt in prompts])
         return ids.flip(1), mask.flip(1)
 
-    monkeypatch.setattr(hf_backends, "left_padded", right_padded)
+    monkeypatch.setattr(backends, "left_padded", right_padded)
     assert HfStaticBackend(hf, 8).run(REQUESTS).token_ids != expected
 
 
@@ -727,34 +748,34 @@ def test_the_measures_of_a_request_are_those_of_the_docstring():
         {"ttft": 1.0, "tpot": 0.75, "e2el": 2.5, "normalized_latency": 2.5 / 3}
     )
     assert Served(0.0, 1, (1.0,)).measures()["tpot"] is None
-    summary = serve_metrics.summarize([TIMES, Served(0.0, 1, (1.0,))], 10.0, {})
+    summary = serve.summarize([TIMES, Served(0.0, 1, (1.0,))], 10.0, {})
     assert summary["itl"]["mean"] == 0.75 and summary["tpot"]["mean"] == 0.75  # one token has neither
 
 
 def test_goodput_counts_only_requests_within_every_limit():
     """Would catch seconds compared with milliseconds, and `any` for `all`."""
     slow = Served(arrival=0.0, num_prompt_tokens=10, tokens=(5.0, 5.1))
-    limits = serve_metrics.parse_goodput(["ttft:1000", "tpot:750"])
-    assert serve_metrics.meets(TIMES, limits)
-    assert not serve_metrics.meets(TIMES, {"ttft": 999.0})
-    assert not serve_metrics.meets(slow, limits)
-    summary = serve_metrics.summarize([TIMES, slow], seconds=10.0, limits=limits)
+    limits = serve.parse_goodput(["ttft:1000", "tpot:750"])
+    assert serve.meets(TIMES, limits)
+    assert not serve.meets(TIMES, {"ttft": 999.0})
+    assert not serve.meets(slow, limits)
+    summary = serve.summarize([TIMES, slow], seconds=10.0, limits=limits)
     assert summary["goodput"] == pytest.approx(0.1)
     assert summary["requests_per_second"] == pytest.approx(0.2)
-    assert serve_metrics.summarize([TIMES], 10.0, {})["goodput"] is None
+    assert serve.summarize([TIMES], 10.0, {})["goodput"] is None
 
 
 @pytest.mark.parametrize("text", ["latency:3", "ttft", "ttft:", "ttft:fast"])
 def test_a_wrong_goodput_limit_is_refused(text):
     """Would catch a limit that is silently no limit."""
     with pytest.raises(ValueError, match="--goodput"):
-        serve_metrics.parse_goodput([text])
+        serve.parse_goodput([text])
 
 
 def test_the_table_is_vllms():
     """Would catch a label that scripts made for vLLM look for in vain."""
-    summary = serve_metrics.summarize([TIMES], seconds=10.0, limits={"ttft": 2000.0})
-    lines = serve_metrics.vllm_table(summary | {"request_rate": None}).splitlines()
+    summary = serve.summarize([TIMES], seconds=10.0, limits={"ttft": 2000.0})
+    lines = serve.vllm_table(summary | {"request_rate": None}).splitlines()
     assert lines[0] == "============ Serving Benchmark Result ============"
     assert lines[-1] == "=" * 50
     assert "Successful requests:                     1         " in lines
@@ -1027,9 +1048,23 @@ def test_the_commands_of_peers_are_throughput_with_other_defaults(capsys, monkey
     ]  # fmt: skip
 
 
-def test_the_plan_of_a_decode_step_is_measured(capsys):
-    """Would catch a size of the prefill's plan, or of another number of sequences."""
-    assert bench.main(["plan", "--num-running", "3", "--input-len", "20", "--num-steps", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"0 prefill +60 +[\d,]+ +\d+$", lines[-2])
-    assert re.match(r"1 decode +3 +[\d,]+ +\d+$", lines[-1])
+def test_the_plan_of_a_decode_step_is_measured(folder, capsys):
+    """Would catch the prefill's plan, and one object of sampling parameters for all, which pickles only once."""
+    assert bench.main(["plan", "--num-running", "16", "--input-len", "20", "--num-steps", "2"]) == 0
+    *_, prefill, decode = capsys.readouterr().out.splitlines()
+    assert re.match(r"0 prefill +320 +[\d,]+ +\d+$", prefill)
+    assert re.match(r"1 decode +16 +[\d,]+ +\d+$", decode)
+    printed = int(decode.split()[3].replace(",", ""))
+    assert printed == pytest.approx(bytes_of_a_decode_plan(folder, shared=False), rel=0.1)
+    # Negative control: requests that share their parameters are not within that tolerance.
+    assert printed != pytest.approx(bytes_of_a_decode_plan(folder, shared=True), rel=0.1)
+
+
+def bytes_of_a_decode_plan(folder, shared):
+    """The plan that a real engine makes for 16 sequences of 21 tokens."""
+    llm, sizes = LLM(str(folder), **OPTIONS), []
+    prompts = [{"prompt_token_ids": [i] * 20} for i in range(1, 17)]
+    params = [SamplingParams(ignore_eos=True, max_tokens=2, detokenize=False) for _ in prompts]
+    with watching_plans(llm.llm_engine, lambda plan: sizes.append(len(pickle.dumps(plan)))):
+        llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
+    return sizes[-1]

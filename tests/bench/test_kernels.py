@@ -21,8 +21,7 @@ from minivllm.bench.kernel_contenders import (
     measure_prefill,
     measure_rows,
 )
-from minivllm.bench.kernel_report import measurement_table
-from minivllm.bench.kernel_shapes import (
+from minivllm.bench.kernel_report import (
     DECODE_SHAPES,
     LLAMA_8B,
     MARKS,
@@ -31,6 +30,7 @@ from minivllm.bench.kernel_shapes import (
     Heads,
     Measurement,
     decode,
+    measurement_table,
 )
 
 TINY = Heads("tiny", 4, 2, 16)
@@ -216,7 +216,7 @@ def test_a_wrong_kernel_is_not_timed(capsys):
     peers = {"wrong": lambda: right + 1, "broken": broken, "good": lambda: right}
     assert [name for name, _ in measure_all({}, peers, right, NoTimer())] == ["good"]
     out = capsys.readouterr().out
-    assert "wrong: wrong answer" in out and "broken: OSError: no compiler" in out
+    assert "wrong: RuntimeError: wrong gives a wrong answer" in out and "broken: OSError: no compiler" in out
 
 
 def test_the_paged_copy_holds_the_same_numbers():
