@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LLM",
-    "BeamSearchParams",
-    "CompletionOutput",
-    "EngineConfig",
-    "LLMEngine",
-    "Logprob",
-    "RequestOutput",
-    "RequestOutputKind",
-    "SamplingParams",
-]
-
 # Public name -> the module that defines it.
 _HOME = {
     "LLM": "llm",
@@ -51,6 +39,7 @@ _HOME = {
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
 }
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

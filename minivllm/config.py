@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 # What a setting may say. Here and not where each is used, so that a typo is found before a model is loaded,
-# and so that `__main__.py` can offer the same words without importing torch.
+# and so that the command line can offer the same words without importing torch.
 ROPE_TYPES = ("default", "linear", "llama3")
 CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
