@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Never run: it is how editors and type checkers learn what `__getattr__` will return.
+# Never run: this is how editors and type checkers learn what `__getattr__` will return.
 if TYPE_CHECKING:
     from minivllm.config import EngineConfig
     from minivllm.engine import LLMEngine
