@@ -10,8 +10,8 @@
     RequestOutput <--- output_processor: text, stop strings
 
 A loop that calls `step()` until `has_unfinished_requests()` is false is an inference server
-(`engine_loop.py`).
-Requests may be added or aborted between any two steps, and each of these is all or nothing::
+(`engine_loop.py`). Requests may be added or aborted between any two steps, and each of these is all or
+nothing::
 
     engine.add_request("a", "The sky is", SamplingParams(max_tokens=2))      queued, or refused: no change
     engine.step()   ->  [RequestOutput("a", " blue", finished=False)]        prompt computed, 1 token
@@ -45,10 +45,10 @@ from minivllm.outputs import RequestOutput
 from minivllm.prompts import Prompt
 from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.scheduler import Scheduler
+from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.scheduling_policy import POLICIES
-from minivllm.sequence import Sequence, SequenceGroup
+from minivllm.sequence import SequenceGroup
 from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
@@ -58,15 +58,8 @@ if TYPE_CHECKING:
 class StepObserver(Protocol):
     """What is told about every step: `viz/trace.py` records them."""
 
-    def record(
-        self,
-        plan: SchedulerOutput,
-        updated: list[tuple[SequenceGroup, list[Sequence]]],
-        scheduler: Scheduler,
-        now: float,
-    ) -> None:
+    def record(self, plan: SchedulerOutput, updated: Updated, scheduler: Scheduler, now: float) -> None:
         """Take in one step, after it is over; nothing may be changed."""
-        ...
 
 
 class LLMEngine:
@@ -235,7 +228,7 @@ class LLMEngine:
             self.periodic_log.note(self.stats, time.perf_counter())
         return results
 
-    def _make_outputs(self, updated: list[tuple[SequenceGroup, list[Sequence]]]) -> list[RequestOutput]:
+    def _make_outputs(self, updated: Updated) -> list[RequestOutput]:
         """Tokens to text, text to stop strings, and what the requests asked to see of both."""
         now = time.perf_counter()
         self.scheduler.finish_stopped(self.output_processor.read(updated, now))

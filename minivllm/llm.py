@@ -8,8 +8,7 @@
 
 Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that
 steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts,
-whatever order
-they finished in::
+whatever order they finished in::
 
     chat -> generate, beam_search -> _run ---+
                                              +--> EngineLoop: check all, queue all, step until done, clean up
@@ -22,6 +21,7 @@ vLLM V1: `vllm/entrypoints/llm.py`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -121,12 +121,8 @@ class LLM:
         prompts = as_list(prompts)
         # Whatever the user's parameters say: only the last output of each request is returned.
         params = self._one_each(prompts, sampling_params, RequestOutputKind.FINAL_ONLY)
-        if priority is None:
-            priority = [0] * len(prompts)
-        if len(priority) != len(prompts):
-            raise ValueError(
-                f"The lengths of prompts ({len(prompts)}) and priority ({len(priority)}) must be the same."
-            )
+        priority = [0] * len(prompts) if priority is None else priority
+        _check_lengths(prompts, "priority", priority)
         requests = map(Request, prompts, params, [None] * len(prompts), priority)
         return self._run(self.engine_loop.make_groups(requests), use_tqdm)
 
@@ -219,10 +215,7 @@ class LLM:
             params = self.get_default_sampling_params()
         if not isinstance(params, list | tuple):
             params = [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise ValueError(
-                f"The lengths of prompts ({len(prompts)}) and params ({len(params)}) must be the same."
-            )
+        _check_lengths(prompts, "params", params)
         for each in params:
             if not isinstance(each, SamplingParams):
                 raise TypeError(f"sampling_params must be SamplingParams, got {type(each).__name__}.")
@@ -233,27 +226,30 @@ class LLM:
     def _run(self, groups: list[SequenceGroup], use_tqdm: bool) -> list[RequestOutput]:
         """Run until all these requests are finished; results in the order of the prompts."""
         finished: dict[str, RequestOutput] = {}
-        num_input, num_output = 0, 0  # tokens of finished requests
-        bar_text = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
+        num_input, num_output, start = 0, 0, time.perf_counter()
         with (
             closing(self.engine_loop.outputs_of(groups)) as outputs,
             tqdm(
-                total=len(groups),
-                desc="Processed prompts",
-                dynamic_ncols=True,
-                postfix=bar_text.format(0, 0),
-                disable=not use_tqdm,
+                desc="Processed prompts", total=len(groups), dynamic_ncols=True, disable=not use_tqdm
             ) as bar,
         ):
             for output in outputs:
                 if not output.finished:
                     continue
                 finished[output.request_id] = output
+                # Tokens of finished requests only, so the estimate starts low and rises towards the end.
                 num_input += len(output.prompt_token_ids)
                 num_output += sum(len(completion.token_ids) for completion in output.outputs)
-                # Finished requests only, so the estimate starts low and rises towards the end.
-                if use_tqdm:
-                    elapsed = max(bar.format_dict["elapsed"], 1e-9)
-                    bar.postfix = bar_text.format(num_input / elapsed, num_output / elapsed)
-                    bar.update(1)
+                seconds = time.perf_counter() - start
+                speed = f"{num_input / seconds:.2f} toks/s, output: {num_output / seconds:.2f} toks/s"
+                bar.set_postfix_str(f"est. speed input: {speed}", refresh=False)
+                bar.update()
         return [finished[group.request_id] for group in groups]
+
+
+def _check_lengths(prompts: list[Prompt], name: str, values: list[Any]) -> None:
+    """Raise ValueError unless there is one value per prompt."""
+    if len(values) != len(prompts):
+        raise ValueError(
+            f"The lengths of prompts ({len(prompts)}) and {name} ({len(values)}) must be the same."
+        )

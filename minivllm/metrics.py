@@ -1,7 +1,7 @@
 """What the engine has done and how full it is: `engine.stats()`, and vLLM's periodic log line.
 
 Two numbers say how full the KV cache is, and they are not the same. `block_usage` counts blocks that
-somebody holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
+a sequence holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
 block tables waste: the unfilled rest of each sequence's last block::
 
     block usage 50%        [####][####][##..][....][....][....]      waste = 1 - 10 / 12 = 17%
@@ -12,8 +12,8 @@ A shared block and its tokens count once. Here two sequences of 6 and 5 tokens s
     seq 0   [####]  [##..]       3 blocks held, 4 entries in tables: 1 block saved by sharing
     seq 1     "     [#...]       7 tokens stored, not 11: waste = 1 - 7 / 12
 
-Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept by whoever
-does the counting, the scheduler mostly. So `stats()` may be called at any moment, and changes nothing.
+Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept where
+things are counted, mostly in the scheduler. So `stats()` may be called at any moment, and changes nothing.
 
 vLLM V1: `vllm/v1/metrics/` (`stats.py`, `loggers.py`).
 """
@@ -128,7 +128,7 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
     Example, block_size 4, tables [7, 2] with 6 computed tokens and [7, 5] with 5, as in the picture above:
     block 7 holds max(4, 4), block 2 holds 6 - 4 = 2, block 5 holds 5 - 4 = 1: 7 tokens.
 
-    Blocks that nobody holds do not count, though the prefix cache may still find content in them: they are
+    Blocks without a holder do not count, though the prefix cache may still find content in them: they are
     free to be overwritten.
     """
     size = scheduler.kv.block_size
@@ -151,9 +151,8 @@ class PeriodicLog:
 
     def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
         self.interval = interval
-        self._last: tuple[float, EngineStats] | None = (
-            None  # when the last line was written, and what it said
-        )
+        # When the last line was written, and what it said.
+        self._last: tuple[float, EngineStats] | None = None
 
     def note(self, stats: Callable[[], EngineStats], now: float) -> None:
         """A step has ended; `stats` is asked only when a line is due, since it visits every block table.

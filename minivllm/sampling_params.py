@@ -281,5 +281,10 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = _field(False, _BOOL)
     early_stopping: bool | str = _field(False, _EARLY)
 
+    # Not fields: what the engine asks of any request, and a beam search has no say in.
+    stop_token_ids = bad_words = logprobs = prompt_logprobs = explicit_seed = None
+    stop_strings = ()
+    output_kind = RequestOutputKind.FINAL_ONLY
+
     def __post_init__(self) -> None:
         _check(self)

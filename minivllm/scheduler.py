@@ -46,19 +46,21 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minivllm import beam_search, parallel_sampling, step_rules
 from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
 from minivllm.outputs import SequenceOutput
 from minivllm.parallel_sampling import TokenRun
-from minivllm.sampling_params import BeamSearchParams
 from minivllm.scheduler_output import SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 from minivllm.step_rules import Chunks
 
 logger = logging.getLogger(__name__)
+
+Updated = list[tuple[SequenceGroup, list[Sequence]]]
+"""What came of a step: the groups that got tokens, each with the sequences that did."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Stop:
     num_output_tokens: int
 
 
+@dataclass(eq=False)
 class Scheduler:
     """Decides what runs, and applies what came of it.
 
@@ -82,21 +85,14 @@ class Scheduler:
         policy: the order of the queues, see `scheduling_policy.py`.
     """
 
-    def __init__(
-        self,
-        kv: KVCacheManager,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        enable_chunked_prefill: bool = True,
-        preemption_mode: str = "recompute",
-        policy: FirstComeFirstServed | None = None,
-    ) -> None:
-        self.kv = kv  # the scheduler asks for blocks; only the manager touches the pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.enable_chunked_prefill = enable_chunked_prefill
-        self.preemption_mode = preemption_mode
-        self.policy = policy or FirstComeFirstServed()
+    kv: KVCacheManager  # the scheduler asks for blocks; only the manager touches the pool
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    preemption_mode: str = "recompute"
+    policy: FirstComeFirstServed = field(default_factory=FirstComeFirstServed)
+
+    def __post_init__(self) -> None:
         # The head of each queue is the next to go; the last of `running` is the next to be preempted.
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
@@ -328,9 +324,7 @@ class Scheduler:
 
     # -- the result ---------------------------------------------------------------------------------
 
-    def update_from_output(
-        self, plan: SchedulerOutput, outputs: list[SequenceOutput]
-    ) -> list[tuple[SequenceGroup, list[Sequence]]]:
+    def update_from_output(self, plan: SchedulerOutput, outputs: list[SequenceOutput]) -> Updated:
         """Apply what the step computed: advance, append, fork, finish.
 
         This is the only place where `num_computed_tokens` grows. It happens before tokens are appended, so
@@ -338,9 +332,6 @@ class Scheduler:
 
         Args:
             outputs: one for each of `plan.scheduled`, in its order.
-
-        Returns:
-            The groups that got tokens, each with the sequences that did.
         """
         by_group: dict[str, list[tuple[Sequence, SequenceOutput]]] = {}
         for row, output in zip(plan.scheduled, outputs, strict=True):
@@ -361,7 +352,7 @@ class Scheduler:
             if not sampled:  # a part of a prompt: no token yet, but siblings may wait for its end
                 parallel_sampling.refork(group, self.kv)
                 continue
-            if isinstance(group.params, BeamSearchParams):
+            if group.is_beam_search:
                 beam_search.advance(group, sampled, self.kv, self.new_seq_id)
                 seqs = group.seqs
             else:
