@@ -218,7 +218,7 @@ class InputProcessor:
                     f"Vocabulary size: {vocab_size}"
                 )
         # A limit of its own, because each asked-for entry costs a Python object for each token. "All of them"
-        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects a token.
+        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects per token.
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0

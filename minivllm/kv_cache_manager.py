@@ -78,7 +78,7 @@ class KVCacheManager:
     # -- the question the scheduler asks ------------------------------------------------------------
 
     def get_computed_blocks(self, seq: Sequence, max_tokens: int) -> list[KVCacheBlock]:
-        """The longest run of full blocks, cached or in flight, that begins `seq`: at most `max_tokens` tokens.
+        """The longest run of full blocks, cached or in flight, that begins `seq`: up to `max_tokens` tokens.
 
         Changes nothing: hand the result to `allocate_slots` to hold it.
         """

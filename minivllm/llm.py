@@ -53,12 +53,11 @@ class LLM:
 
     Args:
         model: a built-in name, a local folder in Hugging Face format, or a hub id.
-        tokenizer: a folder or name to take the tokenizer from; None: the model's own.
-        skip_tokenizer_init: run on token ids alone, without a tokenizer.
         scheduler_cls, kv_cache_manager_cls, sampler, attention_backend: parts to use instead of the
             engine's own (`attention_backend` may also be a name).
         trace: a `Trace` (`viz/trace.py`) that is told about every step.
-        options: every other field of `EngineConfig`: dtype, device, seed, max_model_len, block_size,
+        options: every other field of `EngineConfig`: tokenizer (a folder or name; None: the model's own),
+            skip_tokenizer_init (run on token ids alone), dtype, device, seed, max_model_len, block_size,
             num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
 
     Raises:
@@ -70,8 +69,6 @@ class LLM:
         self,
         model: str | PathLike[str],
         *,
-        tokenizer: str | PathLike[str] | None = None,
-        skip_tokenizer_init: bool = False,
         scheduler_cls: type[Scheduler] = Scheduler,
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
@@ -80,11 +77,9 @@ class LLM:
         **options: Any,
     ) -> None:
         by_name = isinstance(attention_backend, str)
-        model, tokenizer = (str(name) if isinstance(name, PathLike) else name for name in (model, tokenizer))
-        options |= {"tokenizer": tokenizer, "skip_tokenizer_init": skip_tokenizer_init}
-        options |= {"attention_backend": attention_backend if by_name else "auto"}
+        options |= {"model": model, "attention_backend": attention_backend if by_name else "auto"}
         self.llm_engine = LLMEngine(
-            EngineConfig.from_kwargs(model, options),
+            EngineConfig.from_kwargs(options),
             scheduler_cls=scheduler_cls,
             kv_cache_manager_cls=kv_cache_manager_cls,
             sampler=sampler,

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
 from minivllm.scheduler import Scheduler
+from minivllm.scheduler_output import SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot. Shares are from 0 to 1, times in seconds, counters since the engine started."""
+@dataclass(kw_only=True)
+class EngineStats(SchedulerStats):
+    """A snapshot: the scheduler's counters since the engine started, and gauges. Shares are from 0 to 1."""
 
     num_running: int
     num_waiting: int
@@ -48,15 +49,6 @@ class EngineStats:
     block_usage: float
     token_usage: float
     num_blocks_saved: int  # by sharing, right now
-    num_steps: int
-    num_preemptions: int
-    num_copied_blocks: int
-    num_swapped_out_blocks: int
-    num_swapped_in_blocks: int
-    num_computed_prompt_tokens: int
-    num_generated_tokens: int
-    prefix_cache_queries: int
-    prefix_cache_hits: int
     requests: tuple[RequestMetrics, ...]  # finished ones, in the order they finished
 
     @property

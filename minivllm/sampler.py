@@ -160,7 +160,7 @@ def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
 
 
 def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[float]) -> list[int]:
-    """Draw one token a row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
+    """Draw one token per row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
 
     Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, however small
     top_p is: a row takes V attempts at most. A draw is accepted with probability top_p at least: nine rows of
@@ -244,7 +244,7 @@ def top(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
-    """Log-probability and rank of one token a row, and the `counts[i]` likeliest (-1: all), from (N, V)."""
+    """Log-probability and rank of one token per row, and the `counts[i]` likeliest (-1: all), from (N, V)."""
     vocab_size = logits.shape[-1]
     counts = [vocab_size if count == -1 else min(count, vocab_size) for count in counts]
     logprobs = logits.float().log_softmax(dim=-1)

@@ -264,8 +264,8 @@ class BeamSearchParams:
 
     `temperature` is there because vLLM has it. It must stay 0: beams are compared, nothing is drawn.
     `early_stopping` is Hugging Face's: True stops as soon as `beam_width` hypotheses are finished, False
-    when no running beam of the present length can beat the worst of them, "never" when none of any length
-    can.
+    when no running beam of the present length can beat the worst of them, "never" when no beam of any length
+    can beat it.
 
     Raises:
         ValueError: a value outside its range.

@@ -4,7 +4,7 @@ THE INVARIANT. At the start of `schedule()`, for every running sequence, the K a
 [0, num_computed_tokens) are in the cache, and len(seq) - num_computed_tokens >= 1.
 
 There is no prefill phase and no decode phase. Each step lets `num_computed_tokens` catch up with
-`len(seq)`, under a budget of tokens per step. Everything is this one rule (`step_rules.py`):
+`len(seq)`, under a budget of tokens per step. Everything follows from this one rule (`step_rules.py`):
 
     situation               len(seq)   computed   this step
     new prompt of 6              6         0      6 tokens (or the first part: chunked prefill)
@@ -18,8 +18,8 @@ One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
     B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
     C   waits: no budget left
 
-Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Who
-stands where in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). The
+order in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
 order of their queue. When one does not fit, the last of the queue gives up its blocks, either to be computed
 again later or to be swapped out. So the head of the queue makes progress in each step, and since `add`
 refuses what could not fit an empty pool, every request finishes.

@@ -47,7 +47,7 @@ class SequenceStatus(Enum):
     FINISHED_ABORTED = "abort"  # by the user
 
     def __init__(self, value: str) -> None:
-        # Whether no more tokens will come. Not a property: it is asked for several times a token.
+        # Whether no more tokens will come. Not a property: it is asked for several times per token.
         self.is_finished = value in ("stop", "length", "abort")
 
     @property
