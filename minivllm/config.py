@@ -198,7 +198,7 @@ class EngineConfig:
     """Everything a user may set about the engine. Names and defaults are vLLM's where it has them.
 
     Sizes count tokens or blocks unless the name says bytes. `None` means "derive it": `max_model_len`
-    from the model, `num_blocks` from the memory at hand (see `memory.derive_num_blocks`).
+    from the model, `num_blocks` from the memory at hand (see `metrics.memory.derive_num_blocks`).
     """
 
     # What to run, and where.

@@ -37,8 +37,9 @@ from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.llama import LlamaForCausalLM
-from minivllm.memory import MemoryReport, derive_num_blocks
-from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
+from minivllm.metrics.log import PeriodicLog
+from minivllm.metrics.memory import MemoryReport, derive_num_blocks
+from minivllm.metrics.stats import EngineStats, collect_stats
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
@@ -267,7 +268,7 @@ class LLMEngine:
         self.scheduler.kv.pool.reset_cache()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of this moment (see `metrics.py`). Costs a pass over the running sequences."""
+        """Counters and gauges of this moment (`metrics/stats.py`); costs a pass over the running sequences."""
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:

@@ -1,4 +1,4 @@
-"""What the engine has done and how full it is: `engine.stats()`, and vLLM's periodic log line.
+"""What the engine has done and how full it is: `engine.stats()`.
 
 Two numbers say how full the KV cache is, and they are not the same. `block_usage` counts blocks that
 a sequence holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
@@ -15,12 +15,11 @@ A shared block and its tokens count once. Here two sequences of 6 and 5 tokens s
 Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept where
 things are counted, mostly in the scheduler. So `stats()` may be called at any moment, and changes nothing.
 
-vLLM V1: `vllm/v1/metrics/` (`stats.py`, `loggers.py`).
+vLLM V1: `vllm/v1/metrics/stats.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +28,6 @@ from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
 from minivllm.scheduler import Scheduler
 from minivllm.scheduler_output import SchedulerStats
-
-logger = logging.getLogger(__name__)
-
-# Long enough to average over many steps, short enough to see a queue build up.
-LOG_INTERVAL_SECONDS = 10.0
 
 
 @dataclass(kw_only=True)
@@ -132,34 +126,3 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
                 tokens = min(size, seq.num_computed_tokens - index * size)
                 filled[block_id] = max(filled.get(block_id, 0), tokens)
     return sum(filled.values())
-
-
-class PeriodicLog:
-    """Logs one line every `interval` seconds, in vLLM's form.
-
-    It has no thread and no timer: a step that ends after the interval is over writes the line, and an idle
-    engine writes none.
-    """
-
-    def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
-        self.interval = interval
-        # When the last line was written, and what it said.
-        self._last: tuple[float, EngineStats] | None = None
-
-    def note(self, stats: Callable[[], EngineStats], now: float) -> None:
-        """A step has ended; `stats` is asked only when a line is due, since it visits every block table.
-
-        Args:
-            stats: makes the snapshot for the line.
-            now: seconds of the engine's clock.
-        """
-        if self._last is None:
-            self._last = now, stats()
-        since, before = self._last
-        if now - since <= self.interval:
-            return
-        after = stats()
-        prompt = (after.num_computed_prompt_tokens - before.num_computed_prompt_tokens) / (now - since)
-        generated = (after.num_generated_tokens - before.num_generated_tokens) / (now - since)
-        logger.info(after.log_line(prompt, generated))
-        self._last = now, after
