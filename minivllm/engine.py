@@ -3,7 +3,7 @@
     add_request ---> scheduler.waiting
                          |
     step():              v
-        plan    = scheduler.schedule()                       who runs, in which blocks     pure Python
+        plan    = scheduler.schedule()                       what runs, in which blocks    pure Python
         outputs = runner.execute_model(plan)                 the model                     tensors
         updated = scheduler.update_from_output(plan, outputs)  append, fork, finish        pure Python
 
@@ -66,8 +66,9 @@ class StepObserver(Protocol):
 class LLMEngine:
     """A model, its KV cache, a scheduler, and the loop body that ties them together.
 
-    Who owns what: the scheduler the queues and, through its manager, the blocks; the runner the tensors; the
-    output processor the text. The engine holds no state of a request itself, so `reset` is two calls.
+    Each part owns something: the scheduler the queues and, through its manager, the blocks; the runner the
+    tensors; the output processor the text. The engine itself holds no state of a request, so `reset` is two
+    calls.
 
     Args:
         config: see `EngineConfig`.
@@ -138,7 +139,7 @@ class LLMEngine:
             max_model_len=self.max_model_len,
         )
         self.output_processor = OutputProcessor(self.tokenizer)
-        self.trace = trace  # asked after each step; the engine itself never reads it
+        self.trace = trace  # told of each step; the engine itself never reads it
         self.periodic_log = None if config.disable_log_stats else PeriodicLog()
         self._is_whole = True  # False while an update is going on, and after one that was cut short
 
@@ -268,7 +269,7 @@ class LLMEngine:
         self.scheduler.kv.pool.reset_cache()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of this moment (`metrics/stats.py`); costs a pass over the running sequences."""
+        """Counters and gauges of this moment (`metrics/stats.py`), by a pass over the running sequences."""
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:

@@ -197,7 +197,7 @@ class Scheduler:
     # -- the plan -----------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput:
-        """Plan the next step: who computes how many tokens in which blocks.
+        """Plan the next step: which sequences compute how many tokens, and in which blocks.
 
         After a preemption no group is admitted in the same step: the blocks just freed are needed by those
         already running.
