@@ -77,7 +77,7 @@ class LLMEngine:
         kv_cache_manager_cls: likewise for `KVCacheManager`.
         sampler: likewise for `Sampler()`.
         attention_backend: an object in place of the one `config.attention_backend` names.
-        trace: told about every step (see `trace.py`); None: nothing is recorded.
+        trace: told about every step (see `viz/trace.py`); None: nothing is recorded.
 
     Raises:
         ValueError: the model, the device or the memory is not what the config asks for.

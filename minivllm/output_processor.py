@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING
 from minivllm.detokenizer import IncrementalDetokenizer, StopChecker
 from minivllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from minivllm.sampling_params import RequestOutputKind
-from minivllm.scheduler import Stop, Updated
+from minivllm.scheduler import Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+from minivllm.step_rules import Stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

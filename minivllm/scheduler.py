@@ -55,21 +55,12 @@ from minivllm.parallel_sampling import TokenRun
 from minivllm.scheduler_output import SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
-from minivllm.step_rules import Chunks
+from minivllm.step_rules import Chunks, Stop
 
 logger = logging.getLogger(__name__)
 
 Updated = list[tuple[SequenceGroup, list[Sequence]]]
 """What came of a step: the groups that got tokens, each with the sequences that did."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A stop string, found in the text of `seq`, which its first `num_output_tokens` tokens complete."""
-
-    seq: Sequence
-    string: str
-    num_output_tokens: int
 
 
 @dataclass(eq=False)

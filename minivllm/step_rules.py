@@ -14,9 +14,20 @@ Paper: section 4.5. vLLM V1: `Scheduler.schedule` in `vllm/v1/core/sched/schedul
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 
 Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop string, found in the text of `seq`, which its first `num_output_tokens` tokens complete."""
+
+    seq: Sequence
+    string: str
+    num_output_tokens: int
 
 
 def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:

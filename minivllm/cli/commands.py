@@ -19,7 +19,7 @@ def generate(args: argparse.Namespace) -> None:
     """
     from minivllm import LLM, SamplingParams
 
-    # Before the model is loaded, so that the news of a wrong --top-p need not wait for it.
+    # Before the model is loaded, so that a wrong --top-p is reported at once.
     params = SamplingParams(n=args.n, **sampling_options(args))
     llm = LLM(model=args.model, **engine_options(args))
     for output in llm.generate(args.prompt, params):
@@ -37,7 +37,7 @@ def chat(args: argparse.Namespace) -> None:
         turn 1     prompt of 40 tokens, answer of 60           99 computed, 6 blocks full
         turn 2     prompt of 120, the same 100 at its start    6 x 16 = 96 found, 24 left to compute
 
-    It grows until the prompt has no room for an answer; then `max_model_len` ends it with an error.
+    The conversation grows until there is no room for an answer; then `max_model_len` ends it with an error.
     """
     from minivllm import LLM, SamplingParams
     from minivllm.prompts import render_chat
@@ -70,7 +70,7 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Run the demonstration: see `demo.py`."""
+    """Run the demonstration: see `viz/demo.py`."""
     from minivllm.viz.demo import run_demo
 
     run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
