@@ -36,10 +36,10 @@ from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
-from minivllm.llama import LlamaForCausalLM
 from minivllm.metrics.log import PeriodicLog
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.metrics.stats import EngineStats, collect_stats
+from minivllm.model import Model
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
@@ -119,19 +119,13 @@ class LLMEngine:
         if can_replay(self.device, self.attention.name, config.enforce_eager):
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
         self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
-        self.scheduler = scheduler_cls(
-            kv=kv_cache_manager_cls(
-                num_blocks=kv_cache.num_blocks,
-                block_size=config.block_size,
-                enable_prefix_caching=config.enable_prefix_caching,
-                num_cpu_blocks=kv_cache.num_cpu_blocks,
-            ),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_chunked_prefill=config.enable_chunked_prefill,
-            preemption_mode=config.preemption_mode,
-            policy=POLICIES[config.scheduling_policy](),
+        kv = kv_cache_manager_cls(
+            num_blocks=kv_cache.num_blocks,
+            block_size=config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            num_cpu_blocks=kv_cache.num_cpu_blocks,
         )
+        self.scheduler = self._make_scheduler(scheduler_cls, kv)
         self.input_processor = InputProcessor(
             config=config,
             model_config=self.model_config,
@@ -297,7 +291,18 @@ class LLMEngine:
             )
         return longest if asked is None else asked
 
-    def _make_kv_cache(self, model: LlamaForCausalLM) -> KVCache:
+    def _make_scheduler(self, scheduler_cls: type[Scheduler], kv: KVCacheManager) -> Scheduler:
+        """The scheduler as the config wants it."""
+        return scheduler_cls(
+            kv=kv,
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            enable_chunked_prefill=self.config.enable_chunked_prefill,
+            preemption_mode=self.config.preemption_mode,
+            policy=POLICIES[self.config.scheduling_policy](),
+        )
+
+    def _make_kv_cache(self, model: Model) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
 
         Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds

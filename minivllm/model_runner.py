@@ -31,7 +31,7 @@ import torch
 from minivllm.attention import AttentionMetadata
 from minivllm.cuda_graphs import DecodeGraphs
 from minivllm.kv_cache import KVCache
-from minivllm.llama import LlamaForCausalLM
+from minivllm.model import Model
 from minivllm.outputs import SequenceOutput, TokenLogprobs
 from minivllm.sampler import token_logprobs
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
@@ -59,7 +59,7 @@ class ModelRunner:
     """Runs plans on a model and its KV cache.
 
     Args:
-        model: a Llama with its weights.
+        model: with its weights.
         kv_cache: the physical blocks; the runner is the only one to touch them.
         sampler: a function (logits (N, V), rows) -> one SequenceOutput per row.
         graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
@@ -67,7 +67,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Model,
         kv_cache: KVCache,
         sampler: SamplerFunction,
         graphs: DecodeGraphs | None = None,
@@ -76,7 +76,7 @@ class ModelRunner:
         self.kv_cache = kv_cache
         self.sampler = sampler
         self.graphs = graphs
-        self.device = next(model.parameters()).device
+        self.device = kv_cache.key[0].device
 
     def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
         """Pack the plan into tensors, on the host, and send them to the device.

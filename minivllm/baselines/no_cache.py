@@ -21,7 +21,7 @@ import torch
 from minivllm.attention import AttentionMetadata
 from minivllm.block_table import cdiv
 from minivllm.kv_cache import KVCache
-from minivllm.llama import LlamaForCausalLM
+from minivllm.model import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def hugging_face_logits(model: PreTrainedModel) -> NextLogits:
     return next_logits
 
 
-def llama_logits(model: LlamaForCausalLM, block_size: int = 16) -> NextLogits:
+def llama_logits(model: Model, block_size: int = 16) -> NextLogits:
     """`next_logits` of our own model: a prefill of everything into blocks that are then thrown away."""
     weight = next(model.parameters())
 
