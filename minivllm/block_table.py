@@ -22,8 +22,6 @@ Paper: section 4.2 and Figure 6. vLLM V1: `vllm/v1/worker/block_table.py`, and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from minivllm.block_pool import KVCacheBlock
 
 
@@ -35,15 +33,15 @@ def cdiv(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-@dataclass(eq=False)
 class BlockTable:
     """The physical blocks of one sequence, in logical order.
 
     It does arithmetic only: to take and to return blocks is `KVCacheManager`'s business.
     """
 
-    block_size: int
-    blocks: list[KVCacheBlock] = field(default_factory=list)
+    def __init__(self, block_size: int, blocks: list[KVCacheBlock] | None = None) -> None:
+        self.block_size = block_size
+        self.blocks: list[KVCacheBlock] = [] if blocks is None else blocks
 
     def __len__(self) -> int:
         """Number of blocks (not tokens)."""
