@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Never run: it is how editors and type checkers learn what `__getattr__` will return.
+# Never run: this is how editors and type checkers learn what `__getattr__` will return.
 if TYPE_CHECKING:
     from minivllm.config import EngineConfig
     from minivllm.engine import LLMEngine
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "LLM",
-    "BeamSearchParams",
-    "CompletionOutput",
-    "EngineConfig",
-    "LLMEngine",
-    "Logprob",
-    "RequestOutput",
-    "RequestOutputKind",
-    "SamplingParams",
-]
 
 # Public name -> the module that defines it.
 _HOME = {
@@ -51,6 +39,7 @@ _HOME = {
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
 }
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

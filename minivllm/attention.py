@@ -1,8 +1,8 @@
 """Attention over a paged KV cache: the contract of the backends, and the obvious oracle.
 
 One step packs the new tokens of all sequences into one row of tokens, decode and prefill side by side.
-`AttentionMetadata` says which token belongs to whom. Block size 4, two sequences, the first decoding its
-7th token, the second prefilling the last 3 of 5 tokens (2 are in the cache already)::
+`AttentionMetadata` says which token belongs to which sequence. Block size 4, two sequences, the first
+decoding its 7th token, the second prefilling the last 3 of 5 tokens (2 are in the cache already)::
 
     query rows        0 | 1  2  3           query_start_loc = [0, 1, 4]
     positions         6 | 2  3  4           seq_lens        = [7, 5]     KV length, new tokens included
@@ -49,10 +49,10 @@ class AttentionMetadata:
     seq_lens: Tensor
     # (R + 1,) int32: sequence r owns query rows [query_start_loc[r], query_start_loc[r + 1]).
     query_start_loc: Tensor
-    # The same maxima as Python ints, so that nobody has to ask the device for them.
+    # The same maxima as Python ints, so that the host need not ask the device for them.
     max_query_len: int
     max_seq_len: int
-    # What a backend works out once a step, for all layers (see `AttentionBackend.prepare`).
+    # What a backend works out once per step, for all layers (see `AttentionBackend.prepare`).
     plan: object | None = None
 
 
@@ -96,7 +96,6 @@ class AttentionBackend(Protocol):
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
         """Do the work that is the same for all layers; return a copy of `metadata` with its `plan`."""
-        ...
 
     def forward(
         self,
@@ -109,4 +108,3 @@ class AttentionBackend(Protocol):
         scale: float,
     ) -> Tensor:
         """Write `key` and `value` (T, Hkv, D) into their slots, then attend; (T, Hq, D) in and out."""
-        ...

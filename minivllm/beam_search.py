@@ -62,7 +62,7 @@ def advance(
         new_seq_id: gives an unused sequence id at each call.
     """
     params = group.params
-    assert isinstance(params, BeamSearchParams)
+    assert group.is_beam_search
     beams = [beam for beam, _ in sampled]
     offers = [
         _Offer(beam, token_id, beam.cumulative_logprob + logprob)

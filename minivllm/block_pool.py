@@ -1,4 +1,4 @@
-"""The block pool: who owns which physical block.
+"""The block pool: which physical blocks are free, which are held, and which can be found again.
 
 The KV cache is cut into `num_blocks` equal blocks before the first request arrives. From then on memory
 management is bookkeeping on small integers: which blocks are free, how many sequences hold each block, and
@@ -9,7 +9,7 @@ which blocks still contain something worth finding again::
     hash      -    a    b    -    -    -    c    -        1 is free, but its content is still known
     free queue: 3 -> 4 -> 5 -> 0 -> 1                     taken from the left, returned on the right
 
-A free block keeps its hash until somebody takes it, so a later prompt with the same beginning can have it
+A free block keeps its hash until it is taken, so a later prompt with the same beginning can have it
 back without computing anything (`touch` lifts it out of the middle of the queue). The queue is in order of
 last use: what was freed longest ago is overwritten first.
 
@@ -46,14 +46,12 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.blocks = [KVCacheBlock(block_id) for block_id in range(num_blocks)]
         # Keys in order of last use, oldest first. Removal from the middle is O(1).
-        self._free: OrderedDict[int, KVCacheBlock] = OrderedDict(
-            (block.block_id, block) for block in self.blocks
-        )
+        self._free: OrderedDict[int, KVCacheBlock] = OrderedDict(enumerate(self.blocks))
         self._cached: dict[bytes, KVCacheBlock] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds, those with findable content included."""
+        """Blocks without a holder, those with findable content included."""
         return len(self._free)
 
     @property
@@ -123,7 +121,7 @@ class BlockPool:
         return self._cached.get(block_hash)
 
     def reset_cache(self) -> None:
-        """Forget all content. Who holds what does not change."""
+        """Forget all content. The holders of the blocks stay the same."""
         for block in list(self._cached.values()):
             self._forget(block)
 
@@ -134,7 +132,7 @@ class BlockPool:
             block.block_hash = None
 
     def check_invariants(self) -> None:
-        """Raise AssertionError if any block is lost, owned by nobody, or findable under a wrong name."""
+        """Raise AssertionError if a block is lost, neither held nor free, or findable under a wrong name."""
         for block in self.blocks:
             assert block.ref_count >= 0, f"negative reference count: {block}"
             assert (block.ref_count == 0) == (block.block_id in self._free), f"free but not queued: {block}"

@@ -4,7 +4,7 @@ A sequence sees its KV cache as one unbroken line of positions 0, 1, 2, ... Memo
 `block_size` tokens, anywhere. The table has one entry for each logical block and names the physical block
 behind it, exactly as a page table maps virtual pages to frames::
 
-    block_size = 4, a prompt of 6 tokens            physical memory, one row a block
+    block_size = 4, a prompt of 6 tokens            physical memory, one row per block
 
     position         0  1  2  3 | 4  5              block 2  [ 4  5  .  . ]   slots  8 ..11
     logical block    0          | 1                 ...
@@ -36,7 +36,7 @@ def cdiv(numerator: int, denominator: int) -> int:
 class BlockTable:
     """The physical blocks of one sequence, in logical order.
 
-    It does arithmetic only: who may take or return a block is `KVCacheManager`'s business.
+    It does arithmetic only: to take and to return blocks is `KVCacheManager`'s business.
     """
 
     def __init__(self, block_size: int, blocks: list[KVCacheBlock] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Settings: what the engine was told (`EngineConfig`) and what the model is (`ModelConfig`).
 
-Both are frozen. Whoever needs a different setting makes a new config with `dataclasses.replace`; nobody
-changes one that somebody else already read. An unknown key is an error, never ignored: a typo in a
-setting that silently does nothing costs more time than any bug.
+Both are frozen. For a different setting make a new config with `dataclasses.replace`: one that a part of the
+engine has already read does not change. An unknown key is an error and is not ignored: a typo in a setting
+that silently does nothing costs more time than any bug.
 
 Worked example, SmolLM2-135M in float32::
 
@@ -14,7 +14,7 @@ Worked example, SmolLM2-135M in float32::
 
 So one block of 16 tokens is 720 KiB, and one GiB of KV cache holds 1,456 blocks.
 
-Paper: section 3 (the same arithmetic for OPT-13B gives 800 KB a token).
+Paper: section 3 (the same arithmetic for OPT-13B gives 800 KB per token).
 vLLM V1: `vllm/config/` (one file for each of about twenty configs).
 """
 
@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import Any
 
 # What a setting may say. Here and not where each is used, so that a typo is found before a model is loaded,
-# and so that `__main__.py` can offer the same words without importing torch.
+# and so that the command line can offer the same words without importing torch.
 ROPE_TYPES = ("default", "linear", "llama3")
 CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
@@ -111,8 +112,8 @@ class RopeConfig:
 
     Both stretch a model's reach. With `linear` and `factor` 2, position 4,000 has the angles that position
     2,000 had in training, and neighbours differ by half as much. `llama3` spares the high frequencies, by
-    which the model tells neighbours apart. `factor` is read for these two types, what follows it for `llama3`
-    alone.
+    which the model tells neighbours apart. `factor` is read for both types, the fields after it for `llama3`
+    only.
     """
 
     rope_theta: float = 10000.0
@@ -197,7 +198,7 @@ class EngineConfig:
     """Everything a user may set about the engine. Names and defaults are vLLM's where it has them.
 
     Sizes count tokens or blocks unless the name says bytes. `None` means "derive it": `max_model_len`
-    from the model, `num_blocks` from the memory at hand (see `memory.derive_num_blocks`).
+    from the model, `num_blocks` from the memory at hand (see `metrics.memory.derive_num_blocks`).
     """
 
     # What to run, and where.
@@ -252,10 +253,10 @@ class EngineConfig:
             )
 
     @classmethod
-    def from_kwargs(cls, model: str, options: dict[str, Any]) -> EngineConfig:
-        """Build a config from keyword arguments; an unknown one is a TypeError that names it.
+    def from_kwargs(cls, options: dict[str, Any]) -> EngineConfig:
+        """Build a config from keyword arguments (a path for a name is taken, too).
 
-        Python's own message would name one wrong argument and none of the right ones.
+        An unknown one is a TypeError that names it, and the right ones, which Python's own message would not.
         """
         known = cls.__dataclass_fields__
         unknown = sorted(set(options) - set(known))
@@ -263,4 +264,4 @@ class EngineConfig:
             raise TypeError(
                 f"unknown engine option {', '.join(unknown)}. Known options: {', '.join(sorted(known))}."
             )
-        return cls(model=model, **options)
+        return cls(**{name: str(x) if isinstance(x, PathLike) else x for name, x in options.items()})

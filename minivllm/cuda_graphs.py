@@ -41,7 +41,7 @@ from minivllm.kv_cache import KVCache
 from minivllm.model import Model
 
 LARGEST_BUCKET = 256
-"""Steps with more sequences are launched kernel by kernel: theirs are long enough to hide it."""
+"""Steps with more sequences are launched kernel by kernel: their kernels run longer than a launch takes."""
 
 Step = Callable[[], Tensor]
 """A forward pass without arguments: it reads the buffers and returns (bucket, hidden)."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -114,18 +115,17 @@ def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[int]], st
     return tokenizer.decode if backend is None else partial(backend.decode, skip_special_tokens=False)
 
 
+@dataclass(frozen=True)
 class StopChecker:
     """Finds the first stop string in a growing text, looking at every character a bounded number of times."""
 
-    def __init__(self, stop_strings: tuple[str, ...], include_in_output: bool) -> None:
-        self.stop_strings = stop_strings
-        self.include_in_output = include_in_output
-        self.longest = max((len(stop) for stop in stop_strings), default=0)
+    stop_strings: tuple[str, ...]
+    include_in_output: bool
 
     @property
     def num_held_back(self) -> int:
         """Characters at the end of a streamed text that may still turn out to begin a stop string."""
-        return 0 if self.include_in_output else max(0, self.longest - 1)
+        return 0 if self.include_in_output else max((len(stop) - 1 for stop in self.stop_strings), default=0)
 
     def check(self, text: str, num_new: int) -> tuple[str, int] | None:
         """Look for a stop string that ends in the last `num_new` characters.
@@ -133,11 +133,9 @@ class StopChecker:
         Returns:
             (the stop string, where to cut the text), for the one that begins first; None if there is none.
         """
-        found = []
-        for stop in self.stop_strings:
-            start = text.find(stop, max(0, len(text) - num_new - len(stop) + 1))
-            if start >= 0:
-                found.append((start, stop))
+        before = len(text) - num_new
+        starts = [(text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self.stop_strings]
+        found = [(start, stop) for start, stop in starts if start >= 0]
         if not found:
             return None
         start, stop = min(found)

@@ -3,15 +3,15 @@
     add_request ---> scheduler.waiting
                          |
     step():              v
-        plan    = scheduler.schedule()                       who runs, in which blocks     pure Python
+        plan    = scheduler.schedule()                       what runs, in which blocks    pure Python
         outputs = runner.execute_model(plan)                 the model                     tensors
         updated = scheduler.update_from_output(plan, outputs)  append, fork, finish        pure Python
 
     RequestOutput <--- output_processor: text, stop strings
 
 A loop that calls `step()` until `has_unfinished_requests()` is false is an inference server
-(`engine_loop.py`).
-Requests may be added or aborted between any two steps, and each of these is all or nothing::
+(`engine_loop.py`). Requests may be added or aborted between any two steps, and each of these is all or
+nothing::
 
     engine.add_request("a", "The sky is", SamplingParams(max_tokens=2))      queued, or refused: no change
     engine.step()   ->  [RequestOutput("a", " blue", finished=False)]        prompt computed, 1 token
@@ -36,19 +36,20 @@ from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.metrics.log import PeriodicLog
+from minivllm.metrics.memory import MemoryReport, derive_num_blocks
+from minivllm.metrics.stats import EngineStats, collect_stats
 from minivllm.model import Model
-from minivllm.memory import MemoryReport, derive_num_blocks
-from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
 from minivllm.prompts import Prompt
 from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.scheduler import Scheduler
+from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.scheduling_policy import POLICIES
-from minivllm.sequence import Sequence, SequenceGroup
+from minivllm.sequence import SequenceGroup
 from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
@@ -58,22 +59,16 @@ if TYPE_CHECKING:
 class StepObserver(Protocol):
     """What is told about every step: `viz/trace.py` records them."""
 
-    def record(
-        self,
-        plan: SchedulerOutput,
-        updated: list[tuple[SequenceGroup, list[Sequence]]],
-        scheduler: Scheduler,
-        now: float,
-    ) -> None:
+    def record(self, plan: SchedulerOutput, updated: Updated, scheduler: Scheduler, now: float) -> None:
         """Take in one step, after it is over; nothing may be changed."""
-        ...
 
 
 class LLMEngine:
     """A model, its KV cache, a scheduler, and the loop body that ties them together.
 
-    Who owns what: the scheduler the queues and, through its manager, the blocks; the runner the tensors; the
-    output processor the text. The engine holds no state of a request itself, so `reset` is two calls.
+    Each part owns something: the scheduler the queues and, through its manager, the blocks; the runner the
+    tensors; the output processor the text. The engine itself holds no state of a request, so `reset` is two
+    calls.
 
     Args:
         config: see `EngineConfig`.
@@ -82,7 +77,7 @@ class LLMEngine:
         kv_cache_manager_cls: likewise for `KVCacheManager`.
         sampler: likewise for `Sampler()`.
         attention_backend: an object in place of the one `config.attention_backend` names.
-        trace: told about every step (see `trace.py`); None: nothing is recorded.
+        trace: told about every step (see `viz/trace.py`); None: nothing is recorded.
 
     Raises:
         ValueError: the model, the device or the memory is not what the config asks for.
@@ -124,19 +119,13 @@ class LLMEngine:
         if can_replay(self.device, self.attention.name, config.enforce_eager):
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
         self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
-        self.scheduler = scheduler_cls(
-            kv=kv_cache_manager_cls(
-                num_blocks=kv_cache.num_blocks,
-                block_size=config.block_size,
-                enable_prefix_caching=config.enable_prefix_caching,
-                num_cpu_blocks=kv_cache.num_cpu_blocks,
-            ),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_chunked_prefill=config.enable_chunked_prefill,
-            preemption_mode=config.preemption_mode,
-            policy=POLICIES[config.scheduling_policy](),
+        kv = kv_cache_manager_cls(
+            num_blocks=kv_cache.num_blocks,
+            block_size=config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            num_cpu_blocks=kv_cache.num_cpu_blocks,
         )
+        self.scheduler = self._make_scheduler(scheduler_cls, kv)
         self.input_processor = InputProcessor(
             config=config,
             model_config=self.model_config,
@@ -144,7 +133,7 @@ class LLMEngine:
             max_model_len=self.max_model_len,
         )
         self.output_processor = OutputProcessor(self.tokenizer)
-        self.trace = trace  # asked after each step; the engine itself never reads it
+        self.trace = trace  # told of each step; the engine itself never reads it
         self.periodic_log = None if config.disable_log_stats else PeriodicLog()
         self._is_whole = True  # False while an update is going on, and after one that was cut short
 
@@ -235,7 +224,7 @@ class LLMEngine:
             self.periodic_log.note(self.stats, time.perf_counter())
         return results
 
-    def _make_outputs(self, updated: list[tuple[SequenceGroup, list[Sequence]]]) -> list[RequestOutput]:
+    def _make_outputs(self, updated: Updated) -> list[RequestOutput]:
         """Tokens to text, text to stop strings, and what the requests asked to see of both."""
         now = time.perf_counter()
         self.scheduler.finish_stopped(self.output_processor.read(updated, now))
@@ -274,7 +263,7 @@ class LLMEngine:
         self.scheduler.kv.pool.reset_cache()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of this moment (see `metrics.py`). Costs a pass over the running sequences."""
+        """Counters and gauges of this moment (`metrics/stats.py`), by a pass over the running sequences."""
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:
@@ -301,6 +290,17 @@ class LLMEngine:
                 f"(max_position_embeddings={longest} in the model's config.json)."
             )
         return longest if asked is None else asked
+
+    def _make_scheduler(self, scheduler_cls: type[Scheduler], kv: KVCacheManager) -> Scheduler:
+        """The scheduler as the config wants it."""
+        return scheduler_cls(
+            kv=kv,
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            enable_chunked_prefill=self.config.enable_chunked_prefill,
+            preemption_mode=self.config.preemption_mode,
+            policy=POLICIES[self.config.scheduling_policy](),
+        )
 
     def _make_kv_cache(self, model: Model) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.

@@ -1,17 +1,16 @@
-"""The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out what comes
-of it.
+"""The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out outputs.
 
 Several callers may wait for outputs at once: two open streams, `generate` inside a `for` over a stream,
-requests of several threads. They share one engine, so a step of one is a step for all. Each request has a
-mailbox; the
-caller that runs a step puts every output into the mailbox of its request, and each caller reads its own::
+requests of several threads. The callers share one engine, so a step of one is a step for all. Each request
+has a mailbox; the caller that runs a step puts every output into the mailbox of its request, and each caller
+reads its own::
 
-    thread 1   outputs_of([a])     turn: step -> mail a, b       reads a      turn: step -> mail a, b    reads
-    a thread 2   outputs_of([b])          waits in line            reads b           waits in line reads b
+    thread 1   outputs_of([a])   turn: step -> mail a, b   reads a   turn: step -> mail a, b   reads a
+    thread 2   outputs_of([b])        waits in line        reads b        waits in line        reads b
 
 One caller at a time has the turn, and only the caller that has it may touch the engine. The line is first
-come, first served: without it the thread that has just made a step would always be quicker than the one it
-woke.
+come, first served: without it the thread that has just made a step would be quicker than the next in line,
+time and again.
 
 No request stays behind, however a caller leaves: with all its outputs, by closing its generator, with an
 error, or by Ctrl-C at any line. The clean-up is registered before the first request is queued, and registered
@@ -62,12 +61,11 @@ class EngineLoop:
     def outputs_of(self, groups: list[SequenceGroup]) -> Iterator[RequestOutput]:
         """Queue groups from `make_groups`, then step until they are finished.
 
-        Each output is yielded before the next step is run, so a caller who prints sees a token when it is
-        made.
+        Each output is yielded before the next step is run, so a caller that prints shows a token as soon as
+        the token is made.
 
         Raises:
-            RuntimeError: a step that another caller ran has failed, and its error dropped these requests,
-            too.
+            RuntimeError: a step that another caller ran has failed, and with it these requests were dropped.
         """
         mail: deque[RequestOutput] = deque()
         unfinished = dict.fromkeys(group.request_id for group in groups)  # in order

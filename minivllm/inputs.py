@@ -50,6 +50,7 @@ class Request:
     priority: int = 0
 
 
+@dataclass(eq=False)
 class InputProcessor:
     """Checks requests and turns them into sequence groups.
 
@@ -61,18 +62,13 @@ class InputProcessor:
         max_model_len: the most tokens, prompt and output, that a sequence may have.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        model_config: ModelConfig,
-        tokenizer: PreTrainedTokenizerFast | None,
-        max_model_len: int,
-    ) -> None:
-        self.config = config
-        self.model_config = model_config
-        self.tokenizer = tokenizer
-        self.max_model_len = max_model_len
-        self._seeds = random.Random(config.seed)
+    config: EngineConfig
+    model_config: ModelConfig
+    tokenizer: PreTrainedTokenizerFast | None
+    max_model_len: int
+
+    def __post_init__(self) -> None:
+        self._seeds = random.Random(self.config.seed)
 
     def make_group(self, request_id: str, request: Request, seq_id: int) -> SequenceGroup:
         """Check one request and make its group, with one sequence that holds the prompt.
@@ -114,8 +110,6 @@ class InputProcessor:
         named = {*self.model_config.eos_token_ids, getattr(self.tokenizer, "eos_token_id", None)} - {None}
         known_eos = frozenset(token for token in named if token < vocab_size)
         eos = frozenset() if params.ignore_eos else known_eos
-        # `BeamSearchParams` has neither stop tokens nor bad words.
-        stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())
         max_tokens = params.max_tokens if params.max_tokens is not None else self.max_model_len
         return SequenceGroup(
             request_id=request_id,
@@ -124,10 +118,8 @@ class InputProcessor:
             params=params,
             max_num_tokens=min(len(token_ids) + max_tokens, self.max_model_len),
             eos_token_ids=eos,
-            stop_token_ids=eos | stop_token_ids,
-            bad_words_token_ids=bad_word_forms(
-                self.tokenizer, getattr(params, "bad_words", None) or (), vocab_size
-            ),
+            stop_token_ids=eos.union(params.stop_token_ids or ()),
+            bad_words_token_ids=bad_word_forms(self.tokenizer, params.bad_words or (), vocab_size),
             arrival_time=arrival_time,
             priority=request.priority,
         )
@@ -148,7 +140,7 @@ class InputProcessor:
         This comes last, when the request can no longer be refused: otherwise a refused one would use up a
         seed, and the requests after it would get other tokens than without it.
         """
-        explicit = group.params.explicit_seed if isinstance(group.params, SamplingParams) else None
+        explicit = group.params.explicit_seed
         group.seqs[0].seed = self._seeds.getrandbits(32) if explicit is None else explicit
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -188,7 +180,7 @@ class InputProcessor:
     def _check_prompt(self, token_ids: list[int]) -> None:
         """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token.
 
-        A tokenizer may know more tokens than the model, after somebody added some to it: looking up such an
+        A tokenizer may know more tokens than the model, after some were added to it: looking up such an
         id is an index error on a CPU; on a GPU it leaves the device unusable for the rest of the process.
         """
         if not token_ids:
@@ -197,18 +189,15 @@ class InputProcessor:
         outside = [token for token in token_ids if not 0 <= token < vocab_size]
         if outside:
             raise ValueError(f"Token id {outside[0]} is out of vocabulary (0 to {vocab_size - 1}).")
-        if len(token_ids) > self.max_model_len:
+        if len(token_ids) >= self.max_model_len:
+            plus, what = "", ""
+            if len(token_ids) == self.max_model_len:
+                plus = " plus the number of requested output tokens (at least 1)"
+                what = " (prompt + requested output tokens)"
             raise ValueError(
-                f"The decoder prompt (length {len(token_ids)}) is longer than the maximum model length of "
-                f"{self.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text "
-                f"tokens."
-            )
-        if len(token_ids) == self.max_model_len:
-            raise ValueError(
-                f"The decoder prompt (length {len(token_ids)}) plus the number of requested output tokens "
-                f"(at least 1) is longer than the maximum model length of {self.max_model_len}. Make sure "
-                f"that `max_model_len` is no smaller than the number of text tokens (prompt + requested "
-                f"output tokens)."
+                f"The decoder prompt (length {len(token_ids)}){plus} is longer than the maximum model length "
+                f"of {self.max_model_len}. Make sure that `max_model_len` is no smaller than the number of "
+                f"text tokens{what}."
             )
 
     def _check_sampling_params(self, params: SamplingParams) -> None:
@@ -229,7 +218,7 @@ class InputProcessor:
                     f"Vocabulary size: {vocab_size}"
                 )
         # A limit of its own, because each asked-for entry costs a Python object for each token. "All of them"
-        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects a token.
+        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects per token.
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0

@@ -21,17 +21,13 @@ vLLM V1: the tensors are made in `v1/worker/gpu_model_runner.py`, the copies in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minivllm.config import ModelConfig, require_int
-
-BlockPairs = Sequence[tuple[int, int]]
-"""Pairs of (source block id, destination block id)."""
-
+from minivllm.scheduler_output import BlockPairs
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -84,10 +80,10 @@ class KVCache:
     def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
         """Put K and V of this step's tokens into their slots.
 
-        This runs once a layer and step, so it is one indexed write a tensor and looks at no number.
+        This runs once per layer and step, so it is one indexed write per tensor and looks at no number.
         Every slot has to be real. The padding slot -1 exists only in captured CUDA graphs, which write
-        with the Triton kernel `reshape_and_cache` (it skips -1); who has padding here drops those rows
-        first, once a step and not once a layer. On a CPU a -1 raises IndexError, because `index_copy_`
+        with the Triton kernel `reshape_and_cache` (it skips -1); a caller with padding drops those rows
+        first, once per step and not once per layer. On a CPU a -1 raises IndexError, because `index_copy_`
         (unlike `slots[slot_mapping] = key`) does not take a negative index to count from the end.
 
         Args:
@@ -153,23 +149,3 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         ) from error
     start = -memory.data_ptr() % _ALIGNMENT
     return memory[start : start + num_bytes].view(dtype).view(shape)
-
-
-def write_kv_reference(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
-    """What `KVCache.write` and the Triton kernel `reshape_and_cache` have to do, one token at a time.
-
-    Args:
-        key: (T, Hkv, D).
-        value: (T, Hkv, D).
-        key_cache: (B, S, Hkv, D), changed in place.
-        value_cache: (B, S, Hkv, D), changed in place.
-        slot_mapping: (T,) int64; a token with slot -1 is padding and is skipped.
-    """
-    block_size = key_cache.shape[1]
-    for token, slot in enumerate(slot_mapping.tolist()):
-        if slot >= 0:
-            block, offset = slot // block_size, slot % block_size
-            key_cache[block, offset] = key[token]
-            value_cache[block, offset] = value[token]

@@ -1,11 +1,11 @@
 """The KV cache manager: which blocks hold which sequence.
 
-The scheduler asks this module one question a group a step: *can these sequences compute so many tokens
+The scheduler asks this module one question per group and step: *can these sequences compute so many tokens
 more?* The answer is either the block copies to make first, or None, which means it does not fit. There is
 no separate "can I?" call, so nothing can change between asking and acting::
 
     copies = manager.allocate_slots([(seq, num_new_tokens), ...])
-    if copies is None: somebody has to be preempted
+    if copies is None: a group has to be preempted
 
 Sharing, in one picture. `block_size = 4`, a prompt of 6 tokens, two completions (n = 2)::
 
@@ -40,6 +40,7 @@ from minivllm.block_table import BlockTable, cdiv
 from minivllm.sequence import Sequence, SequenceGroup
 
 BlockCopies = list[tuple[int, int]]  # (source block id, destination block id)
+_Place = tuple[dict[int, BlockTable], BlockPool]  # block tables by sequence id, and the pool of their blocks
 
 
 class KVCacheManager:
@@ -47,7 +48,7 @@ class KVCacheManager:
 
     Args:
         num_blocks: blocks on the device.
-        block_size: tokens a block.
+        block_size: tokens per block.
         enable_prefix_caching: whether full blocks can be found again by content.
         num_cpu_blocks: blocks of swap space.
     """
@@ -77,8 +78,7 @@ class KVCacheManager:
     # -- the question the scheduler asks ------------------------------------------------------------
 
     def get_computed_blocks(self, seq: Sequence, max_tokens: int) -> list[KVCacheBlock]:
-        """The longest run of full blocks, cached or in flight, at the start of `seq`: at most `max_tokens`
-        tokens.
+        """The longest run of full blocks, cached or in flight, that begins `seq`: up to `max_tokens` tokens.
 
         Changes nothing: hand the result to `allocate_slots` to hold it.
         """
@@ -123,7 +123,7 @@ class KVCacheManager:
             table.num_missing_blocks(start + num_tokens)
             for table, start, (_, num_tokens) in zip(tables, starts, chunks, strict=True)
         ]
-        # A cached block that nobody holds is in the free queue: holding it takes it out of there.
+        # A cached block without a holder is in the free queue: holding it takes it out of there.
         revived = sum(block.ref_count == 0 for block in computed_blocks)
         if sum(missing) + len(shared) + revived > self.pool.num_free:
             return None
@@ -188,7 +188,7 @@ class KVCacheManager:
 
     def free(self, seq: Sequence) -> None:
         """Give back all blocks of `seq`, wherever they are. A sequence without blocks is no error."""
-        for tables, pool in ((self.block_tables, self.pool), (self.swapped_tables, self.cpu_pool)):
+        for tables, pool in self._places():
             table = tables.pop(seq.seq_id, None)
             if table is not None:
                 pool.free(reversed(table.blocks))
@@ -208,26 +208,25 @@ class KVCacheManager:
 
         A block shared by several of the sequences is moved once and stays shared.
         """
-        return self._move(seqs, self.block_tables, self.pool, self.swapped_tables, self.cpu_pool, spare=0)
+        on_device, in_cpu_memory = self._places()
+        return self._move(seqs, on_device, in_cpu_memory, spare=0)
 
     def swap_in(self, seqs: list[Sequence]) -> BlockCopies | None:
-        """Bring the blocks of a group back; None if they do not fit with one block to spare a sequence.
+        """Bring the blocks of a group back; None if they do not fit with one block to spare per sequence.
 
         Without the spare blocks the group would often be swapped out again by its very next token.
         """
+        on_device, in_cpu_memory = self._places()
         spare = 0 if self.pool.num_used == 0 else len(seqs)
-        return self._move(seqs, self.swapped_tables, self.cpu_pool, self.block_tables, self.pool, spare)
+        return self._move(seqs, in_cpu_memory, on_device, spare)
 
-    def _move(
-        self,
-        seqs: list[Sequence],
-        tables: dict[int, BlockTable],
-        pool: BlockPool,
-        new_tables: dict[int, BlockTable],
-        new_pool: BlockPool,
-        spare: int,
-    ) -> BlockCopies | None:
-        """Move the tables of `seqs` between the pools, keeping who shares what."""
+    def _places(self) -> tuple[_Place, _Place]:
+        """Where blocks are: on the device, and in CPU memory."""
+        return (self.block_tables, self.pool), (self.swapped_tables, self.cpu_pool)
+
+    def _move(self, seqs: list[Sequence], old: _Place, new: _Place, spare: int) -> BlockCopies | None:
+        """Move the tables of `seqs` from one place to the other, keeping which blocks they share."""
+        (tables, pool), (new_tables, new_pool) = old, new
         moving = [seq for seq in seqs if seq.seq_id in tables]
         distinct = {block.block_id for seq in moving for block in tables[seq.seq_id].blocks}
         if len(distinct) + spare > new_pool.num_free:
@@ -259,7 +258,7 @@ class KVCacheManager:
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every reference is counted exactly once and no table points astray."""
-        for tables, pool in ((self.block_tables, self.pool), (self.swapped_tables, self.cpu_pool)):
+        for tables, pool in self._places():
             pool.check_invariants()
             held = Counter(block.block_id for table in tables.values() for block in table.blocks)
             for block in pool.blocks:

@@ -8,8 +8,7 @@
 
 Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that
 steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts,
-whatever order
-they finished in::
+whatever order they finished in::
 
     chat -> generate, beam_search -> _run ---+
                                              +--> EngineLoop: check all, queue all, step until done, clean up
@@ -22,6 +21,7 @@ vLLM V1: `vllm/entrypoints/llm.py`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -53,12 +53,11 @@ class LLM:
 
     Args:
         model: a built-in name, a local folder in Hugging Face format, or a hub id.
-        tokenizer: a folder or name to take the tokenizer from; None: the model's own.
-        skip_tokenizer_init: run on token ids alone, without a tokenizer.
         scheduler_cls, kv_cache_manager_cls, sampler, attention_backend: parts to use instead of the
             engine's own (`attention_backend` may also be a name).
         trace: a `Trace` (`viz/trace.py`) that is told about every step.
-        options: every other field of `EngineConfig`: dtype, device, seed, max_model_len, block_size,
+        options: every other field of `EngineConfig`: tokenizer (a folder or name; None: the model's own),
+            skip_tokenizer_init (run on token ids alone), dtype, device, seed, max_model_len, block_size,
             num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
 
     Raises:
@@ -70,8 +69,6 @@ class LLM:
         self,
         model: str | PathLike[str],
         *,
-        tokenizer: str | PathLike[str] | None = None,
-        skip_tokenizer_init: bool = False,
         scheduler_cls: type[Scheduler] = Scheduler,
         kv_cache_manager_cls: type[KVCacheManager] = KVCacheManager,
         sampler: SamplerFunction | None = None,
@@ -80,11 +77,9 @@ class LLM:
         **options: Any,
     ) -> None:
         by_name = isinstance(attention_backend, str)
-        model, tokenizer = (str(name) if isinstance(name, PathLike) else name for name in (model, tokenizer))
-        options |= {"tokenizer": tokenizer, "skip_tokenizer_init": skip_tokenizer_init}
-        options |= {"attention_backend": attention_backend if by_name else "auto"}
+        options |= {"model": model, "attention_backend": attention_backend if by_name else "auto"}
         self.llm_engine = LLMEngine(
-            EngineConfig.from_kwargs(model, options),
+            EngineConfig.from_kwargs(options),
             scheduler_cls=scheduler_cls,
             kv_cache_manager_cls=kv_cache_manager_cls,
             sampler=sampler,
@@ -121,12 +116,8 @@ class LLM:
         prompts = as_list(prompts)
         # Whatever the user's parameters say: only the last output of each request is returned.
         params = self._one_each(prompts, sampling_params, RequestOutputKind.FINAL_ONLY)
-        if priority is None:
-            priority = [0] * len(prompts)
-        if len(priority) != len(prompts):
-            raise ValueError(
-                f"The lengths of prompts ({len(prompts)}) and priority ({len(priority)}) must be the same."
-            )
+        priority = [0] * len(prompts) if priority is None else priority
+        _check_lengths(prompts, "priority", priority)
         requests = map(Request, prompts, params, [None] * len(prompts), priority)
         return self._run(self.engine_loop.make_groups(requests), use_tqdm)
 
@@ -219,10 +210,7 @@ class LLM:
             params = self.get_default_sampling_params()
         if not isinstance(params, list | tuple):
             params = [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise ValueError(
-                f"The lengths of prompts ({len(prompts)}) and params ({len(params)}) must be the same."
-            )
+        _check_lengths(prompts, "params", params)
         for each in params:
             if not isinstance(each, SamplingParams):
                 raise TypeError(f"sampling_params must be SamplingParams, got {type(each).__name__}.")
@@ -233,27 +221,30 @@ class LLM:
     def _run(self, groups: list[SequenceGroup], use_tqdm: bool) -> list[RequestOutput]:
         """Run until all these requests are finished; results in the order of the prompts."""
         finished: dict[str, RequestOutput] = {}
-        num_input, num_output = 0, 0  # tokens of finished requests
-        bar_text = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
+        num_input, num_output, start = 0, 0, time.perf_counter()
         with (
             closing(self.engine_loop.outputs_of(groups)) as outputs,
             tqdm(
-                total=len(groups),
-                desc="Processed prompts",
-                dynamic_ncols=True,
-                postfix=bar_text.format(0, 0),
-                disable=not use_tqdm,
+                desc="Processed prompts", total=len(groups), dynamic_ncols=True, disable=not use_tqdm
             ) as bar,
         ):
             for output in outputs:
                 if not output.finished:
                     continue
                 finished[output.request_id] = output
+                # Tokens of finished requests only, so the estimate starts low and rises towards the end.
                 num_input += len(output.prompt_token_ids)
                 num_output += sum(len(completion.token_ids) for completion in output.outputs)
-                # Finished requests only, so the estimate starts low and rises towards the end.
-                if use_tqdm:
-                    elapsed = max(bar.format_dict["elapsed"], 1e-9)
-                    bar.postfix = bar_text.format(num_input / elapsed, num_output / elapsed)
-                    bar.update(1)
+                seconds = time.perf_counter() - start
+                speed = f"{num_input / seconds:.2f} toks/s, output: {num_output / seconds:.2f} toks/s"
+                bar.set_postfix_str(f"est. speed input: {speed}", refresh=False)
+                bar.update()
         return [finished[group.request_id] for group in groups]
+
+
+def _check_lengths(prompts: list[Prompt], name: str, values: list[Any]) -> None:
+    """Raise ValueError unless there is one value per prompt."""
+    if len(values) != len(prompts):
+        raise ValueError(
+            f"The lengths of prompts ({len(prompts)}) and {name} ({len(values)}) must be the same."
+        )

@@ -20,7 +20,7 @@ an (N, V) table of counts: with a vocabulary of 49,152 that table would cost mor
     [5]                     [5, 5, 5]]                      [1, 0, 0]]
 
 However wild the numbers a request asks for, no logit becomes NaN or +inf: one such row would make the step
-fail, and with it everybody's requests.
+fail, and with it all other requests.
 
 vLLM V1: `vllm/v1/sample/logits_processor/`, `vllm/v1/sample/ops/penalties.py`, `ops/bad_words.py`.
 """

@@ -5,7 +5,7 @@ heads. So a second architecture is one new file and one entry in `weights/regist
 that hold a model stay as they are::
 
     weights/loader.py   load_weights(...)                             fill it, once
-    memory.py           config, nbytes, one forward pass              how much room is left for KV blocks
+    metrics/memory.py   config, nbytes, one forward pass              how much room is left for KV blocks
     model_runner.py     forward(...) -> (T, hidden)                   each step
                         compute_logits(rows) -> (N, V)                of the rows that are sampled from
     cuda_graphs.py      forward(...)                                  recorded, then replayed

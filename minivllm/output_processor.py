@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING
 
 from minivllm.detokenizer import IncrementalDetokenizer, StopChecker
 from minivllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
-from minivllm.sampling_params import BeamSearchParams, RequestOutputKind
-from minivllm.scheduler import Stop
+from minivllm.sampling_params import RequestOutputKind
+from minivllm.scheduler import Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+from minivllm.step_rules import Stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,24 +45,21 @@ class _TextState:
     """One sequence as far as it has been turned into text, and as far as it has been handed out."""
 
     detokenizer: IncrementalDetokenizer | None
+    checker: StopChecker
+    text: str = ""  # so far; empty without a tokenizer
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     num_tokens_read: int = 0
     cut: int | None = None  # where a stop string ended the text
     num_chars_sent: int = 0
     num_tokens_sent: int = 0
 
-    @property
-    def text(self) -> str:
-        """The text so far, empty without a tokenizer."""
-        return "" if self.detokenizer is None else self.detokenizer.text
-
 
 @dataclass
 class _Request:
     """What is remembered about an unfinished request. Times are seconds of the engine's clock.
 
-    `states` fills as sequences are first seen: all n of them in the step that ends the prompt. Beams are not
-    in it, since most of them never become an output.
+    `states` fills as sequences are first seen: all n of them in the step that ends the prompt. Of
+    beams it has only those which become outputs, at the end.
     """
 
     group: SequenceGroup
@@ -100,7 +98,7 @@ class OutputProcessor:
             if request.first_scheduled_time is None:
                 request.first_scheduled_time = now
 
-    def read(self, updated: list[tuple[SequenceGroup, list[Sequence]]], now: float) -> list[Stop]:
+    def read(self, updated: Updated, now: float) -> list[Stop]:
         """Turn the new tokens of one step into text; returns the stop strings that ended a sequence.
 
         Args:
@@ -112,21 +110,27 @@ class OutputProcessor:
             request = self._requests[group.request_id]
             if request.first_token_time is None:
                 request.first_token_time = now
-            if isinstance(group.params, BeamSearchParams):
-                continue  # hypotheses come and go; they become text at the end
-            stops += [stop for seq in seqs if (stop := self._read_tokens(request, seq)) is not None]
+            if not group.is_beam_search:  # hypotheses come and go; they become text at the end
+                stops += [stop for seq in seqs if (stop := self._read_tokens(request, seq)) is not None]
         return stops
 
-    def make_outputs(
-        self, updated: list[tuple[SequenceGroup, list[Sequence]]], now: float
-    ) -> list[RequestOutput]:
+    def make_outputs(self, updated: Updated, now: float) -> list[RequestOutput]:
         """What the requests asked to see after a step whose tokens have been read.
 
         Returns:
             At most one output per request; none for a request that wants only its last one and runs on.
         """
-        outputs = (self._make_output(self._requests[group.request_id], seqs, now) for group, seqs in updated)
-        return [output for output in outputs if output is not None]
+        outputs = []
+        for group, seqs in updated:
+            kind = group.params.output_kind
+            if kind is RequestOutputKind.FINAL_ONLY and not group.is_finished:
+                continue
+            # In deltas only the sequences that got a token have anything new to say. Cumulative outputs show
+            # all n, the finished ones too: "everything so far" would shrink when a sibling ends.
+            delta = kind is RequestOutputKind.DELTA
+            request = self._requests[group.request_id]
+            outputs.append(self._make_output(request, seqs if delta else group.seqs, delta, now))
+        return outputs
 
     def finish_aborted(self, group: SequenceGroup, now: float) -> RequestOutput:
         """The last output of a request that was aborted: what there is of it.
@@ -134,11 +138,9 @@ class OutputProcessor:
         The whole text, even for a request that was handed deltas: this is what `abort_request` returns, not
         one more piece of a stream.
         """
-        request = self._requests[group.request_id]
         # A beam in mid-search is no answer: the best of them may be dropped in the next step.
-        if isinstance(group.params, BeamSearchParams):
-            return self._finish(request, [], now)
-        return self._finish(request, [self._completion(request, seq, delta=False) for seq in group.seqs], now)
+        seqs = [] if group.is_beam_search else group.seqs
+        return self._make_output(self._requests[group.request_id], seqs, delta=False, now=now)
 
     def reset(self) -> None:
         """Forget all unfinished requests."""
@@ -147,13 +149,20 @@ class OutputProcessor:
     # -- tokens to text -----------------------------------------------------------------------------
 
     def _state_of(self, request: _Request, seq: Sequence) -> _TextState:
-        """The record of one sequence, made when it is first seen (n > 1 forks late)."""
+        """The record of one sequence, made when it is first seen (n > 1 forks late).
+
+        The text of a beam is decoded in one go: until the end, any beam may be dropped for another.
+        """
         if seq.seq_id not in request.states:
-            params, detokenizer = request.group.params, None
-            if self.tokenizer is not None and params.detokenize:
+            params, detokenizer, text = request.group.params, None, ""
+            if self.tokenizer is not None and request.group.is_beam_search:
+                with_eos = params.include_stop_str_in_output
+                text = self.tokenizer.decode(seq.output_token_ids, skip_special_tokens=not with_eos)
+            elif self.tokenizer is not None and params.detokenize:
                 prompt = seq.token_ids[: seq.num_prompt_tokens]
                 detokenizer = IncrementalDetokenizer(self.tokenizer, prompt, params.skip_special_tokens)
-            request.states[seq.seq_id] = _TextState(detokenizer)
+            checker = StopChecker(params.stop_strings, params.include_stop_str_in_output)
+            request.states[seq.seq_id] = _TextState(detokenizer, checker, text)
         return request.states[seq.seq_id]
 
     def _read_tokens(self, request: _Request, seq: Sequence) -> Stop | None:
@@ -166,7 +175,6 @@ class OutputProcessor:
         on the text ends at character 1: "a". The token stays in `token_ids`.
         """
         params, state = request.group.params, self._state_of(request, seq)
-        checker = StopChecker(params.stop_strings, params.include_stop_str_in_output)
         # A stop token wins over a stop string that its own text would complete.
         by_token = seq.status is SequenceStatus.FINISHED_STOPPED
         for index in range(state.num_tokens_read, seq.num_output_tokens):
@@ -179,7 +187,7 @@ class OutputProcessor:
             # emoji): nothing that was not looked at before.
             if (by_token and is_last) or state.num_tokens_read <= params.min_tokens or not num_new:
                 continue
-            if (found := checker.check(state.text, num_new)) is not None:
+            if (found := state.checker.check(state.text, num_new)) is not None:
                 # Even if max_tokens ended it in this same step: "stop" says more than "length", as in vLLM.
                 string, state.cut = found
                 return Stop(seq, string, state.num_tokens_read)
@@ -187,19 +195,19 @@ class OutputProcessor:
 
     def _read_token(self, request: _Request, seq: Sequence, index: int, is_last: bool) -> int:
         """Turn output token `index` of `seq` into text; the number of new characters."""
-        detokenizer, params = self._state_of(request, seq).detokenizer, request.group.params
-        if detokenizer is None:
+        state = request.states[seq.seq_id]
+        if state.detokenizer is None:
             return 0  # no text: stop strings were refused when the request came in
-        num_new = 0
         # A token that ended the text is no part of it, unless asked for.
         ended_by_it = is_last and seq.status is SequenceStatus.FINISHED_STOPPED
-        if not ended_by_it or params.include_stop_str_in_output:
-            num_new += len(detokenizer.append(seq.token_ids[seq.num_prompt_tokens + index]))
+        if not ended_by_it or request.group.params.include_stop_str_in_output:
+            state.detokenizer.append(seq.token_ids[seq.num_prompt_tokens + index])
         if is_last and seq.status.is_finished:
-            num_new += len(detokenizer.flush())
-        return num_new
+            state.detokenizer.flush()
+        num_old, state.text = len(state.text), state.detokenizer.text
+        return len(state.text) - num_old
 
-    def _with_words(self, entry: TokenLogprobs, detokenize: bool = True) -> dict[int, Logprob]:
+    def _with_words(self, entry: TokenLogprobs, detokenize: bool) -> dict[int, Logprob]:
         """The dictionary users get for one position: the token that stands there, then the likeliest.
 
         k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the first, which has
@@ -222,50 +230,27 @@ class OutputProcessor:
 
     # -- text to outputs ----------------------------------------------------------------------------
 
-    def _make_output(self, request: _Request, seqs: list[Sequence], now: float) -> RequestOutput | None:
-        """The output that the request wants to see after this step, if any."""
-        group = request.group
-        if isinstance(group.params, BeamSearchParams):
-            if not group.is_finished:
-                return None
-            return self._finish(request, [self._beam_completion(group, seq) for seq in group.seqs], now)
-        # In deltas only those that got a token (`seqs`) have anything new to say. Cumulative outputs show all
-        # n, the finished ones too: "everything so far" would shrink when a sibling ends.
-        kind = group.params.output_kind
-        if kind is RequestOutputKind.FINAL_ONLY and not group.is_finished:
-            return None
-        delta = kind is RequestOutputKind.DELTA
-        completions = [self._completion(request, seq, delta) for seq in (seqs if delta else group.seqs)]
-        if group.is_finished:
-            return self._finish(request, completions, now)
-        return self._request_output(request, completions, now=None)
-
-    def _finish(self, request: _Request, completions: list[CompletionOutput], now: float) -> RequestOutput:
-        """The last output; the request is forgotten."""
-        output = self._request_output(request, completions, now)
-        self.finished_metrics.append(output.metrics)
-        del self._requests[request.group.request_id]
-        return output
-
-    def _request_output(
-        self, request: _Request, completions: list[CompletionOutput], now: float | None
-    ) -> RequestOutput:
-        """An output with these completions; `now` is None while the request runs. Shares no list with us."""
+    def _make_output(self, request: _Request, seqs: list[Sequence], delta: bool, now: float) -> RequestOutput:
+        """An output with a completion of each of `seqs`; after the last one the request is forgotten."""
         group = request.group
         metrics = RequestMetrics(
             group.arrival_time,
             request.first_scheduled_time,
             request.first_token_time,
-            finished_time=now,
+            finished_time=now if group.is_finished else None,
             num_output_tokens=sum(seq.num_output_tokens for seq in group.seqs),
         )
+        if group.is_finished:
+            self.finished_metrics.append(metrics)
+            del self._requests[group.request_id]
+        # None of these lists is one of ours: users may change what they got.
         return RequestOutput(
             request_id=group.request_id,
             prompt=group.prompt,
             prompt_token_ids=group.seqs[0].token_ids[: group.num_prompt_tokens],
             prompt_logprobs=self._prompt_logprobs(request),
-            outputs=completions,
-            finished=now is not None,
+            outputs=[self._completion(request, seq, delta) for seq in seqs],
+            finished=group.is_finished,
             metrics=metrics,
             num_cached_tokens=group.num_cached_tokens,
         )
@@ -273,7 +258,7 @@ class OutputProcessor:
     def _prompt_logprobs(self, request: _Request) -> list[dict[int, Logprob] | None] | None:
         """One entry per prompt token, None for the first; in deltas, only those not handed out yet."""
         params, known = request.group.params, request.prompt_logprobs
-        if isinstance(params, BeamSearchParams) or params.prompt_logprobs is None:
+        if params.prompt_logprobs is None:
             return None
         if not known:
             known.append(None)  # nothing comes before the first token that could predict it
@@ -300,36 +285,17 @@ class OutputProcessor:
         params, state = request.group.params, self._state_of(request, seq)
         end = len(state.text) if state.cut is None else state.cut
         if not seq.status.is_finished:
-            end -= StopChecker(params.stop_strings, params.include_stop_str_in_output).num_held_back
+            end -= state.checker.num_held_back
         end = max(end, state.num_chars_sent)
-        first_char = state.num_chars_sent if delta else 0
-        first_token = state.num_tokens_sent if delta else 0
+        first_char, first_token = (state.num_chars_sent, state.num_tokens_sent) if delta else (0, 0)
         state.num_chars_sent, state.num_tokens_sent = end, seq.num_output_tokens
-        wants_logprobs = params.logprobs is not None
+        wants_logprobs, is_beam = params.logprobs is not None, request.group.is_beam_search
         return CompletionOutput(
             index=seq.index,
             text=state.text[first_char:end],
             token_ids=seq.output_token_ids[first_token:],
-            cumulative_logprob=seq.cumulative_logprob if wants_logprobs else None,
+            cumulative_logprob=seq.cumulative_logprob if wants_logprobs or is_beam else None,
             logprobs=state.logprobs[first_token:] if wants_logprobs else None,
-            finish_reason=seq.status.finish_reason,
-            stop_reason=seq.stop_reason,
-        )
-
-    def _beam_completion(self, group: SequenceGroup, seq: Sequence) -> CompletionOutput:
-        """One finished hypothesis of a beam search; its text is decoded in one go.
-
-        Nothing of it could be decoded earlier: until the end, any beam may be dropped for another.
-        """
-        text = ""
-        if self.tokenizer is not None:
-            with_eos = group.params.include_stop_str_in_output
-            text = self.tokenizer.decode(seq.output_token_ids, skip_special_tokens=not with_eos)
-        return CompletionOutput(
-            index=seq.index,
-            text=text,
-            token_ids=seq.output_token_ids,
-            cumulative_logprob=seq.cumulative_logprob,
             finish_reason=seq.status.finish_reason,
             stop_reason=seq.stop_reason,
         )

@@ -136,7 +136,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, add_special_tokens: bo
 def list_of_ints(token_ids: object) -> list[int]:
     """`token_ids` as a list of Python ints (whatever counts as one is converted: numpy's, a torch scalar).
 
-    Always a new list: a caller who goes on using theirs must not change a queued prompt.
+    It is a new list: a caller that goes on using the old one must not change a queued prompt.
 
     Raises:
         TypeError: no list, tuple, array or tensor; or something in it is no integer, a bool for one.

@@ -19,9 +19,9 @@ Drawing needs a uniform number u: the chosen token is the first whose cumulative
 
 u comes from the sequence's seed and the position alone (`uniform`). No generator has a state that has to be
 carried along, so the same seed gives the same tokens whatever runs beside it, and after a preemption too.
-(vLLM draws one exponential number for each token of the vocabulary from a generator a request.)
+(vLLM draws one exponential number for each token of the vocabulary from a generator per request.)
 
-top_p looks as if it needed all probabilities in order, and sorting 49,152 numbers a row costs more than a
+top_p looks as if it needed all probabilities in order, and sorting 49,152 numbers per row costs more than a
 layer of the model. But whether *one* token is kept needs no order: it is, if those likelier than it have less
 than top_p together. So draw first and look then; a token that is not kept is refused, and so is whatever is
 no likelier. What is drawn at last is distributed as if the row had been sorted and cut (`draw_top_p`)::
@@ -38,6 +38,7 @@ batches without a seeded request.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import torch
 
@@ -70,28 +71,26 @@ class Sampler:
         beams = [i for i, row in enumerate(rows) if row.sampling is None]
         if beams:
             counts = [rows[i].num_candidates for i in beams]
-            outputs.update(zip(beams, beam_candidates(logits[beams], counts), strict=True))
+            outputs.update(zip(beams, beam_candidates(_take(logits, beams), counts), strict=True))
         others = {i: row.sampling for i, row in enumerate(rows) if row.sampling is not None}
         if others:
-            own_logits = logits if not beams else logits[list(others)]
-            outputs.update(zip(others, self._sample(own_logits, list(others.values())), strict=True))
+            sampled = self._sample(_take(logits, list(others)), list(others.values()))
+            outputs.update(zip(others, sampled, strict=True))
         return [outputs[i] for i in range(len(rows))]
 
     def _sample(self, logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[SequenceOutput]:
         token_ids = choose_tokens(process_logits(logits, rows), rows)
         wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        logprobs: dict[int, tuple[tuple[TokenLogprobs, ...], ...]] = {}
+        # A row sampled n times appears n times.
+        which = [i for i in wanted for _ in token_ids[i]]
+        entries: Iterator[TokenLogprobs] = iter(())
         if wanted:
-            # A row sampled n times appears n times.
-            flat = [(i, token) for i in wanted for token in token_ids[i]]
-            counts = [rows[i].params.logprobs for i, _ in flat]
-            own_logits = logits if len(flat) == len(rows) == len(wanted) else logits[[i for i, _ in flat]]
-            entries = iter(token_logprobs(own_logits, [token for _, token in flat], counts))
-            logprobs = {i: tuple((next(entries),) for _ in token_ids[i]) for i in wanted}
-        return [
-            SequenceOutput(tuple((token,) for token in tokens), logprobs.get(i))
-            for i, tokens in enumerate(token_ids)
-        ]
+            tokens = [token for i in wanted for token in token_ids[i]]
+            counts = [rows[i].params.logprobs for i in which]
+            entries = iter(token_logprobs(_take(logits, which), tokens, counts))
+        logprobs = {i: tuple((next(entries),) for _ in token_ids[i]) for i in wanted}
+        runs = (tuple((token,) for token in row_tokens) for row_tokens in token_ids)
+        return [SequenceOutput(run, logprobs.get(i)) for i, run in enumerate(runs)]
 
 
 def most_likely(logits: torch.Tensor) -> list[int]:
@@ -105,17 +104,13 @@ def most_likely(logits: torch.Tensor) -> list[int]:
 def choose_tokens(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
     """Pick `num_samples` tokens for each row of processed logits, (N, V)."""
     random_rows = [i for i, row in enumerate(rows) if not row.params.is_greedy]
-    if not random_rows:
-        return [[token] for token in most_likely(logits)]
-    tokens: list[list[int]] = [[] for _ in rows]
+    tokens: dict[int, list[int]] = {}
     if len(random_rows) < len(rows):
-        for i, token in enumerate(most_likely(logits)):
-            tokens[i] = [token]
-        logits = logits[random_rows]
-    drawn = draw(logits, [rows[i] for i in random_rows])
-    for i, row_tokens in zip(random_rows, drawn, strict=True):
-        tokens[i] = row_tokens
-    return tokens
+        tokens.update(enumerate([token] for token in most_likely(logits)))
+    if random_rows:
+        drawn = draw(_take(logits, random_rows), [rows[i] for i in random_rows])
+        tokens.update(zip(random_rows, drawn, strict=True))
+    return [tokens[i] for i in range(len(rows))]
 
 
 def draw(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
@@ -142,8 +137,8 @@ def draw(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
 
 
 def _take(values: torch.Tensor, which: list[int]) -> torch.Tensor:
-    """Some rows of (N, V); not a copy if it is all of them."""
-    return values if len(which) == len(values) else values[which]
+    """The rows `which` of (N, V); not a copy if they are all of them, in order."""
+    return values if which == list(range(len(values))) else values[which]
 
 
 def apply_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
@@ -165,7 +160,7 @@ def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
 
 
 def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[float]) -> list[int]:
-    """Draw one token a row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
+    """Draw one token per row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
 
     Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, however small
     top_p is: a row takes V attempts at most. A draw is accepted with probability top_p at least: nine rows of
@@ -249,7 +244,7 @@ def top(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
-    """Log-probability and rank of one token a row, and the `counts[i]` likeliest (-1: all), from (N, V)."""
+    """Log-probability and rank of one token per row, and the `counts[i]` likeliest (-1: all), from (N, V)."""
     vocab_size = logits.shape[-1]
     counts = [vocab_size if count == -1 else min(count, vocab_size) for count in counts]
     logprobs = logits.float().log_softmax(dim=-1)

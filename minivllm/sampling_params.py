@@ -264,8 +264,8 @@ class BeamSearchParams:
 
     `temperature` is there because vLLM has it. It must stay 0: beams are compared, nothing is drawn.
     `early_stopping` is Hugging Face's: True stops as soon as `beam_width` hypotheses are finished, False
-    when no running beam of the present length can beat the worst of them, "never" when none of any length
-    can.
+    when no running beam of the present length can beat the worst of them, "never" when no beam of any length
+    can beat it.
 
     Raises:
         ValueError: a value outside its range.
@@ -280,6 +280,11 @@ class BeamSearchParams:
     length_penalty: float = _field(1.0, *_FINITE, _range(lambda x: abs(x) <= 16.0, "must be in [-16, 16]"))
     include_stop_str_in_output: bool = _field(False, _BOOL)
     early_stopping: bool | str = _field(False, _EARLY)
+
+    # Not fields: what the engine asks of any request, and a beam search has no say in.
+    stop_token_ids = bad_words = logprobs = prompt_logprobs = explicit_seed = None
+    stop_strings = ()
+    output_kind = RequestOutputKind.FINAL_ONLY
 
     def __post_init__(self) -> None:
         _check(self)

@@ -4,7 +4,7 @@ THE INVARIANT. At the start of `schedule()`, for every running sequence, the K a
 [0, num_computed_tokens) are in the cache, and len(seq) - num_computed_tokens >= 1.
 
 There is no prefill phase and no decode phase. Each step lets `num_computed_tokens` catch up with
-`len(seq)`, under a budget of tokens per step. Everything is this one rule (`step_rules.py`):
+`len(seq)`, under a budget of tokens per step. Everything follows from this one rule (`step_rules.py`):
 
     situation               len(seq)   computed   this step
     new prompt of 6              6         0      6 tokens (or the first part: chunked prefill)
@@ -18,8 +18,8 @@ One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
     B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
     C   waits: no budget left
 
-Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Who
-stands where in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). The
+order in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
 order of their queue. When one does not fit, the last of the queue gives up its blocks, either to be computed
 again later or to be swapped out. So the head of the queue makes progress in each step, and since `add`
 refuses what could not fit an empty pool, every request finishes.
@@ -46,30 +46,24 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minivllm import beam_search, parallel_sampling, step_rules
 from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
 from minivllm.outputs import SequenceOutput
 from minivllm.parallel_sampling import TokenRun
-from minivllm.sampling_params import BeamSearchParams
 from minivllm.scheduler_output import SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
-from minivllm.step_rules import Chunks
+from minivllm.step_rules import Chunks, Stop
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Stop:
-    """A stop string, found in the text of `seq`, which its first `num_output_tokens` tokens complete."""
-
-    seq: Sequence
-    string: str
-    num_output_tokens: int
+Updated = list[tuple[SequenceGroup, list[Sequence]]]
+"""What came of a step: the groups that got tokens, each with the sequences that did."""
 
 
+@dataclass(eq=False)
 class Scheduler:
     """Decides what runs, and applies what came of it.
 
@@ -82,21 +76,14 @@ class Scheduler:
         policy: the order of the queues, see `scheduling_policy.py`.
     """
 
-    def __init__(
-        self,
-        kv: KVCacheManager,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        enable_chunked_prefill: bool = True,
-        preemption_mode: str = "recompute",
-        policy: FirstComeFirstServed | None = None,
-    ) -> None:
-        self.kv = kv  # the scheduler asks for blocks; only the manager touches the pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.enable_chunked_prefill = enable_chunked_prefill
-        self.preemption_mode = preemption_mode
-        self.policy = policy or FirstComeFirstServed()
+    kv: KVCacheManager  # the scheduler asks for blocks; only the manager touches the pool
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    preemption_mode: str = "recompute"
+    policy: FirstComeFirstServed = field(default_factory=FirstComeFirstServed)
+
+    def __post_init__(self) -> None:
         # The head of each queue is the next to go; the last of `running` is the next to be preempted.
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
@@ -201,7 +188,7 @@ class Scheduler:
     # -- the plan -----------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput:
-        """Plan the next step: who computes how many tokens in which blocks.
+        """Plan the next step: which sequences compute how many tokens, and in which blocks.
 
         After a preemption no group is admitted in the same step: the blocks just freed are needed by those
         already running.
@@ -328,9 +315,7 @@ class Scheduler:
 
     # -- the result ---------------------------------------------------------------------------------
 
-    def update_from_output(
-        self, plan: SchedulerOutput, outputs: list[SequenceOutput]
-    ) -> list[tuple[SequenceGroup, list[Sequence]]]:
+    def update_from_output(self, plan: SchedulerOutput, outputs: list[SequenceOutput]) -> Updated:
         """Apply what the step computed: advance, append, fork, finish.
 
         This is the only place where `num_computed_tokens` grows. It happens before tokens are appended, so
@@ -338,9 +323,6 @@ class Scheduler:
 
         Args:
             outputs: one for each of `plan.scheduled`, in its order.
-
-        Returns:
-            The groups that got tokens, each with the sequences that did.
         """
         by_group: dict[str, list[tuple[Sequence, SequenceOutput]]] = {}
         for row, output in zip(plan.scheduled, outputs, strict=True):
@@ -361,7 +343,7 @@ class Scheduler:
             if not sampled:  # a part of a prompt: no token yet, but siblings may wait for its end
                 parallel_sampling.refork(group, self.kv)
                 continue
-            if isinstance(group.params, BeamSearchParams):
+            if group.is_beam_search:
                 beam_search.advance(group, sampled, self.kv, self.new_seq_id)
                 seqs = group.seqs
             else:

@@ -3,8 +3,8 @@
 The plan goes one way, from `Scheduler.schedule()` to `ModelRunner.execute_model()`. It is plain data:
 numbers, strings, tuples, and no object that the scheduler goes on changing. So it can be pickled and sent to
 a process or a machine that has never seen the request, and a runner cannot reach the scheduler's state even
-by mistake. For
-the step in `scheduler.py`'s example (A generates its 8th token, B catches up with a long prompt)::
+by mistake. For the step in `scheduler.py`'s example (A generates its 8th token, B catches up with a long
+prompt)::
 
     SchedulerOutput(step=12, scheduled=(
         ScheduledSequence("A", seq_id=0, start=6, token_ids=(88,), block_ids=(7, 2),
@@ -68,9 +68,8 @@ class ScheduledSequence:
 
     `block_ids` is the block table of this step. What is wanted of the logits:
 
-    - `sampling`: tokens that follow the row's last one; None while the sequence is catching up, and for a
-    beam;
-    - `num_candidates`: for a beam that has caught up, so many of its likeliest next tokens; else 0;
+    - `sampling`: tokens that follow the row's last one; None for beams, and while the sequence catches up;
+    - `num_candidates`: for a beam that has caught up, how many of its likeliest next tokens; else 0;
     - `scored_token_ids`: prompt tokens whose log-probabilities are wanted; the i-th follows the row's i-th.
     """
 
@@ -128,14 +127,8 @@ class StepDraft:
 
     def finish(self, step: int) -> SchedulerOutput:
         """The finished plan: from here on it is only read."""
-        return SchedulerOutput(
-            step,
-            tuple(self.scheduled),
-            tuple(self.swap_out),
-            tuple(self.swap_in),
-            tuple(self.copies),
-            tuple(self.preempted),
-        )
+        lists = self.scheduled, self.swap_out, self.swap_in, self.copies, self.preempted
+        return SchedulerOutput(step, *map(tuple, lists))
 
 
 @dataclass

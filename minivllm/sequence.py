@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from minivllm.outputs import TokenLogprobs
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -45,7 +47,7 @@ class SequenceStatus(Enum):
     FINISHED_ABORTED = "abort"  # by the user
 
     def __init__(self, value: str) -> None:
-        # Whether no more tokens will come. Not a property: it is asked for several times a token.
+        # Whether no more tokens will come. Not a property: it is asked for several times per token.
         self.is_finished = value in ("stop", "length", "abort")
 
     @property
@@ -54,44 +56,45 @@ class SequenceStatus(Enum):
         return self.value if self.is_finished else None
 
 
+@dataclass(eq=False, repr=False)
 class Sequence:
     """One token stream: prompt, sampled tokens, and how much of it is in the KV cache.
 
     Attributes:
         seq_id: unique in the engine; the key of its block table.
-        index: its place among the n completions.
+        token_ids: prompt and sampled tokens; at first the prompt, which is copied.
         seed: with the position, decides every random draw (`sampler.uniform`), so that a draw depends on
             nothing else: not on batch mates, not on preemption.
-        token_ids: prompt and sampled tokens.
-        sample_logprobs: one entry per sampled token, if the request asked for them.
+        index: its place among the n completions.
         max_num_tokens: how many tokens it may grow to; its group sets it.
-        cumulative_logprob: their sum.
         stop_reason: the stop string or stop token that ended it; None for end of sequence.
+        sample_logprobs: one entry per sampled token, if the request asked for them.
+        cumulative_logprob: their sum.
     """
 
-    def __init__(self, seq_id: int, prompt_token_ids: list[int], seed: int, index: int = 0) -> None:
-        self.seq_id = seq_id
-        self.index = index
-        self.seed = seed
-        self.token_ids = list(prompt_token_ids)
-        self.num_prompt_tokens = len(prompt_token_ids)
-        self.num_computed_tokens = 0
-        self.max_num_tokens = 0
-        self.status = SequenceStatus.WAITING
-        self.stop_reason: int | str | None = None
-        self.cumulative_logprob = 0.0
-        self.sample_logprobs: list[TokenLogprobs] = []
-        self._block_hashes: list[bytes] = []
+    seq_id: int
+    token_ids: list[int]
+    seed: int
+    index: int = 0
+    num_computed_tokens: int = 0
+    max_num_tokens: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
+    stop_reason: int | str | None = None
+    sample_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    _block_hashes: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
 
     def __len__(self) -> int:
         """Tokens known: prompt and sampled."""
         return len(self.token_ids)
 
     def __repr__(self) -> str:
-        return (
-            f"Sequence({self.seq_id}, {self.status.name}, {self.num_computed_tokens} of {len(self)} "
-            f"tokens computed)"
-        )
+        computed = f"{self.num_computed_tokens} of {len(self)} tokens computed"
+        return f"Sequence({self.seq_id}, {self.status.name}, {computed})"
 
     @property
     def num_output_tokens(self) -> int:
@@ -124,13 +127,9 @@ class Sequence:
 
     def fork(self, seq_id: int, index: int, seed: int) -> Sequence:
         """A copy that will go its own way. Its KV is shared by `KVCacheManager.fork`."""
-        child = Sequence(seq_id, self.token_ids, seed, index)
-        child.num_prompt_tokens = self.num_prompt_tokens
-        child.num_computed_tokens = self.num_computed_tokens
-        child.max_num_tokens = self.max_num_tokens
-        child.status = self.status
-        child.cumulative_logprob = self.cumulative_logprob
-        child.sample_logprobs = list(self.sample_logprobs)
+        child = copy(self)
+        child.seq_id, child.index, child.seed = seq_id, index, seed
+        child.token_ids, child.sample_logprobs = list(self.token_ids), list(self.sample_logprobs)
         child._block_hashes = list(self._block_hashes)
         return child
 
@@ -188,9 +187,14 @@ class SequenceGroup:
         return self.seqs[0].num_prompt_tokens
 
     @property
+    def is_beam_search(self) -> bool:
+        """Whether its sequences are beams."""
+        return isinstance(self.params, BeamSearchParams)
+
+    @property
     def width(self) -> int:
         """How many sequences the prompt will fork into: n, or the beam width."""
-        return self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
+        return self.params.beam_width if self.is_beam_search else self.params.n
 
     @property
     def num_candidates(self) -> int:
@@ -227,9 +231,7 @@ class SequenceGroup:
     @property
     def num_reserved_seqs(self) -> int:
         """Sequences this group counts as, against max_num_seqs: before the fork already all of them."""
-        if isinstance(self.params, BeamSearchParams) or not self.has_forked:
-            return self.width
-        return len(self.unfinished)
+        return self.width if self.is_beam_search or not self.has_forked else len(self.unfinished)
 
     # -- into the plan ------------------------------------------------------------------------------
 
@@ -239,19 +241,17 @@ class SequenceGroup:
         """The next `num_tokens` tokens of `seq` as a row of the plan: a copy of all that a runner needs."""
         params, start = self.params, seq.num_computed_tokens
         end = start + num_tokens
-        row = ScheduledSequence(
-            self.request_id, seq.seq_id, start, tuple(seq.token_ids[start:end]), block_ids
-        )
-        if isinstance(params, BeamSearchParams):
-            return replace(row, num_candidates=self.num_candidates) if num_samples else row
+        wanted: dict[str, Any] = {}  # of the logits
         if params.prompt_logprobs is not None:
             scored = tuple(seq.token_ids[start + 1 : min(end + 1, seq.num_prompt_tokens)])
-            row = replace(row, scored_token_ids=scored, num_prompt_logprobs=params.prompt_logprobs)
-        if num_samples == 0:
-            return row
-        looks_back = params.has_penalties or self.bad_words_token_ids
-        sampling = SamplingMetadata(
-            params, num_samples, seq.seed, len(seq), seq.num_prompt_tokens, self.stop_token_ids,
-            self.bad_words_token_ids, tuple(seq.token_ids) if looks_back else (),
-        )  # fmt: skip
-        return replace(row, sampling=sampling)
+            wanted |= {"scored_token_ids": scored, "num_prompt_logprobs": params.prompt_logprobs}
+        if num_samples > 0 and self.is_beam_search:
+            wanted["num_candidates"] = self.num_candidates
+        elif num_samples > 0:
+            looks_back = params.has_penalties or self.bad_words_token_ids
+            wanted["sampling"] = SamplingMetadata(
+                params, num_samples, seq.seed, len(seq), seq.num_prompt_tokens, self.stop_token_ids,
+                self.bad_words_token_ids, tuple(seq.token_ids) if looks_back else (),
+            )  # fmt: skip
+        tokens = tuple(seq.token_ids[start:end])
+        return ScheduledSequence(self.request_id, seq.seq_id, start, tokens, block_ids, **wanted)

@@ -1,8 +1,7 @@
 """The rules for one group in one step: how many tokens it computes, how many it samples, and when it is done.
 
 One rule says how far a group may go, for its first chunk and for all later ones (`chunks_of`): all that is
-known
-and not yet computed, within the budget. Two examples, a budget of 8 tokens::
+known and not yet computed, within the budget. Two examples, a budget of 8 tokens::
 
     one sequence, 12 known, 4 computed        8 tokens             no sample: it has not caught up
     three sequences that lack 1 token each    1 + 1 + 1 tokens     3 samples
@@ -15,10 +14,20 @@ Paper: section 4.5. vLLM V1: `Scheduler.schedule` in `vllm/v1/core/sched/schedul
 
 from __future__ import annotations
 
-from minivllm.sampling_params import BeamSearchParams
+from dataclasses import dataclass
+
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 
 Chunks = list[tuple[Sequence, int]]  # (sequence, tokens to compute this step)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop string, found in the text of `seq`, which its first `num_output_tokens` tokens complete."""
+
+    seq: Sequence
+    string: str
+    num_output_tokens: int
 
 
 def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:
@@ -36,14 +45,11 @@ def max_cached_tokens(group: SequenceGroup, seq: Sequence) -> int:
     Never the last one before the target: the step has to compute at least one token, for its logits.
     Nothing at all if the logits of every prompt position are wanted.
     """
-    if getattr(group.params, "prompt_logprobs", None) is not None:
-        return 0
-    return catch_up_target(group, seq) - 1
+    return 0 if group.params.prompt_logprobs is not None else catch_up_target(group, seq) - 1
 
 
 def chunks_of(group: SequenceGroup, budget: int, num_cached: int = 0) -> Chunks:
-    """What a group computes this step, within `budget` tokens: the first chunk of a prompt and all later
-    ones.
+    """What a group computes in this step, within `budget` tokens.
 
     If everything it lacks fits, each sequence gets all it lacks, and all of them sample. Otherwise each
     sequence holds back its last token: none may sample before all can. Beams are compared with each other, so
@@ -81,7 +87,7 @@ def num_samples(group: SequenceGroup, seq: Sequence, end: int) -> int:
     """
     if end < len(seq):
         return 0
-    return 1 if group.has_forked or isinstance(group.params, BeamSearchParams) else group.width
+    return 1 if group.has_forked or group.is_beam_search else group.width
 
 
 def stop_status(group: SequenceGroup, seq: Sequence) -> tuple[SequenceStatus, int | None] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minivllm.__main__ import main, make_parser
+from minivllm.cli import main, make_parser
 from minivllm.viz.drawing import draw_block_tables, fullest_step
 from minivllm.viz.trace import Trace
 from tests.helpers import add, make_scheduler, run_model
@@ -70,7 +70,7 @@ def test_help_names_vllms_options(command, capsys):
 
 def test_the_command_line_starts_without_torch():
     """Would catch a --help that takes seconds because it loads a model library."""
-    code = "import sys; from minivllm.__main__ import make_parser; make_parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from minivllm.cli import make_parser; make_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -1,9 +1,12 @@
 """`LLM` as a user meets it: forms of prompts, errors before anything happens, streams, interrupts."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+import minivllm
 from minivllm import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
 
 
@@ -347,8 +350,6 @@ def test_beam_search_takes_beam_search_params_only(llm):
 
 def test_public_names_are_vllms():
     """Would catch a name that people type and that is gone."""
-    import minivllm
-
     assert {"LLM", "SamplingParams", "BeamSearchParams", "LLMEngine", "RequestOutput"} <= set(
         minivllm.__all__
     )
@@ -357,3 +358,32 @@ def test_public_names_are_vllms():
         assert getattr(minivllm, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'minivllm' has no attribute 'LMM'"):
         _ = minivllm.LMM
+
+
+def own_frames(frame):
+    """Names of the functions of minivllm that are running, from the innermost to `LLM.generate`."""
+    package = str(Path(minivllm.__file__).parent)
+    names = []
+    while frame is not None and (not names or names[-1] != "LLM.generate"):
+        if frame.f_code.co_filename.startswith(package):
+            names.append(frame.f_code.co_qualname)
+        frame = frame.f_back
+    return names
+
+
+def test_at_most_eleven_frames_lead_from_generate_to_the_attention_kernel(tiny_llama):
+    """Would catch a layer that only forwards, between what a user calls and what computes."""
+    llm = LLM(str(tiny_llama), num_blocks=64, block_size=4, max_model_len=200, attention_backend="numba")
+    kernel, stacks = llm.llm_engine.attention._kernel, []
+
+    def noting_kernel(*arguments):
+        stacks.append(own_frames(sys._getframe()))
+        return kernel(*arguments)
+
+    llm.llm_engine.attention._kernel = noting_kernel
+    llm.generate("hello", GREEDY, use_tqdm=False)
+    assert stacks
+    for stack in stacks:
+        assert stack[-1] == "LLM.generate"
+        assert "LLMEngine.step" in stack and "LlamaModel.forward" in stack  # the count has not lost any
+        assert len(stack) <= 11, stack

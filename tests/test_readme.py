@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minivllm.__main__ import make_parser
 from minivllm.bench import COMMANDS
+from minivllm.cli import make_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

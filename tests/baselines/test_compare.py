@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minivllm import LLM
-from minivllm.__main__ import main
 from minivllm.baselines.compare import compare
 from minivllm.bench.backends import load_hf_model
+from minivllm.cli import main
 
 PROMPTS = ["hello", "The capital of France is", "x"]
 

@@ -8,8 +8,8 @@ The weights are given, the working memory of a step is measured, and what is lef
 On a CPU there is no such natural limit, so `CPU_KV_CACHE_BYTES` stands in for it. Fresh zeros cost nothing
 there until they are written, so a pool that is larger than needed takes no memory.
 
-Example, SmolLM2-135M in float32 on a CPU: 46,080 bytes a token, so a block of 16 takes 720 KiB. 64 sequences
-of 2,048 tokens could use 8,192 blocks, 5.6 GiB; the limit of 1 GiB gives 1,456.
+Example, SmolLM2-135M in float32 on a CPU: 46,080 bytes per token, so a block of 16 takes 720 KiB. 64
+sequences of 2,048 tokens could use 8,192 blocks, 5.6 GiB; the limit of 1 GiB gives 1,456.
 
 vLLM V1: `Worker.determine_available_memory` in `vllm/v1/worker/gpu_worker.py`.
 """
@@ -54,11 +54,7 @@ class MemoryReport:
 
 
 def derive_num_blocks(
-    config: EngineConfig,
-    model: Model,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
+    config: EngineConfig, model: Model, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> int:
     """Blocks of the KV cache: as told, or from the memory at hand.
 

@@ -1,7 +1,7 @@
-"""What the engine has done and how full it is: `engine.stats()`, and vLLM's periodic log line.
+"""What the engine has done and how full it is: `engine.stats()`.
 
 Two numbers say how full the KV cache is, and they are not the same. `block_usage` counts blocks that
-somebody holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
+a sequence holds. `token_usage` counts the slots in them that hold a token. The gap between the two is what
 block tables waste: the unfilled rest of each sequence's last block::
 
     block usage 50%        [####][####][##..][....][....][....]      waste = 1 - 10 / 12 = 17%
@@ -12,15 +12,14 @@ A shared block and its tokens count once. Here two sequences of 6 and 5 tokens s
     seq 0   [####]  [##..]       3 blocks held, 4 entries in tables: 1 block saved by sharing
     seq 1     "     [#...]       7 tokens stored, not 11: waste = 1 - 7 / 12
 
-Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept by whoever
-does the counting, the scheduler mostly. So `stats()` may be called at any moment, and changes nothing.
+Gauges (`num_running`, usage) are read when asked and cost nothing otherwise; counters are kept where
+things are counted, mostly in the scheduler. So `stats()` may be called at any moment, and changes nothing.
 
-vLLM V1: `vllm/v1/metrics/` (`stats.py`, `loggers.py`).
+vLLM V1: `vllm/v1/metrics/stats.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,16 +27,12 @@ from dataclasses import dataclass
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
 from minivllm.scheduler import Scheduler
-
-logger = logging.getLogger(__name__)
-
-# Long enough to average over many steps, short enough to see a queue build up.
-LOG_INTERVAL_SECONDS = 10.0
+from minivllm.scheduler_output import SchedulerStats
 
 
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot. Shares are from 0 to 1, times in seconds, counters since the engine started."""
+@dataclass(kw_only=True)
+class EngineStats(SchedulerStats):
+    """A snapshot: the scheduler's counters since the engine started, and gauges. Shares are from 0 to 1."""
 
     num_running: int
     num_waiting: int
@@ -48,15 +43,6 @@ class EngineStats:
     block_usage: float
     token_usage: float
     num_blocks_saved: int  # by sharing, right now
-    num_steps: int
-    num_preemptions: int
-    num_copied_blocks: int
-    num_swapped_out_blocks: int
-    num_swapped_in_blocks: int
-    num_computed_prompt_tokens: int
-    num_generated_tokens: int
-    prefix_cache_queries: int
-    prefix_cache_hits: int
     requests: tuple[RequestMetrics, ...]  # finished ones, in the order they finished
 
     @property
@@ -128,7 +114,7 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
     Example, block_size 4, tables [7, 2] with 6 computed tokens and [7, 5] with 5, as in the picture above:
     block 7 holds max(4, 4), block 2 holds 6 - 4 = 2, block 5 holds 5 - 4 = 1: 7 tokens.
 
-    Blocks that nobody holds do not count, though the prefix cache may still find content in them: they are
+    Blocks without a holder do not count, though the prefix cache may still find content in them: they are
     free to be overwritten.
     """
     size = scheduler.kv.block_size
@@ -140,35 +126,3 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
                 tokens = min(size, seq.num_computed_tokens - index * size)
                 filled[block_id] = max(filled.get(block_id, 0), tokens)
     return sum(filled.values())
-
-
-class PeriodicLog:
-    """Logs one line every `interval` seconds, in vLLM's form.
-
-    It has no thread and no timer: a step that ends after the interval is over writes the line, and an idle
-    engine writes none.
-    """
-
-    def __init__(self, interval: float = LOG_INTERVAL_SECONDS) -> None:
-        self.interval = interval
-        self._last: tuple[float, EngineStats] | None = (
-            None  # when the last line was written, and what it said
-        )
-
-    def note(self, stats: Callable[[], EngineStats], now: float) -> None:
-        """A step has ended; `stats` is asked only when a line is due, since it visits every block table.
-
-        Args:
-            stats: makes the snapshot for the line.
-            now: seconds of the engine's clock.
-        """
-        if self._last is None:
-            self._last = now, stats()
-        since, before = self._last
-        if now - since <= self.interval:
-            return
-        after = stats()
-        prompt = (after.num_computed_prompt_tokens - before.num_computed_prompt_tokens) / (now - since)
-        generated = (after.num_generated_tokens - before.num_generated_tokens) / (now - since)
-        logger.info(after.log_line(prompt, generated))
-        self._last = now, after

@@ -1,0 +1,76 @@
+"""What the commands do: `generate`, `chat` and `demo`. Each takes the parsed arguments and prints.
+
+The imports that bring torch stand inside the functions: `--help` has to be quick.
+
+vLLM V1: `vllm/entrypoints/cli/openai.py` (`complete`, `chat`).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from minivllm.cli.options import engine_options, sampling_options
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Complete prompts, as vLLM's first example prints them.
+
+    All are handed over in one call: that is what makes them one batch. With `--n 2` a prompt has two lines.
+    """
+    from minivllm import LLM, SamplingParams
+
+    # Before the model is loaded, so that a wrong --top-p is reported at once.
+    params = SamplingParams(n=args.n, **sampling_options(args))
+    llm = LLM(model=args.model, **engine_options(args))
+    for output in llm.generate(args.prompt, params):
+        for completion in output.outputs:
+            print(f"Prompt: {output.prompt!r}, Generated text: {completion.text!r}")
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Talk: one question with --quick, else a conversation until end of input.
+
+    The model remembers nothing: each turn sends the whole conversation again. The prefix cache makes that
+    cheap, since most of it has just been computed (if the answer's text is cut into the tokens that were
+    sampled, as it mostly is). With block_size 16::
+
+        turn 1     prompt of 40 tokens, answer of 60           99 computed, 6 blocks full
+        turn 2     prompt of 120, the same 100 at its start    6 x 16 = 96 found, 24 left to compute
+
+    The conversation grows until there is no room for an answer; then `max_model_len` ends it with an error.
+    """
+    from minivllm import LLM, SamplingParams
+    from minivllm.prompts import render_chat
+
+    params = SamplingParams(**sampling_options(args))
+    llm = LLM(model=args.model, **engine_options(args))
+    tokenizer = llm.get_tokenizer()
+    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    if not args.quick:
+        print("Ask something; an empty line or Ctrl-D ends the conversation.")
+    while True:
+        try:
+            question = args.quick or input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not question.strip():
+            return
+        messages.append({"role": "user", "content": question})
+        prompt = render_chat(tokenizer, messages)
+        # Each output holds what is new (`LLM.stream`); the pieces together are the answer for the next turn.
+        answer = ""
+        for output in llm.stream(prompt, params):
+            print(output.outputs[0].text, end="", flush=True)
+            answer += output.outputs[0].text
+        print()
+        messages.append({"role": "assistant", "content": answer})
+        if args.quick:
+            return
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the demonstration: see `viz/demo.py`."""
+    from minivllm.viz.demo import run_demo
+
+    run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
