@@ -266,7 +266,7 @@ def load_model(
     config = load_model_config(folder)
     weights = tied_weights(folder) if config.tie_word_embeddings else iterate_weights(folder)
     model = LlamaForCausalLM(config, attention, dtype, device)
-    model.load_weights(weights)
+    model.load_weights(weights, default_cache_dir() / "linear_kernels.json")
     return model.eval()
 
 
