@@ -7,12 +7,13 @@
 #   make docs    the site, docs/_build/html/index.html (builds offline once installed)
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
+#   make bench-openvino   the same against OpenVINO GenAI, in the same way
 #   make bench-gpu    kernels and engine on a CUDA GPU, with random weights of Llama 1B's and 8B's size
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-gpu install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-gpu install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -54,6 +55,9 @@ bench: install
 bench-vllm: install
 	$(BIN)/python -m minivllm bench vllm
 
+bench-openvino: install
+	$(BIN)/python -m minivllm bench openvino
+
 # KV blocks are given, because minivllm would take 90% of the GPU and leave nothing to the other backend.
 bench-gpu: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile tests/kernels
@@ -68,4 +72,4 @@ bench-gpu: install
 	$(BIN)/python docs/make_performance.py
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info
+	rm -rf .venv .venv-vllm .venv-openvino build *.egg-info

@@ -24,7 +24,8 @@ extensions = [
     "sphinx_design",
     "sphinx-mathjax-offline",
 ]
-exclude_patterns = ["_build", "_static", "requirements.txt"]
+# The page of solutions is for teachers, who read it in the repository: on the site, students would find it.
+exclude_patterns = ["_build", "_static", "requirements.txt", "instructor/solutions.md"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -10,16 +10,10 @@ import io
 import json
 from pathlib import Path
 
-from minivllm.bench import (
-    compare,
-    kernel_report,
-    latency,
-    memory,
-    resources,
-    serve,
-    sharing,
-    throughput_report,
-)
+from minivllm.aot import resources
+from minivllm.baselines import compare
+from minivllm.bench import kernel_report, latency, memory, plan, serve, sharing, throughput_report
+from minivllm.bench.report import Spread, paired_ratio, why_no_ratio
 
 HERE = Path(__file__).parent
 
@@ -27,9 +21,18 @@ INTRODUCTION = """\
 # Performance
 
 What minivllm does on a CPU, beside its peers, and where a step's time goes. All runs of a section were made
-in one process or one script, in turns, so that a machine that slows down slows everybody. Medians, with the
-smallest and largest value in brackets. The files are in `docs/data/`; this page is written from them by
+in one process or one script, in turns, so that a machine that slows down slows every backend. Medians, with
+the smallest and largest value in brackets. The files are in `docs/data/`; this page is written from them by
 `python docs/make_performance.py`.
+
+**Read a ratio with its machine.** Which engine is faster depends on the processor, so every section begins
+with its name. A ratio is formed per round and quoted with the range of the rounds. It is not quoted where the
+machine was busy at the start (load average above 0.7) or where the rounds of one backend differ by more than
+15% of their median. The files of November 2026 were measured on a busy Intel Xeon, so most of them show rates
+and no ratio. This page once said that minivllm was 1.20 times as fast as vLLM: a ratio of medians of rounds
+that went from 46 to 101 tokens per second against 61 to 94, best against best 1.08. On an AMD EPYC (Zen 4)
+with two cores it is the other way round: 75 to 83 tokens per second against 134 to 148 for vLLM (0.57 times)
+and 193 to 213 for OpenVINO GenAI (0.40 times).
 
 The *bound* is the time that the matrix products of the model alone would take at the same number of rows in
 each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and
@@ -45,6 +48,7 @@ PRINTERS = {
     "compare": compare.print_report,
     "kernels": kernel_report.print_report,
     "resources": resources.print_report,
+    "plan": plan.print_report,
 }
 
 # file in data/, title, what to look at; the command that made it stands in the file itself
@@ -53,7 +57,7 @@ SECTIONS = [
         "cpu_vllm.json",
         "Against vLLM and Hugging Face",
         "vLLM's CPU build runs in an environment of its own, in turns with minivllm and with `generate` in "
-        "static batches of 8 (`hf`).",
+        "static batches of 8 (`hf`). One Intel Xeon, busy: rates, and no ratio.",
     ),
     (
         "cpu_vllm_sharegpt.json",
@@ -79,13 +83,13 @@ SECTIONS = [
     (
         "cpu_sampling_32.json",
         "The same with everything the sampler can do",
-        "Three penalties, top_p, a seed and five log-probabilities a token: the sampler's share of a step.",
+        "Three penalties, top_p, a seed and five log-probabilities per token: the sampler's share of a step.",
     ),
     (
         "cpu_2x2.json",
         "What each idea is worth",
         "The same engine with one part exchanged, on one KV budget of 2,048 tokens: contiguous memory "
-        "reserves 512 tokens a request (Orca Max), static batches wait for their longest member.",
+        "reserves 512 tokens per request (Orca Max), static batches wait for their longest member.",
     ),
     (
         "cpu_trace.json",
@@ -157,11 +161,11 @@ Three costs can be told apart, and each has a number in this project:
    units are the limit, so there they should show.
 2. **Scattered reads.** A block of 16 tokens of Llama-3.1-8B has 16 rows of 256 bytes for each KV head. Rows
    are read whole either way; `bench kernels` times the same kernel on blocks in random order and on one block
-   a sequence.
+   per sequence.
 3. **The block tables themselves.** 4 bytes for 16 tokens, read by each of the 8 KV heads' programs, against
    16 x 4,096 bytes of K and V in a layer: 0.05%.
 
-What a page saves in return is memory, and so a larger batch: that is the subject of [](performance.md).
+What paging saves in return is memory, and so a larger batch: that is the subject of [](performance.md).
 """
 
 # as SECTIONS above
@@ -222,18 +226,19 @@ def sections_of(data: Path, sections: list[tuple[str, str, str]]) -> list[str]:
 
 def gpu_marks(data: Path) -> str:
     """The kernels' marks and the engine's, with what was reached or that nothing was."""
-    path = data / "gpu_kernels.json"
-    lines = [kernel_report.marks_table(json.loads(path.read_text()) if path.exists() else None)]
+    marks = []
     for shape in ("llama-3.2-1b", "llama-3.1-8b"):
         path, reached = data / f"gpu_{shape}.json", kernel_report.NOT_MEASURED
         if path.exists():
-            backends = json.loads(path.read_text())["backends"]
-            ours, theirs = (
-                backends[name]["output_tokens_per_second"]["median"] for name in ("minivllm", "hf-continuous")
-            )
-            reached = f"{ours / theirs:.2f}x"
-        lines.append(f"{shape + ', of generate_batch':<34}{END_TO_END_MARK:>7.0f}x   {reached}")
-    return "\n".join(lines)
+            result = json.loads(path.read_text())
+            rates = {
+                name: Spread.from_json(result["backends"][name]["output_tokens_per_second"])
+                for name in ("minivllm", "hf-continuous")
+            }
+            reached = why_no_ratio(result["provenance"], rates) or f"{paired_ratio(*rates.values()):.2f}x"
+        marks.append((f"{shape}, of generate_batch", f"{END_TO_END_MARK:.0f}x", reached))
+    path = data / "gpu_kernels.json"
+    return kernel_report.marks_table(json.loads(path.read_text()) if path.exists() else None, tuple(marks))
 
 
 def pages(data: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from minivllm.config import ATTENTION_BACKENDS, DEVICES, DTYPES, PREEMPTION_MODES, EngineConfig
+from minivllm.config import CHOICES, EngineConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -28,8 +28,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _DEFAULTS = {name: field.default for name, field in EngineConfig.__dataclass_fields__.items()}
 _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "tokenizer": {"help": "folder or name of another tokenizer"},
-    "dtype": {"choices": DTYPES, "help": "auto: float32 on a CPU, half precision on a GPU"},
-    "device": {"choices": DEVICES, "help": "where to run"},
+    "dtype": {"choices": CHOICES["dtype"], "help": "auto: float32 on a CPU, half precision on a GPU"},
+    "device": {"choices": CHOICES["device"], "help": "where to run"},
     "seed": {"type": int, "help": "seed for requests without one of their own"},
     "max_model_len": {"type": int, "help": "longest sequence, prompt and output (default: the model's)"},
     "block_size": {"type": int, "help": "tokens in a KV block"},
@@ -46,8 +46,11 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "share equal prompt beginnings",
     },
     "enable_chunked_prefill": {"action": argparse.BooleanOptionalAction, "help": "compute prompts in parts"},
-    "preemption_mode": {"choices": PREEMPTION_MODES, "help": "what to do when memory runs out"},
-    "attention_backend": {"choices": ATTENTION_BACKENDS, "help": "auto: triton on CUDA, numba on a CPU"},
+    "preemption_mode": {"choices": CHOICES["preemption_mode"], "help": "what to do when memory runs out"},
+    "attention_backend": {
+        "choices": CHOICES["attention_backend"],
+        "help": "auto: triton on CUDA, numba on a CPU",
+    },
     "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
 }
 
@@ -124,7 +127,7 @@ def chat(args: argparse.Namespace) -> None:
     It grows until the prompt has no room for an answer; then `max_model_len` ends it with an error.
     """
     from minivllm import LLM, SamplingParams
-    from minivllm.inputs import render_chat
+    from minivllm.prompts import render_chat
 
     params = SamplingParams(**sampling_options(args))
     llm = LLM(model=args.model, **engine_options(args))
@@ -218,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench(argv[1:])
     if argv[:1] == ["compare"]:
-        from minivllm.bench import compare
+        from minivllm.baselines import compare
 
         parser = argparse.ArgumentParser(prog="python -m minivllm compare")
         compare.add_arguments(parser)

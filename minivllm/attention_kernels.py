@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
 from minivllm.attention_torch import TorchAttention, TorchPlan
-from minivllm.config import ATTENTION_BACKENDS, ModelConfig, require_choice
+from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
 
@@ -144,7 +144,7 @@ def make_attention_backend(
     name: str, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device | str
 ) -> AttentionBackend:
     """Make the backend called `name`; see the table above for "auto"."""
-    require_choice("attention_backend", name, ATTENTION_BACKENDS)
+    require_choice("attention_backend", name, CHOICES["attention_backend"])
     on_cpu = torch.device(device).type == "cpu"
     if name == "auto":
         numba_fits = on_cpu and dtype == torch.float32 and find_spec("numba") is not None

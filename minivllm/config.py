@@ -20,17 +20,23 @@ vLLM V1: `vllm/config/` (one file for each of about twenty configs).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Any
 
 # What a setting may say. Here and not where each is used, so that a typo is found before a model is loaded,
 # and so that `__main__.py` can offer the same words without importing torch.
 ROPE_TYPES = ("default", "linear", "llama3")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-DEVICES = ("auto", "cpu", "cuda")
-PREEMPTION_MODES = ("recompute", "swap")
-SCHEDULING_POLICIES = ("fcfs", "priority")
-ATTENTION_BACKENDS = ("auto", "torch", "numba", "triton")
+CHOICES = {
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "preemption_mode": ("recompute", "swap"),
+    "scheduling_policy": ("fcfs", "priority"),
+    "attention_backend": ("auto", "torch", "numba", "triton"),
+}
+# The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
+AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0}
+AT_MOST = {"gpu_memory_utilization": 1}
 
 
 def require_int(name: str, value: object, minimum: int) -> None:
@@ -55,16 +61,45 @@ def require_number(name: str, value: object) -> float:
     return value
 
 
-def require_bool(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is a bool: the string "False" is true in Python."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-
-
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def few(names: Collection[str]) -> str:
+    """The names for an error message: four at most, and how many more there are; "none" if there are none."""
+    shown = ", ".join(sorted(names)[:4]) or "none"
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
+    """Check the type and the range of each field of a config by what the field is annotated as.
+
+    ============  ======================================================================
+    `int`         an int and no bool, from `AT_LEAST` (1) on
+    `float`       a real number above 0, up to `AT_MOST` (1e30); NaN and infinity are not
+    `bool`        True or False, no other true or false value
+    `str`         one of `CHOICES` where the field has an entry, else not empty
+    `... | None`  None as well
+    ============  ======================================================================
+
+    Other annotations are left to the class. So a new field is checked without a line of its own.
+    """
+    for field in fields(config):
+        name, value, kind = field.name, getattr(config, field.name), str(field.type)
+        if value is None and kind.endswith("| None"):
+            continue
+        if name in CHOICES:
+            require_choice(name, value, CHOICES[name])
+        elif kind.startswith("int"):
+            require_int(name, value, AT_LEAST.get(name, 1))
+        elif kind == "bool" and not isinstance(value, bool):  # the string "False" is true in Python
+            raise TypeError(f"{name} must be True or False, got {value!r}.")
+        elif kind.startswith("str") and not (value and isinstance(value, str)):
+            raise TypeError(f"{name} must be a name or a path, got {value!r}.")
+        elif kind == "float" and not 0 < require_number(name, value) <= AT_MOST.get(name, 1e30):
+            raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 
 
 @dataclass(frozen=True)
@@ -88,10 +123,15 @@ class RopeConfig:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rope_type not in ROPE_TYPES:
             raise ValueError(
                 f"rope scaling type {self.rope_type!r} is not supported "
                 f"(supported: {', '.join(ROPE_TYPES)}). Running it as another type would give wrong text."
+            )
+        if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                "high_freq_factor must be above low_freq_factor: llama3 divides by the difference."
             )
 
 
@@ -103,11 +143,11 @@ class ModelConfig:
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
 
     The sizes have no defaults: a guessed one would build a model that no weights fit, or worse, one that
-    they do (half the heads, each twice as wide). `model_loader.load_model_config` reads them from the model's
-    `config.json`.
+    they do (half the heads, each twice as wide). `weights.hf_config.load_model_config` reads them from the
+    model's `config.json`. `architecture` is an entry of `weights.registry.MODELS`.
 
     Raises:
-        ValueError, TypeError: a size below 1, no int, or at odds with another one.
+        ValueError, TypeError: a value outside the range of `check_fields`, or at odds with another one.
     """
 
     vocab_size: int
@@ -124,16 +164,12 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    # Token ids that are more than text: tokenizers put the first one in front, generation ends at the others.
-    bos_token_id: int | None = None
+    # Where generation ends. What a prompt begins with is up to the tokenizer.
     eos_token_ids: tuple[int, ...] = ()
+    architecture: str = "LlamaForCausalLM"
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "max_position_embeddings",
-        ):  # fmt: skip
-            require_int(name, getattr(self, name), minimum=1)
+        check_fields(self)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -201,31 +237,7 @@ class EngineConfig:
     disable_log_stats: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in (("model", self.model), ("tokenizer", self.tokenizer)):
-            if value == "" or not isinstance(value, str | None if name == "tokenizer" else str):
-                raise TypeError(f"{name} must be a name or a path, got {value!r}.")
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("device", self.device, DEVICES)
-        require_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
-        require_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
-        require_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        for name in (
-            "skip_tokenizer_init",
-            "enable_prefix_caching",
-            "enable_chunked_prefill",
-            "enforce_eager",
-            "disable_log_stats",
-        ):
-            require_bool(name, getattr(self, name))
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
-            require_int(name, getattr(self, name), minimum=1)
-        for name in ("max_model_len", "num_blocks", "kv_cache_memory_bytes"):
-            if getattr(self, name) is not None:
-                require_int(name, getattr(self, name), minimum=1)
-        for name in ("seed", "swap_space_bytes", "max_logprobs"):
-            require_int(name, getattr(self, name), minimum=0)
-        if not 0 < require_number("gpu_memory_utilization", self.gpu_memory_utilization) <= 1:
-            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.")
+        check_fields(self)
         # From here on, values that are right alone and wrong together.
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ValueError("Give num_blocks or kv_cache_memory_bytes, not both: each sizes the KV cache.")

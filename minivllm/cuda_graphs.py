@@ -38,7 +38,7 @@ from torch import Tensor
 from minivllm.attention import AttentionMetadata
 from minivllm.block_table import cdiv
 from minivllm.kv_cache import KVCache
-from minivllm.llama import LlamaForCausalLM
+from minivllm.model import Model
 
 LARGEST_BUCKET = 256
 """Steps with more sequences are launched kernel by kernel: theirs are long enough to hide it."""
@@ -92,7 +92,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Model,
         kv_cache: KVCache,
         max_num_seqs: int,
         max_model_len: int,
@@ -104,7 +104,7 @@ class DecodeGraphs:
         self._replays: dict[int, Step] = {}
         self.num_replays = 0
 
-        rows, device = self._sizes[-1], next(model.parameters()).device
+        rows, device = self._sizes[-1], kv_cache.key[0].device
         width = cdiv(max_model_len, kv_cache.block_size)
         self._input_ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -1,28 +1,40 @@
 """Token ids -> text, one token at a time.
 
-A token is a piece of bytes, not of text: an emoji may be cut across three tokens, and in many vocabularies
-the first token of a text loses its leading space when decoded alone. So the tokens cannot simply be decoded
-one by one and joined, and decoding all of them again after every token would take quadratic time.
-`IncrementalDetokenizer` decodes a short window of the last tokens, and gives out what is new in its text and
-can no longer change. A cut character decodes to U+FFFD (shown as ?), so it waits for what comes next::
+A token is a piece of bytes, not of text: an emoji may be cut across three tokens. So a token cannot be
+decoded alone, and decoding the whole output again after every token would take quadratic time. Instead the
+bytes of one token are found (`_token_bytes`), and Python's incremental UTF-8 decoder makes them characters::
 
-    token            "Hel"   "lo"      " \\xf0\\x9f"    "\\x98"       "\\x80"
-    window's text    "Hel"   "Hello"   "Hello ?"    "Hello ?"    "Hello 😀"
-    given out        "Hel"   "lo"      " "          (nothing)    "😀"
+    token      "Hel"   "lo"    " \\xf0\\x9f"      "\\x98"          "\\x80"
+    given out  "Hel"   "lo"    " "             (nothing)       "😀"
+    waiting                    F0 9F           F0 9F 98
 
-All pieces together are what `tokenizer.decode` makes of the whole output (with its leading space, which some
-decoders strip from whatever they are given).
+Two kinds of tokenizers write bytes, each in its own way. Both have the emoji's first byte as a token::
+
+    byte-level (GPT-2, Llama 3, SmolLM2)    "ð"         one letter for each of the 256 values, see `_LETTERS`
+    byte fallback (Llama 2)                 "<0xF0>"    and whole characters for everything common
+
+All pieces together are what `tokenizer.decode` makes of the whole output, but for this:
+
+- The leading space stays. Some decoders, Llama 2's for one, strip it from whatever text they are given.
+- Where bytes are no character, a cut character (1 to 3 bytes) or a stray byte becomes one U+FFFD, shown as a
+  question mark. Llama 2's decoder makes a U+FFFD of every byte in such a run of byte tokens, whole characters
+  before and after included; here they have been given out by then.
+- `clean_up_tokenization_spaces`, which takes away the space before a full stop, is not applied; nor is it in
+  vLLM, nor by Hugging Face to a BPE tokenizer.
 
 `StopChecker` looks for stop strings in what has just been given out, and in so much of the text before it as
 a stop string could begin in.
 
-vLLM V1: `vllm/v1/engine/detokenizer.py` (with `tokenizers.DecodeStream`, the same idea in Rust; it gives out
-the prompt if that ends in a cut character, and takes quadratic time on bytes that never become one).
+vLLM V1: `vllm/v1/engine/detokenizer.py`, with `tokenizers.decoders.DecodeStream`. That decodes a window of
+the last tokens again for each new one; it gives out the prompt if that ends in a cut character, and takes
+quadratic time on bytes that never become one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import codecs
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,19 +42,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CUT = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
-_CONTEXT = 4  # tokens that stay, at least, when the window moves on: none is decoded as the first of a text
-_WINDOW = 8  # from here on the window moves on, as soon as its text is certain
-_LONGEST_WINDOW = 16  # and from here on in any case
-_LONGEST_CUT = 3  # a character has at most 4 bytes, so one that is cut decodes to at most 3 U+FFFD
-_UNDECIDED = 10  # tokens that stay of a window of that length: they hold the last 3 U+FFFD, of 3 bytes each
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+# The letter that byte-level vocabularies write for each byte. What can be printed stands for itself, the
+# other 68 take the letters from U+0100 on: a space (32) is "Ġ". GPT-2 does so to have a vocabulary of text.
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+_LETTERS = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
 
 
 class IncrementalDetokenizer:
-    """The text of one completion, growing token by token in time linear in its length.
+    """The text of one completion, growing token by token; each token costs the same.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        prompt_token_ids: what the completion continues; decides about its leading space.
+        prompt_token_ids: what the completion continues. A completion that continues no text (special tokens
+            do not count if they are skipped) begins one, and loses the space that `tokenizer.decode` strips.
         skip_special_tokens: leave tokens like `<|im_end|>` out of the text.
     """
 
@@ -50,65 +64,54 @@ class IncrementalDetokenizer:
         self, tokenizer: PreTrainedTokenizerFast, prompt_token_ids: list[int], skip_special_tokens: bool
     ) -> None:
         self.text = ""
+        self._tokenizer = tokenizer
         self._decode = _decoder(tokenizer)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         added = tokenizer.added_tokens_decoder.items() if skip_special_tokens else ()
         self._skipped = frozenset(token_id for token_id, token in added if token.special)
-        # `_num_given`: how many characters of the window's text were given out, or are the prompt's.
-        self._window, self._num_given = self._context(prompt_token_ids[-_LONGEST_WINDOW:])
+        self._at_start = self._skipped.issuperset(prompt_token_ids)
 
     def append(self, token_id: int) -> str:
-        """Add one token; returns the text that became certain, often one word, perhaps nothing."""
+        """Add one token; returns the characters that it completes, often one word, perhaps nothing."""
         if token_id in self._skipped:
             return ""  # as if it were not there, even inside a character
-        self._window.append(token_id)
-        text = self._decode(self._window)
-        certain = len(text.rstrip(_CUT))
-        if len(self._window) >= _LONGEST_WINDOW:
-            # So many bytes without an end are no character: only the last few may still become one.
-            certain = max(certain, len(text) - _LONGEST_CUT)
-        piece = self._give(text, certain)
-        if certain == len(text) and len(self._window) >= _WINDOW:
-            self._window, self._num_given = self._context(self._window)
-        elif len(self._window) >= _LONGEST_WINDOW:
-            self._window = self._window[-_UNDECIDED:]
-            self._num_given = len(self._decode(self._window)) - (len(text) - certain)
-        return piece
-
-    def flush(self) -> str:
-        """The completion has ended: give out what is undecided, a cut character as U+FFFD."""
-        text = self._decode(self._window)
-        return self._give(text, len(text))
-
-    def _give(self, text: str, end: int) -> str:
-        """Give out the window's text up to `end`, but for what has been given out before."""
-        piece = text[self._num_given : end]
-        self._num_given += len(piece)
+        piece = self._utf8.decode(self._token_bytes(token_id))
+        self._at_start = False
         self.text += piece
         return piece
 
-    def _context(self, token_ids: list[int]) -> tuple[list[int], int]:
-        """A short end of `token_ids` that begins and ends with whole characters, and how many these are.
+    def flush(self) -> str:
+        """The completion has ended: a character that is still cut is given out as one U+FFFD."""
+        piece = self._utf8.decode(b"", final=True)
+        self.text += piece
+        return piece
 
-        Nothing, if there is none: a completion does not repair a character that its prompt left cut.
+    def _token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to the text, in UTF-8.
+
+        Decoders treat the first token of a text differently, so that in any other place the token's text is
+        what it adds to itself. With "▁cat" of Llama 2: "cat cat" without "cat" is " cat".
         """
-        token_ids = [token for token in token_ids if token not in self._skipped]
-        for size in range(_CONTEXT, _LONGEST_WINDOW):
-            text = self._decode(token_ids[-size:])
-            if text and _CUT not in text:
-                return token_ids[-size:], len(text)
-        return [], 0
+        alone = self._decode([token_id])
+        text = alone if self._at_start else self._decode([token_id, token_id])[len(alone) :]
+        if _CUT not in text:
+            return text.encode()
+        # The decoder has met bytes that are no character; only the vocabulary still has them.
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            return bytes.fromhex(byte[1])
+        if all(letter in _LETTERS for letter in token):
+            return bytes(_LETTERS[letter] for letter in token)
+        return text.encode()  # U+FFFD itself
 
 
-def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[int]], str]:
+def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[int]], str]:
     """What `tokenizer.decode` does, without asking at every token what kind of list it was given.
 
-    That takes longer than decoding. A tokenizer written in Python, or one that tidies up its text afterwards,
-    is called as it is.
+    That takes longer than decoding. A tokenizer written in Python is called as it is.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or tokenizer.clean_up_tokenization_spaces:
-        return tokenizer.decode
-    return partial(backend.decode, skip_special_tokens=False)
+    return tokenizer.decode if backend is None else partial(backend.decode, skip_special_tokens=False)
 
 
 class StopChecker:

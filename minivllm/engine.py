@@ -33,7 +33,7 @@ from minivllm.attention import AttentionBackend
 from minivllm.attention_kernels import make_attention_backend
 from minivllm.config import EngineConfig
 from minivllm.cuda_graphs import DecodeGraphs, can_replay
-from minivllm.inputs import InputProcessor, Prompt, Request
+from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.llama import LlamaForCausalLM
@@ -42,6 +42,7 @@ from minivllm.metrics import EngineStats, PeriodicLog, collect_stats
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
+from minivllm.prompts import Prompt
 from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler

@@ -15,8 +15,8 @@ woke.
 
 No request stays behind, however a caller leaves: with all its outputs, by closing its generator, with an
 error, or by Ctrl-C at any line. The clean-up is registered before the first request is queued, and registered
-twice: an interrupt may cut the first one short, and then the second finishes its work. What had been cut in
-the middle of an update cannot be trusted; `LLMEngine.recover` drops it.
+twice: an interrupt may cut the first clean-up short, and then the second finishes its work. What has been cut
+in the middle of an update cannot be trusted; `LLMEngine.recover` drops it.
 
 vLLM V1: `vllm/v1/engine/core.py` (`run_busy_loop`) and `llm_engine.py`.
 """
@@ -71,8 +71,8 @@ class EngineLoop:
         """
         mail: deque[RequestOutput] = deque()
         unfinished = dict.fromkeys(group.request_id for group in groups)  # in order
-        with ExitStack() as stack:
-            for _ in range(2):
+        with ExitStack() as outer, ExitStack() as inner:
+            for stack in (outer, inner):
                 stack.callback(self._leave, unfinished)
             with self.turn():
                 for group in groups:
@@ -100,8 +100,8 @@ class EngineLoop:
     def turn(self) -> Iterator[None]:
         """Wait in line; what is inside has the engine for itself."""
         me = threading.get_ident()
-        with ExitStack() as stack:
-            for _ in range(2):
+        with ExitStack() as outer, ExitStack() as inner:
+            for stack in (outer, inner):
                 stack.callback(self._leave_line, me)
             with self._line_moved:
                 self._line.append(me)
@@ -121,7 +121,7 @@ class EngineLoop:
         A generator that nothing refers to is closed wherever its thread happens to be, even in the middle of
         a step that the same thread runs for another caller: then its requests wait for the next turn.
         """
-        self._left.extend(request_ids)
+        self._left.extend(name for name in request_ids if name in self._mailboxes)
         if self._left and threading.get_ident() not in self._line:
             with self.turn():
                 pass

@@ -4,7 +4,8 @@ Everything that can be wrong with a request is found here, before any state has 
 empty or too long, a token id that does not exist, parameters that need what is not there. What passes is
 complete: the scheduler decides everything else from the group alone.
 
-A prompt is a `str`, `{"prompt": str}`, `{"prompt_token_ids": [int, ...]}`. The way of one request::
+A prompt is a `str`, `[int, ...]`, `{"prompt": str}` or `{"prompt_token_ids": [int, ...]}`; `render_chat`
+in `prompts.py` makes one of a conversation. The way of one request::
 
     "The sky", SamplingParams(max_tokens=5, stop_token_ids=[7])       what the user typed
         tokenize            [504, 6376]                               ids of the model's vocabulary?
@@ -22,18 +23,17 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minivllm.config import EngineConfig, ModelConfig, require_number
+from minivllm.prompts import Prompt, encode, list_of_ints
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.sequence import Sequence, SequenceGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Prompt = str | dict[str, object]
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,10 @@ class InputProcessor:
         # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
         # sampled, and to forbid it (min_tokens) would be an index error in the middle of a step.
         vocab_size = self.model_config.vocab_size
-        # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn".
-        known_eos = frozenset(token for token in self.model_config.eos_token_ids if token < vocab_size)
+        # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn". And a
+        # fine-tune may name its end of turn in the tokenizer alone (`<|im_end|>`); vLLM stops there too.
+        named = {*self.model_config.eos_token_ids, getattr(self.tokenizer, "eos_token_id", None)} - {None}
+        known_eos = frozenset(token for token in named if token < vocab_size)
         eos = frozenset() if params.ignore_eos else known_eos
         # `BeamSearchParams` has neither stop tokens nor bad words.
         stop_token_ids = frozenset(getattr(params, "stop_token_ids", None) or ())
@@ -123,7 +125,9 @@ class InputProcessor:
             max_num_tokens=min(len(token_ids) + max_tokens, self.max_model_len),
             eos_token_ids=eos,
             stop_token_ids=eos | stop_token_ids,
-            bad_words_token_ids=self._bad_words(getattr(params, "bad_words", None)),
+            bad_words_token_ids=bad_word_forms(
+                self.tokenizer, getattr(params, "bad_words", None) or (), vocab_size
+            ),
             arrival_time=arrival_time,
             priority=request.priority,
         )
@@ -150,35 +154,36 @@ class InputProcessor:
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """The prompt's text (None if only ids were given) and token ids.
 
-        With both given the ids count, and the text is only handed back: `LLM.chat` does so, because
+        With both given the ids count, and the text is only handed back: `render_chat` gives both, because
         tokenizing a rendered template again would add the special tokens twice.
 
         Raises:
             TypeError: no prompt at all, or ids that are no ints.
-            ValueError: a dict with other keys, or text for an engine without a tokenizer.
+            ValueError: a dict with other keys, text that is no Unicode, or text for an engine without a
+                tokenizer.
         """
-        if isinstance(prompt, dict):
-            keys = set(prompt)
-            if keys == {"prompt"}:
-                prompt = prompt["prompt"]
-            elif keys in ({"prompt_token_ids"}, {"prompt", "prompt_token_ids"}):
-                text = prompt.get("prompt")
-                if not isinstance(text, str | None):
-                    raise TypeError(f"the text of a prompt must be a string, got {type(text).__name__}.")
-                return text, _list_of_ints(prompt["prompt_token_ids"])
-            else:
-                names = sorted(map(str, keys))
-                raise ValueError(f'a prompt dict needs "prompt" or "prompt_token_ids", got the keys {names}.')
-        if not isinstance(prompt, str):
+        if isinstance(prompt, str):
+            prompt = {"prompt": prompt}
+        elif isinstance(prompt, list | tuple) or hasattr(prompt, "tolist"):
+            prompt = {"prompt_token_ids": prompt}
+        if not isinstance(prompt, dict):
             raise TypeError(
-                'a prompt must be a string, {"prompt": str} or {"prompt_token_ids": [int]}, '
+                'a prompt must be a string, a list of ints, {"prompt": str} or {"prompt_token_ids": [int]}, '
                 f"got {type(prompt).__name__}."
             )
+        if not prompt or not prompt.keys() <= {"prompt", "prompt_token_ids"}:
+            names = sorted(map(str, prompt))
+            raise ValueError(f'a prompt dict needs "prompt" or "prompt_token_ids", got the keys {names}.')
+        text, has_ids = prompt.get("prompt"), "prompt_token_ids" in prompt
+        if not isinstance(text, str) and not (text is None and has_ids):
+            raise TypeError(f"the text of a prompt must be a string, got {type(text).__name__}.")
+        if has_ids:
+            return text, list_of_ints(prompt["prompt_token_ids"])
         if self.tokenizer is None:
             raise ValueError(
                 'This engine was made with skip_tokenizer_init=True: give {"prompt_token_ids": [int]}.'
             )
-        return prompt, self.tokenizer.encode(prompt)
+        return text, encode(self.tokenizer, text, add_special_tokens=True)
 
     def _check_prompt(self, token_ids: list[int]) -> None:
         """Refuse what cannot be embedded (empty, unknown ids) or leaves no room for one more token.
@@ -236,106 +241,40 @@ class InputProcessor:
         if self.tokenizer is None and (params.stop_strings or params.bad_words):
             raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
 
-    def _bad_words(self, bad_words: list[str] | None) -> tuple[tuple[int, ...], ...]:
-        """Token sequences of the bad words, each at the start of a text and after a space. vLLM's rule.
 
-        "cat" is another token at the start of a line than in the middle of a sentence. Both are kept,
-        unless the one with the space does not begin with a token of its own. SmolLM2's tokens::
+def bad_word_forms(
+    tokenizer: PreTrainedTokenizerFast | None, bad_words: Iterable[str], vocab_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word at the start of a text, after a space and at the start of a line, each once.
 
-            "cat"      [9786]           " cat"      [2644]           both are kept
-            "foobar"   [15236, 6299]    " foobar"   [29856, 6299]    both are kept
-            "7"        [39]             " 7"        [216, 39]        only [39]: it ends the other as well
-        """
-        sequences: list[tuple[int, ...]] = []
-        for word in bad_words or ():
-            plain, spaced = (
-                tuple(self.tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False))
-                for prefix in ("", " ")
-            )
-            if not plain:
-                raise ValueError("bad_words entries must tokenize to at least one token.")
-            outside = [token for token in plain + spaced if token >= self.model_config.vocab_size]
-            if outside:
-                raise ValueError(
-                    f"The model vocabulary size is {self.model_config.vocab_size}, but the following tokens "
-                    f"were specified as bad: {outside}."
-                )
-            sequences.append(plain)
-            if len(spaced) == len(plain) and spaced[0] != plain[0]:
-                sequences.append(spaced)
-        return tuple(sequences)
+    "cat" is another token at the start of a line than in the middle of a sentence, and some words are cut
+    differently in the two places. SmolLM2's tokens::
 
+        "cat"         [9786]           " cat"         [2644]
+        "Einstein"    [53, 11873]      " Einstein"    [34042]         vLLM forbids the first form only
+        "7"           [39]             " 7"           [216, 39]       the first ends the second as well
 
-def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; anything but prompts is a TypeError.
+    Where a tokenizer puts a space before every text (Llama 2), the start of a line has a form of its own.
+    The word can still appear in a spelling that `encode` does not give ("Ein" + "stein"). And a form may end
+    a longer word: where each digit is a token, "7" forbids "17", too.
 
-    Example: "Hi" -> ["Hi"], and ("a", "b") -> ["a", "b"]. A bare list of ints passes here and is refused by
-    `tokenize`, one int being no prompt: token ids come in a dict, `{"prompt_token_ids": [1, 2, 3]}`.
-    """
-    if isinstance(prompts, str | dict):
-        return [prompts]
-    if not isinstance(prompts, list | tuple):
-        raise TypeError(f"prompts must be a prompt or a list of prompts, got {type(prompts).__name__}.")
-    return list(prompts)
-
-
-def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list[Message]]:
-    """One conversation as a list of one, each message checked.
-
-    A chat template would not notice: in Jinja what is missing is an empty string, so a message without
-    "content" becomes a prompt that looks right and asks nothing.
+    vLLM takes the form after a space only if it has as many tokens as the first and begins with another one
+    (vLLM's issue 23886), and no form at the start of a line.
 
     Raises:
-        TypeError: something that is no list, no conversation or no message.
-        ValueError: an empty list: there would be no turn to answer.
+        ValueError: a word without tokens, or with one of `vocab_size` or more.
     """
-    if not isinstance(messages, list | tuple):
-        raise TypeError(f"messages must be a list of messages, got {type(messages).__name__}.")
-    if not messages:
-        raise ValueError("messages is empty: give at least one conversation with one message.")
-    # A conversation is a list of dicts; several are a list of lists. The first element tells them apart.
-    conversations = list(messages) if isinstance(messages[0], list | tuple) else [list(messages)]
-    for conversation in conversations:
-        if not isinstance(conversation, list | tuple):
-            raise TypeError(f"a conversation must be a list of messages, got {type(conversation).__name__}.")
-        if not conversation:
-            raise ValueError("a conversation is empty: give at least one message.")
-        for message in conversation:
-            roles = message if isinstance(message, dict) else {}
-            if not all(isinstance(roles.get(key), str) for key in ("role", "content")):
-                raise TypeError(f'a message must be {{"role": str, "content": str}}, got {message!r}.')
-    return conversations
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerFast,
-    messages: list[Message],
-    chat_template: str | None = None,
-    add_generation_prompt: bool = True,
-    continue_final_message: bool = False,
-) -> dict[str, object]:
-    """One conversation as a prompt: text and token ids, rendered by the model's chat template."""
-    text = tokenizer.apply_chat_template(
-        messages,
-        chat_template=chat_template,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt and not continue_final_message,
-        continue_final_message=continue_final_message,
-    )
-    # The template has put the special tokens in already.
-    return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
-
-
-def _list_of_ints(token_ids: object) -> list[int]:
-    """`token_ids` as a list of Python ints (numpy's are converted); TypeError if it holds anything else.
-
-    Always a new list: a caller who goes on using theirs must not change a queued prompt.
-    """
-    if hasattr(token_ids, "tolist"):  # numpy arrays and torch tensors
-        token_ids = token_ids.tolist()
-    if not isinstance(token_ids, list | tuple):
-        raise TypeError(f"prompt_token_ids must be a list of ints, got {type(token_ids).__name__}.")
-    for token in token_ids:
-        if isinstance(token, bool) or not isinstance(token, int):
-            raise TypeError(f"prompt_token_ids must contain only integers, got {token!r}.")
-    return list(token_ids)
+    forms: dict[tuple[int, ...], None] = {}  # a set that keeps its order
+    for word in bad_words:
+        for before, num_before in (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False)))):
+            forms[tuple(encode(tokenizer, before + word.lstrip(), False)[num_before:])] = None
+    if () in forms:
+        raise ValueError("bad_words entries must tokenize to at least one token.")
+    tokens = dict.fromkeys(token for form in forms for token in form)
+    outside = [token for token in tokens if token >= vocab_size]
+    if outside:
+        raise ValueError(
+            f"The model vocabulary size is {vocab_size}, but the following tokens were specified as bad: "
+            f"{outside}."
+        )
+    return tuple(forms)

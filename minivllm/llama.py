@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.config import ModelConfig
+from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
 from minivllm.layers import Build, Linear, Rotation, pack_linears
 from minivllm.layers_kernels import layer_kinds
@@ -228,8 +228,7 @@ class LlamaForCausalLM(nn.Module):
             view.copy_(weight)
         if missing or unexpected:
             raise ValueError(
-                f"the weights do not fit the config: missing {sorted(missing) or 'none'}, "
-                f"unexpected {sorted(unexpected) or 'none'}."
+                f"the weights do not fit the config: missing {few(missing)}; unexpected {few(unexpected)}."
             )
         self.linear_kernel = pack_linears(self, kernel_choices)
 

@@ -22,7 +22,6 @@ vLLM V1: `vllm/entrypoints/llm.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -35,13 +34,15 @@ from minivllm.attention import AttentionBackend
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine, StepObserver
 from minivllm.engine_loop import EngineLoop
-from minivllm.inputs import Message, Prompt, Request, as_conversations, as_list, render_chat
+from minivllm.inputs import Request
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.model_runner import SamplerFunction
 from minivllm.outputs import RequestOutput
+from minivllm.prompts import Message, Prompt, as_conversations, as_list, render_chat
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.scheduler import Scheduler
 from minivllm.sequence import SequenceGroup
+from minivllm.weights.generation_config import default_sampling_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -197,12 +198,9 @@ class LLM:
         """What `sampling_params=None` means: the model's `generation_config.json`, as in vLLM.
 
         Not `SamplingParams()`, a frequent surprise: a chat model's file may say temperature 0.6, top_p 0.9.
-        Read anew at each call: it is small, and an edit counts at once.
+        Read anew at each call: it is small, and an edit counts at once. See `weights/generation_config.py`.
         """
-        path = self.llm_engine.model_folder / "generation_config.json"
-        defaults = json.loads(path.read_text()) if path.exists() else {}
-        known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        return SamplingParams(**{name: defaults[name] for name in known if defaults.get(name) is not None})
+        return default_sampling_params(self.llm_engine.model_folder)
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prompt blocks."""

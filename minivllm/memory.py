@@ -24,7 +24,7 @@ from minivllm.attention import AttentionMetadata
 from minivllm.block_table import cdiv
 from minivllm.config import EngineConfig
 from minivllm.kv_cache import KVCache
-from minivllm.llama import LlamaForCausalLM
+from minivllm.model import Model
 
 # Small enough for a laptop beside a browser, large enough for 23,296 tokens of SmolLM2-135M in float32.
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -55,7 +55,7 @@ class MemoryReport:
 
 def derive_num_blocks(
     config: EngineConfig,
-    model: LlamaForCausalLM,
+    model: Model,
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
@@ -95,7 +95,7 @@ def derive_num_blocks(
 
 @torch.inference_mode()
 def run_largest_step(
-    model: LlamaForCausalLM, num_tokens: int, block_size: int, dtype: torch.dtype, device: torch.device
+    model: Model, num_tokens: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """One prefill of `num_tokens` tokens into a throw-away KV cache, to see how much memory a step takes.
 

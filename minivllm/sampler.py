@@ -37,7 +37,6 @@ batches without a seeded request.
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import torch
@@ -168,34 +167,38 @@ def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
 def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[float]) -> list[int]:
     """Draw one token a row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
 
-    Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, so this ends. A
-    draw is accepted with probability top_p at least: nine rows of ten are done at once with top_p = 0.9.
+    Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, however small
+    top_p is: a row takes V attempts at most. A draw is accepted with probability top_p at least: nine rows of
+    ten are done at once with top_p = 0.9.
 
     Args:
         probs: (M, V); a row need not add up to 1, top_p is a share of its sum.
         places: seed and position of each row, for `uniform`.
-        top_p: of each row. Tokens that tie with the last one kept are kept, too.
+        top_p: of each row, rounded to float32. Tokens that tie with the last one kept are kept, too.
     """
     tokens = [0] * len(places)
     left = list(range(len(places)))  # rows without a token yet, those of `probs`
+    top_p = torch.tensor(top_p, dtype=torch.float32).tolist()  # 1 - 1e-9 is 1 there
     # Nothing is ever refused with top_p = 1: the rounding of a sum must not do it either.
     limit = torch.tensor([[p if p < 1.0 else float("inf")] for p in top_p], device=probs.device)
     if min(top_p) < 1.0:
         limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
-    for attempt in itertools.count():
+    for attempt in range(probs.shape[-1]):
         u = torch.tensor([[uniform(*places[i], attempt)] for i in left], device=probs.device)
         drawn = invert_cdf(probs, u)  # (M, 1)
         for i, token in zip(left, drawn[:, 0].tolist(), strict=True):
             tokens[i] = token
         if all(top_p[i] == 1.0 for i in left):
-            break
+            return tokens
         likelier = probs > probs.gather(1, drawn)  # (M, V)
-        refused = torch.where(likelier, probs, 0.0).sum(dim=-1) >= limit[:, 0]
+        mass = torch.where(likelier, probs, 0.0).sum(dim=-1)
+        # A mass of 0: nothing is likelier. 1e-320 is 0 in float32, and so would be the limit.
+        refused = (mass >= limit[:, 0]) & (mass > 0.0)
         left = [i for i, again in zip(left, refused.tolist(), strict=True) if again]
         if not left:
-            break
+            return tokens
         probs, limit = torch.where(likelier[refused], probs[refused], 0.0), limit[refused]
-    return tokens
+    raise AssertionError("each attempt refuses one token at least, and the likeliest is never refused")
 
 
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

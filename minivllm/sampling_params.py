@@ -10,9 +10,13 @@ fields as the user typed them; what the engine needs in another form is a proper
     >>> SamplingParams(temperature=0.0, top_p=0.5).is_greedy     # top_p then has no effect
     True
 
-A wrong type is a TypeError and a value out of range a ValueError. True is not taken for 1, nor 2.0 for 2:
-such values come from a mistake more often than from intent. What needs the vocabulary or the tokenizer to be
-judged (does token 50,000 exist?) is checked when the request is added, in `inputs.py`.
+What a field may hold stands beside it, as a list of rules. A wrong type is a TypeError and a value out of
+range a ValueError. True is not taken for 1, nor 2.0 for 2: such values come from a mistake more often than
+from intent. What needs the vocabulary or the tokenizer to be judged (does token 50,000 exist?) is checked
+when the request is added, in `inputs.py`.
+
+The sampler computes in float32, where 1e-320 is 0, 1e300 is infinite and 1 - 1e-9 is 1. Such values are taken
+and do what their neighbours do: top_p=1e-320 leaves the likeliest token only, as top_p=1e-6 does.
 
 Beware: `max_tokens` is 16 by default, as in vLLM. Text that stops in mid-sentence with
 `finish_reason="length"` is this default at work.
@@ -20,15 +24,16 @@ Beware: `max_tokens` is 16 by default, as in vLLM. Text that stops in mid-senten
 Paper: section 5 (the frontend). vLLM V1: `vllm/sampling_params.py`.
 """
 
+# ruff: noqa: RUF009  (a default that is a function call is made once; `_field` is meant to be)
+
 from __future__ import annotations
 
-import math
+import sys
 import warnings
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
-
-from minivllm.config import require_number
+from typing import Any
 
 # Below this a temperature means greedy; between it and MIN_TEMPERATURE it is lifted to the latter, as in
 # vLLM. In float16, which ends at 65,504, a logit of 30 divided by 1e-4 is infinite, and inf - inf in the
@@ -39,8 +44,6 @@ MIN_TEMPERATURE = 1e-2
 # From here on all tokens are equally likely anyway, and infinity in float32 would be near: a forbidden
 # token has the logit -inf, and -inf / inf is NaN.
 MAX_TEMPERATURE = 1e6
-# A million tokens to the power of 16 is still a float. Useful penalties are below 3.
-MAX_LENGTH_PENALTY = 16.0
 
 
 class RequestOutputKind(Enum):
@@ -51,63 +54,97 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = "final_only"  # one output, when the request is done
 
 
-def _finite(name: str, value: object) -> float:
-    """Return `value` if it is a number other than NaN and infinity.
+@dataclass(frozen=True)
+class _Rule:
+    """What a value must fulfil, and the error if it does not: the field's name, a space and `text`.
 
-    For the fields that are checked with one comparison. `nan < 0.0` is False, as is `nan >= 0.0`, so NaN
-    would pass as a temperature and turn a whole row of logits into NaN.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: NaN, infinity, or an int such as 10**400.
+    `text` may hold `{value}`, `{kind}` (the name of its type) and `{type}` (the type as vLLM prints it).
     """
-    try:
-        finite = math.isfinite(require_number(name, value))
-    except OverflowError:  # an int that no float can hold
-        finite = False
-    if not finite:
-        raise ValueError(f"{name} must be a finite number, got {value}.")
-    return value
+
+    is_good: Callable[[Any], object]
+    text: str
+    error: type[Exception] = ValueError
 
 
-def _integer(name: str, value: object) -> int:
-    """Return `value` if it is an int (True and 2.0 are not); TypeError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, but is of type {type(value).__name__}.")
-    return value
+def _field(default: Any, *rules: _Rule) -> Any:
+    """A dataclass field that must keep `rules`; each may rely on those before it."""
+    return field(default=default, metadata={"rules": rules})
 
 
-def _token_ids(name: str, value: object) -> None:
-    """Raise unless `value` is None or a collection (it is read more than once) of non-negative ints.
+def _check(params: SamplingParams | BeamSearchParams) -> None:
+    """Raise the error of the first rule that is broken. None is good wherever a field's type says so."""
+    for each in fields(params):
+        value = getattr(params, each.name)
+        rules = () if value is None and each.type.endswith("| None") else each.metadata["rules"]
+        for rule in rules:
+            if not rule.is_good(value):
+                text = rule.text.format(value=value, kind=type(value).__name__, type=type(value))
+                raise rule.error(f"{each.name} {text}")
 
-    Raises:
-        TypeError: no collection.
-        ValueError: something in it is no token id; vLLM's error for that.
+
+def _type(is_good: Callable[[Any], bool], text: str) -> _Rule:
+    return _Rule(is_good, text, TypeError)
+
+
+def _range(is_good: Callable[[Any], bool], text: str) -> _Rule:
+    return _Rule(is_good, text + ", got {value}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_finite(value: float) -> bool:
+    """Neither infinite nor NaN, which fails each comparison, nor an int that no float can hold: 10**400."""
+    return abs(value) <= sys.float_info.max
+
+
+def _is_collection(value: object) -> bool:
+    """A list, tuple or set, which can be read more than once.
+
+    A string is a collection of its characters and a dict one of its keys, but neither is meant:
+    `bad_words="cat"` would forbid the letters c, a and t.
     """
-    if value is None:
-        return
-    # Both are collections in Python: a string of its characters, a dict of its keys, without the values.
-    if isinstance(value, str | dict) or not isinstance(value, Collection):
-        raise TypeError(f"{name} must be a list of token ids, but is of type {type(value).__name__}.")
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in value):
-        raise ValueError(f"{name} must contain only integers, got {value}.")
+    return isinstance(value, Collection) and not isinstance(value, str | dict)
+
+
+_INT = _type(_is_int, "must be an int, but is of type {kind}.")
+_BOOL = _type(lambda x: isinstance(x, bool), "must be True or False, got {value!r}.")
+_NUMBER = _type(_is_number, "must be a number, but is of type {kind}.")
+_FINITE = (_NUMBER, _range(_is_finite, "must be a finite number"))
+_AT_LEAST_1 = _range(lambda x: x >= 1, "must be at least 1")
+_PENALTY = (_NUMBER, _range(lambda x: -2.0 <= x <= 2.0, "must be in [-2, 2]"))
+_LOGPROBS = (_INT, _range(lambda x: x >= -1, "must be non-negative or -1"))
+_IDS = (
+    _range(lambda x: all(map(_is_int, x)), "must contain only integers"),
     # Below zero an index counts from the end: -1 would be the vocabulary's last token, and no error.
-    if any(token < 0 for token in value):
-        raise ValueError(f"{name} must contain only non-negative token ids, got {value}.")
-
-
-def _texts(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is None or a collection of strings; one string is not.
-
-    `bad_words="cat"` would otherwise forbid the letters c, a and t.
-    """
-    if value is None:
-        return
-    if isinstance(value, str | dict) or not isinstance(value, Collection):
-        raise TypeError(f"{name} must be a list of strings, but is of type {type(value).__name__}.")
-    for text in value:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} must contain only strings, got {text!r}.")
+    _range(lambda x: min(x, default=0) >= 0, "must contain only non-negative token ids"),
+)
+_ID_LIST = (_type(_is_collection, "must be a list of token ids, but is of type {kind}."), *_IDS)
+_LIST = _type(_is_collection, "must be a list of strings, but is of type {kind}.")
+_STRINGS = _type(lambda x: all(isinstance(y, str) for y in x), "must contain only strings, got {value}.")
+_STOP = (
+    replace(_LIST, is_good=lambda x: isinstance(x, str) or _is_collection(x)),
+    _STRINGS,
+    # The empty string stands at the beginning of every text: it would end all of them at once.
+    _Rule(lambda x: "" not in [x, *x], "cannot contain an empty string."),
+)
+_BIAS = (
+    _type(lambda x: isinstance(x, dict), "must be a dict of token id to bias, got {kind}."),
+    *_IDS,
+    _type(lambda x: all(map(_is_number, x.values())), "must hold only numbers, got {value}."),
+    _range(lambda x: all(map(_is_finite, x.values())), "must hold only finite numbers"),
+)
+# Rules of one field each.
+_TOP_K_INT = _type(_is_int, "must be an integer, got {kind}")
+_NO_EMPTY_WORD = _Rule(all, "cannot contain an empty string. Got bad_words={value}")
+_TRUE = _Rule(bool, "cannot be False: the tokenizers of Llama models put no spaces there anyway.")
+_EARLY = _Rule(lambda x: type(x) is bool or x == "never", 'must be True, False or "never", got {value!r}.')
+_KIND = _type(lambda x: isinstance(x, RequestOutputKind), "must be a RequestOutputKind, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -137,37 +174,56 @@ class SamplingParams:
     """
 
     # The order of the fields is vLLM's too, because dataclass fields may be given without their names.
-    n: int = 1
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    detokenize: bool = True
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
-    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    # vLLM reports a wrong type of n as a ValueError.
+    n: int = _field(1, _Rule(_is_int, "must be an int, but is of type {type}"), _AT_LEAST_1)
+    presence_penalty: float = _field(0.0, *_PENALTY)
+    frequency_penalty: float = _field(0.0, *_PENALTY)
+    repetition_penalty: float = _field(1.0, *_FINITE, _range(lambda x: x > 0.0, "must be greater than zero"))
+    temperature: float = _field(1.0, *_FINITE, _range(lambda x: x >= 0.0, "must be non-negative"))
+    top_p: float = _field(1.0, _NUMBER, _range(lambda x: 0.0 < x <= 1.0, "must be in (0, 1]"))
+    top_k: int = _field(0, _TOP_K_INT, _range(lambda x: x >= -1, "must be 0 (disable), or at least 1"))
+    min_p: float = _field(0.0, _NUMBER, _range(lambda x: 0.0 <= x <= 1.0, "must be in [0, 1]"))
+    # The range of torch's generators. (One of 5,000 digits would fail in the middle of a step.)
+    seed: int | None = _field(None, _INT, _range(lambda x: -(2**63) <= x < 2**64, "must fit in 64 bits"))
+    stop: str | list[str] | None = _field(None, *_STOP)
+    stop_token_ids: list[int] | None = _field(None, *_ID_LIST)
+    ignore_eos: bool = _field(False, _BOOL)
+    max_tokens: int | None = _field(16, _INT, _AT_LEAST_1)
+    min_tokens: int = _field(0, _INT, _range(lambda x: x >= 0, "must be greater than or equal to 0"))
+    # How many are too many is the engine's to say: `EngineConfig.max_logprobs`, checked in `inputs.py`.
+    logprobs: int | None = _field(None, *_LOGPROBS)
+    prompt_logprobs: int | None = _field(None, *_LOGPROBS)
+    detokenize: bool = _field(True, _BOOL)
+    skip_special_tokens: bool = _field(True, _BOOL)
+    spaces_between_special_tokens: bool = _field(True, _BOOL, _TRUE)
+    include_stop_str_in_output: bool = _field(False, _BOOL)
+    output_kind: RequestOutputKind = _field(RequestOutputKind.CUMULATIVE, _KIND)
+    logit_bias: dict[int, float] | None = _field(None, *_BIAS)
+    # With nothing allowed every logit would be -inf, and the softmax of such a row is NaN.
+    allowed_token_ids: list[int] | None = _field(None, *_ID_LIST, _Rule(len, "is not None and empty!"))
+    bad_words: list[str] | None = _field(None, _LIST, _STRINGS, _NO_EMPTY_WORD)
 
     # `dataclasses.replace` makes its copy through here as well, so a changed copy is checked again.
     def __post_init__(self) -> None:
-        self._check_choosing()
-        self._check_tokens()
-        self._check_stopping()
-        self._check_reporting()
+        _check(self)
+        # n equal texts: never what was meant.
+        if self.is_greedy and self.n > 1:
+            raise ValueError(f"n must be 1 when using greedy sampling, got {self.n}.")
+        # Until min_tokens is reached no token may end the text, so the two would contradict each other.
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            limit = f"less than or equal to max_tokens={self.max_tokens}"
+            raise ValueError(f"min_tokens must be {limit}, got {self.min_tokens}.")
+        # They are looked for in the text, and without detokenizing there is none.
+        if self.stop_strings and not self.detokenize:
+            raise ValueError(
+                "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
+            )
+        if GREEDY_TEMPERATURE <= self.temperature < MIN_TEMPERATURE:
+            warnings.warn(
+                f"temperature {self.temperature} is less than {MIN_TEMPERATURE}, which may cause numerical "
+                f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
+                stacklevel=3,  # the line that made these parameters; 2 is the `__init__` of the dataclass
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -182,9 +238,7 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple, whatever form they were given in."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def explicit_seed(self) -> int | None:
@@ -195,101 +249,6 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """Whether any of the three penalties changes a logit."""
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
-
-    def _check_choosing(self) -> None:
-        """Fields that say how a token is chosen. NaN fails each comparison below, as it should."""
-        # Two kinds of checks follow: `not low <= x <= high` refuses NaN by itself, `x < low` needs `_finite`.
-        # A wrong type of n is the one that vLLM reports as a ValueError.
-        if isinstance(self.n, bool) or not isinstance(self.n, int):
-            raise ValueError(f"n must be an int, but is of type {type(self.n)}")
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}.")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2.0 <= require_number(name, getattr(self, name)) <= 2.0:
-                raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}.")
-        if _finite("repetition_penalty", self.repetition_penalty) <= 0.0:
-            raise ValueError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.")
-        if _finite("temperature", self.temperature) < 0.0:
-            raise ValueError(f"temperature must be non-negative, got {self.temperature}.")
-        if GREEDY_TEMPERATURE <= self.temperature < MIN_TEMPERATURE:
-            warnings.warn(
-                f"temperature {self.temperature} is less than {MIN_TEMPERATURE}, which may cause numerical "
-                f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
-                # 1 is this method, 2 `__post_init__`, 3 the `__init__` that dataclass wrote.
-                stacklevel=4,  # points at the line that made these parameters
-            )
-        if not 0.0 < require_number("top_p", self.top_p) <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
-            raise TypeError(f"top_k must be an integer, got {type(self.top_k).__name__}")
-        if self.top_k < -1:
-            raise ValueError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.")
-        if not 0.0 <= require_number("min_p", self.min_p) <= 1.0:
-            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}.")
-        if self.seed is not None:
-            _integer("seed", self.seed)
-        # n equal texts: never what was meant.
-        if self.is_greedy and self.n > 1:
-            raise ValueError(f"n must be 1 when using greedy sampling, got {self.n}.")
-
-    def _check_tokens(self) -> None:
-        """Fields that name tokens or words; a number too large for the vocabulary is found in `inputs.py`."""
-        if self.logit_bias is not None:
-            if not isinstance(self.logit_bias, dict):
-                raise TypeError(
-                    f"logit_bias must be a dict of token id to bias, got {type(self.logit_bias).__name__}."
-                )
-            _token_ids("logit_bias", list(self.logit_bias))
-            for bias in self.logit_bias.values():
-                _finite("logit_bias value", bias)
-        _token_ids("allowed_token_ids", self.allowed_token_ids)
-        # With nothing allowed every logit is -inf, and the softmax of such a row is NaN.
-        if self.allowed_token_ids is not None and len(self.allowed_token_ids) == 0:
-            raise ValueError("allowed_token_ids is not None and empty!")
-        _texts("bad_words", self.bad_words)
-        # It has no token that could be forbidden.
-        if any(not word for word in self.bad_words or ()):
-            raise ValueError(f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}")
-
-    def _check_stopping(self) -> None:
-        """Fields that say when the text ends."""
-        if self.max_tokens is not None and _integer("max_tokens", self.max_tokens) < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
-        if _integer("min_tokens", self.min_tokens) < 0:
-            raise ValueError(f"min_tokens must be greater than or equal to 0, got {self.min_tokens}.")
-        # Until min_tokens is reached no token may end the text, so the two would contradict each other.
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(
-                f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, "
-                f"got {self.min_tokens}."
-            )
-        if not isinstance(self.stop, str):
-            _texts("stop", self.stop)
-        # The empty string stands at the beginning of every text: it would end all of them at once.
-        if any(not text for text in self.stop_strings):
-            raise ValueError("stop cannot contain an empty string.")
-        # They are looked for in the text, and without detokenizing there is none.
-        if self.stop_strings and not self.detokenize:
-            raise ValueError(
-                "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
-            )
-        _token_ids("stop_token_ids", self.stop_token_ids)
-
-    def _check_reporting(self) -> None:
-        """Fields that say what comes back."""
-        # How many are too many is the engine's to say: `EngineConfig.max_logprobs`, checked in `inputs.py`.
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            if value is not None and _integer(name, value) < -1:
-                raise ValueError(f"{name} must be non-negative or -1, got {value}.")
-        for name in (
-            "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
-            "include_stop_str_in_output",
-        ):  # fmt: skip
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        if not isinstance(self.output_kind, RequestOutputKind):
-            raise TypeError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}.")
 
 
 @dataclass(frozen=True)
@@ -313,28 +272,14 @@ class BeamSearchParams:
         TypeError: a value of the wrong type.
     """
 
-    beam_width: int
-    max_tokens: int
-    ignore_eos: bool = False
-    temperature: float = 0.0
-    length_penalty: float = 1.0
-    include_stop_str_in_output: bool = False
-    early_stopping: bool | str = False
+    beam_width: int = _field(MISSING, _INT, _AT_LEAST_1)
+    max_tokens: int = _field(MISSING, _INT, _AT_LEAST_1)
+    ignore_eos: bool = _field(False, _BOOL)
+    temperature: float = _field(0.0, _NUMBER, _Rule(lambda x: x == 0, "must be 0 when using beam search."))
+    # A million tokens to the power of 16 is still a float. Useful penalties are below 3.
+    length_penalty: float = _field(1.0, *_FINITE, _range(lambda x: abs(x) <= 16.0, "must be in [-16, 16]"))
+    include_stop_str_in_output: bool = _field(False, _BOOL)
+    early_stopping: bool | str = _field(False, _EARLY)
 
     def __post_init__(self) -> None:
-        if _integer("beam_width", self.beam_width) < 1:
-            raise ValueError(f"beam_width must be at least 1, got {self.beam_width}.")
-        if _integer("max_tokens", self.max_tokens) < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
-        if require_number("temperature", self.temperature) != 0.0:
-            raise ValueError("temperature must be 0 when using beam search.")
-        if abs(_finite("length_penalty", self.length_penalty)) > MAX_LENGTH_PENALTY:
-            raise ValueError(
-                f"length_penalty must be in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}], "
-                f"got {self.length_penalty}."
-            )
-        for name in ("ignore_eos", "include_stop_str_in_output"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ValueError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}.')
+        _check(self)

@@ -3,12 +3,17 @@
 Authors edit `notebooks/src/NN_name.py`, plain Python with cells between `# %%` lines (jupytext's percent
 format). This script turns each into `notebooks/NN_name.ipynb`, runs it and stores it with its outputs::
 
-    src/04_block_table.py  --jupytext-->  cells  --nbclient-->  outputs  +  stamp  ->  04_block_table.ipynb
+    src/04_block_table.py  --jupytext-->  cells  --nbclient-->  outputs  ->  04_block_table.ipynb
 
-The stamp in the notebook's metadata says what the outputs were made from: hashes of the source and of every
-file of `minivllm/` and `kernels/` that the run had loaded. So `--check` finds, without running anything, a
-notebook whose outputs may no longer be what a reader would get. Cell ids are hashes of position and text; no
-date is stored and no warning of the machine: building twice changes the measured times and nothing else.
+`--check` finds, without running anything, a notebook which has to be built again. There are two reasons: its
+cells are no longer those of the source, or code which it displays (`show_source`) is no longer that of the
+module. Nothing has to be stamped for that, because cells and displayed code both stand in the notebook. A
+change of any other line of the engine makes no notebook stale. That the stored numbers still hold is what
+`tests/notebooks` proves: it runs every notebook and compares what it says with what is stored, but for cells
+with the tag "machine", which speak of seconds or of the hardware.
+
+Cell ids are hashes of position and text; no date is stored and no warning of the machine: building twice
+changes the measured times and nothing else.
 
     --check     list stale notebooks and exit with 1 if there are any; nothing is run or written
     --changed   build only the stale ones
@@ -19,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -32,21 +36,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from minivllm.course.notebook import CLAIM_PREFIX, SHOWN, current_source, without_docstring
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CELL_SECONDS = 60
 NOTEBOOK_SECONDS = 120
 WIDGET = "application/vnd.jupyter.widget-view+json"  # what a progress bar leaves behind
-CLAIM_PREFIX = "CLAIM HOLDS: "  # as in minivllm/course/notebook.py
-
-# Run in the kernel after the last cell: which files of ours did this notebook load?
-LIST_MODULES = """
-import json, pathlib, sys
-_root = pathlib.Path({root!r})
-_files = {{pathlib.Path(m.__file__) for n, m in list(sys.modules.items())
-          if n.split(".")[0] in ("minivllm", "kernels") and getattr(m, "__file__", None)}}
-print(json.dumps(sorted(f.relative_to(_root).as_posix() for f in _files)))
-"""
 
 
 def sources(numbers: list[str] | None = None) -> list[Path]:
@@ -93,16 +89,13 @@ def kernel_environment(timed: bool) -> dict[str, str]:
     return environment if alone else environment | {"OMP_NUM_THREADS": "1"}
 
 
-def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
-    """Run all cells; returns the notebook, the files of ours it loaded, and the seconds it took.
+def execute(notebook: NotebookNode) -> float:
+    """Run all cells, which puts their outputs into the notebook; returns the seconds it took.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the message shows it.
         TimeoutError: a cell took more than `CELL_SECONDS`, or all took more than `NOTEBOOK_SECONDS`.
     """
-    probe = nbformat.v4.new_code_cell(LIST_MODULES.format(root=str(ROOT)))
-    probe["id"] = "probe"
-    notebook.cells.append(probe)
     client = NotebookClient(
         notebook,
         timeout=CELL_SECONDS,
@@ -115,7 +108,6 @@ def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
     seconds = time.monotonic() - started
     if seconds > NOTEBOOK_SECONDS:
         raise TimeoutError(f"the notebook took {seconds:.0f} s; the limit is {NOTEBOOK_SECONDS} s.")
-    loaded = json.loads(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -127,7 +119,7 @@ def execute(notebook: NotebookNode) -> tuple[NotebookNode, list[str], float]:
             ]
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
-    return notebook, loaded, seconds
+    return seconds
 
 
 def claims_of(notebook: NotebookNode) -> list[str]:
@@ -142,36 +134,27 @@ def claims_of(notebook: NotebookNode) -> list[str]:
     return [line for text in texts for line in text.splitlines() if line.startswith(CLAIM_PREFIX)]
 
 
-def hash_files(names: list[str]) -> str:
-    """One hash for the names and contents of files below the root; a missing file has its own hash."""
-    digest = hashlib.sha256()
-    for name in names:
-        path = ROOT / name
-        content = path.read_bytes() if path.exists() else b"missing"
-        digest.update(f"{name}\n{len(content)}\n".encode() + content)
-    return digest.hexdigest()
-
-
-def package_files(loaded: list[str]) -> list[str]:
-    """Files whose change makes outputs stale: the modules loaded and what they read (the player's script)."""
-    assets = (ROOT / "minivllm" / "viz").glob("player.[cj]s*")
-    uses_viz = any(name.startswith("minivllm/viz/") for name in loaded)
-    return sorted({*loaded, *(path.relative_to(ROOT).as_posix() for path in assets if uses_viz)})
-
-
-def stamp(source: Path, timed: bool, loaded: list[str], seconds: float) -> dict[str, Any]:
-    """What the outputs were made from."""
+def stamp(timed: bool, seconds: float) -> dict[str, Any]:
+    """What the reader of a notebook may want to know about its run."""
     import torch
 
-    files = package_files(loaded)
     return {
         "timed": timed,
-        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "package_sha256": hash_files(files),
-        "package_files": files,
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
         "seconds": round(seconds, 1),
     }
+
+
+def outdated_code(notebook: NotebookNode) -> list[str]:
+    """Which of the functions and classes that a notebook displays have changed since, or are gone."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    outdated = []
+    for text in filter(None, (output.get("data", {}).get("text/markdown") for output in outputs)):
+        shown = SHOWN.fullmatch(text)
+        current = current_source(ROOT / shown["path"], shown["name"]) if shown else None
+        if shown is None or current is None or shown["code"] not in (current, without_docstring(current)):
+            outdated.append(text.partition("\n")[0])
+    return outdated
 
 
 def staleness(source: Path) -> str | None:
@@ -179,27 +162,26 @@ def staleness(source: Path) -> str | None:
     path = notebook_path(source)
     if not path.exists():
         return "has never been built"
-    notebook = nbformat.read(path, as_version=4)
-    stored = notebook.metadata.get("minivllm", {})
-    if stored.get("source_sha256") != hashlib.sha256(source.read_bytes()).hexdigest():
-        return "its source has changed"
-    fresh = load_source(source)
-    if [(cell.id, cell.source) for cell in fresh.cells] != [
-        (cell.id, cell.source) for cell in notebook.cells
-    ]:
-        return "its cells are not those of the source: edit notebooks/src, not the notebook"
-    if hash_files(stored["package_files"]) != stored["package_sha256"]:
-        return "code it runs has changed"
+    notebook, fresh = nbformat.read(path, as_version=4), load_source(source)
+    stored, wanted = (
+        (each.metadata.get("minivllm", {}).get("timed"), [(cell.id, cell.source) for cell in each.cells])
+        for each in (notebook, fresh)
+    )
+    if stored != wanted:
+        return "has other cells than its source (edit notebooks/src, not the notebook)"
+    if changed := outdated_code(notebook):
+        return f"displays code which has changed ({'; '.join(changed)})"
     return None
 
 
 def build(source: Path) -> str:
     """Run one notebook and write it; returns a line about it."""
-    notebook, loaded, seconds = execute(load_source(source))
+    notebook = load_source(source)
+    seconds = execute(notebook)
     claims = claims_of(notebook)
     if not claims:
         raise ValueError(f"{source.name} claims nothing: a notebook needs at least one claim(...).")
-    notebook.metadata.minivllm = stamp(source, notebook.metadata.minivllm["timed"], loaded, seconds)
+    notebook.metadata.minivllm = stamp(notebook.metadata.minivllm["timed"], seconds)
     nbformat.validate(notebook)
     path = notebook_path(source)
     nbformat.write(notebook, path)

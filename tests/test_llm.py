@@ -187,7 +187,8 @@ HI = {"role": "user", "content": "hi"}
         ([{}], TypeError, r"a message must be .*, got {}"),
         ([{"role": "user"}], TypeError, r"a message must be .*, got {'role': 'user'}"),
         ([{"role": "user", "content": None}], TypeError, "a message must be"),
-        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], TypeError, "a message must be"),
+        ([{"role": "user", "content": []}], TypeError, "a message must be"),
+        ([{"role": "user", "content": ["hi"]}], ValueError, "content must be text or .*, got a part of type 'hi'"),
     ],
 )  # fmt: skip
 def test_a_bad_message_is_refused_before_the_template_swallows_it(llm, messages, error, message):

@@ -1,8 +1,10 @@
 """README and docs say what is so: commands that exist, a snippet that prints what it shows, a true table."""
 
+import ast
 import contextlib
 import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ from minivllm.bench import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def blocks(language):
@@ -57,7 +67,7 @@ def test_every_minivllm_command_parses():
         elif arguments[0] == "compare":
             import argparse
 
-            from minivllm.bench import compare
+            from minivllm.baselines import compare
 
             parser = argparse.ArgumentParser()
             compare.add_arguments(parser)
@@ -77,8 +87,9 @@ def test_every_file_named_exists():
 
 def test_the_reading_order_has_every_module_and_its_length():
     """Would catch a table that the code has outgrown: lengths may be off by 15% and 10 lines."""
+    tables = README.partition("## Read in this order")[2]
     rows = dict(
-        re.findall(r"^\| `((?:minivllm|kernels)/[\w/]+\.py)` \| (\d+) \|", README, flags=re.MULTILINE)
+        re.findall(r"^\| `((?:minivllm|kernels)/[\w/]+\.py)` \| (\d+) \|", tables, flags=re.MULTILINE)
     )
     for name, lines in rows.items():
         actual = len((ROOT / name).read_text().splitlines())
@@ -90,6 +101,38 @@ def test_the_reading_order_has_every_module_and_its_length():
     }
     missing = modules - set(rows)
     assert not missing, f"the README's table lacks {sorted(missing)}"
+
+
+def code_lines(text):
+    """Lines that hold code: neither blank nor comment nor docstring."""
+    with_code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            with_code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            with_code.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(with_code)
+
+
+def test_code_lines_are_counted_without_comments_and_docstrings():
+    """Negative control: would catch a count which takes docstrings for code, or a long statement for one line."""
+    text = '''"""Module."""\n\n# why\ndef f(x):  # what\n    """One.\n\n    Two.\n    """\n    return g(\n        x\n    )\n'''
+    assert code_lines(text) == 4
+
+
+def test_the_afternoon_is_as_long_as_it_says():
+    """Would catch a heart that has grown while the README still promises an afternoon: 15% and 10 lines a file."""
+    promised = re.search(r"The heart is (\d+) files with ([\d,]+) lines of code", README)
+    section = README.partition("## The afternoon")[2].partition("\n## ")[0]
+    rows = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", section, re.M)}
+    for name, lines in rows.items():
+        actual = code_lines((ROOT / name).read_text())
+        assert abs(actual - lines) <= 10 + 0.15 * actual, f"{name} has {actual} lines of code, not {lines}"
+    assert (int(promised[1]), int(promised[2].replace(",", ""))) == (len(rows), sum(rows.values()))
 
 
 @pytest.mark.model

@@ -3,7 +3,7 @@
 import pytest
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import SCHEDULING_POLICIES
+from minivllm.config import CHOICES
 from minivllm.scheduling_policy import POLICIES, FirstComeFirstServed, Priority
 from tests.helpers import add, make_scheduler, run_to_end, step, token_after
 
@@ -70,7 +70,7 @@ def test_a_preempted_group_stands_before_those_that_are_as_urgent():
 
 def test_every_name_in_the_config_has_a_policy():
     """Would catch a name that is accepted and then a KeyError."""
-    assert set(POLICIES) == set(SCHEDULING_POLICIES)
+    assert set(POLICIES) == set(CHOICES["scheduling_policy"])
 
 
 def test_the_engine_runs_by_priority_and_the_texts_stay_the_same(tiny_llama):

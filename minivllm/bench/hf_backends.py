@@ -6,7 +6,7 @@ from everyday use. The model's own generation config is put aside, because its e
 let a batch stop early and still be credited with all its tokens.
 
     left-padded batch of 3        prompt   output
-                                  ..aaaa | 1 2 3 4 5 6       - : computed, and nobody asked for it
+                                  ..aaaa | 1 2 3 4 5 6       - : computed, and not asked for
                                   bbbbbb | 1 2 - - - -
                                   ...ccc | 1 2 3 4 - -
 
@@ -22,6 +22,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from minivllm.bench.backends import BackendRun
 from minivllm.bench.workloads import BenchRequest
@@ -32,9 +33,8 @@ from minivllm.weights.loader import resolve_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Hugging Face's word for a KV block, and its size.
-PAGE_SIZE = 256  # tokens; the default of ContinuousBatchingConfig
-# After so long without a result it is asked whether the background thread is still alive.
+PAGE_SIZE = 256  # tokens per KV block of Hugging Face, the default of ContinuousBatchingConfig
+# After so long without a result, Hugging Face is asked whether its background thread is still alive.
 RESULT_TIMEOUT_SECONDS = 5.0
 
 
@@ -58,9 +58,9 @@ def left_padded(prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Ten
 
     Example: (5, 6, 7) and (8,) give ids [[5, 6, 7], [0, 0, 8]] and mask [[1, 1, 1], [0, 0, 1]].
     """
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return ids, mask
 
 
@@ -70,11 +70,9 @@ class HfStaticBackend:
     Args:
         hf: a Hugging Face model.
         max_batch_size: requests in a batch.
-        sort_by_length: put requests of similar output length into one batch. No server can, for it does not
-            know them; this is the best that static batching could ever do.
+        sort_by_length: put requests of similar output length into one batch. A server does not know them, so
+            this is the best that static batching could ever do.
     """
-
-    name = "hf"
 
     def __init__(self, hf: PreTrainedModel, max_batch_size: int = 8, sort_by_length: bool = False) -> None:
         self.hf, self.max_batch_size, self.sort_by_length = hf, max_batch_size, sort_by_length
@@ -85,27 +83,20 @@ class HfStaticBackend:
         if self.sort_by_length:
             order.sort(key=lambda i: requests[i].output_len)
         # Whatever the sorting, results go back to the places of their requests.
-        batches = [order[i : i + self.max_batch_size] for i in range(0, len(order), self.max_batch_size)]
         token_ids: list[list[int]] = [[] for _ in requests]
         start = time.perf_counter()
-        for batch in batches:
+        for first in range(0, len(order), self.max_batch_size):
+            batch = order[first : first + self.max_batch_size]
             for i, tokens in zip(batch, self._generate([requests[i] for i in batch]), strict=True):
                 token_ids[i] = tokens[: requests[i].output_len]
         return BackendRun(time.perf_counter() - start, token_ids)
 
     def _generate(self, batch: list[BenchRequest]) -> list[list[int]]:
-        """All requests of a batch, each with as many output tokens as the longest of them.
-
-        Exactly `longest` tokens for all: a batch ends when its last row ends, and the other rows go on with
-        it.
-        """
+        """As many output tokens for each request as the longest of the batch asks for."""
         ids, mask = left_padded([request.prompt_token_ids for request in batch])
-        longest = max(request.output_len for request in batch)
+        device, longest = self.hf.device, max(request.output_len for request in batch)
         output = self.hf.generate(
-            input_ids=ids.to(self.hf.device),
-            attention_mask=mask.to(self.hf.device),
-            min_new_tokens=longest,
-            max_new_tokens=longest,
+            ids.to(device), attention_mask=mask.to(device), min_new_tokens=longest, max_new_tokens=longest
         )
         return output[:, ids.shape[1] :].tolist()
 
@@ -119,11 +110,9 @@ class HfContinuousBackend:
     Args:
         hf: a Hugging Face model.
         max_num_seqs: requests running at once, as for minivllm.
-        max_num_batched_tokens: tokens a step, as for minivllm.
+        max_num_batched_tokens: tokens per step, as for minivllm.
         share_prefixes: its prefix cache, on or off as for minivllm.
     """
-
-    name = "hf-continuous"
 
     def __init__(
         self, hf: PreTrainedModel, max_num_seqs: int, max_num_batched_tokens: int, share_prefixes: bool
@@ -149,27 +138,24 @@ class HfContinuousBackend:
             allow_block_sharing=self.share_prefixes,
             **({option: self.hf.device.type == "cuda"} if known else {}),
         )
+        results: dict[str, list[int]] = {}
+        # No token has the id -1, so no request ends early.
         with self.hf.continuous_batching_context_manager(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
             continuous_batching_config=config,
         ) as manager:
-            results: dict[str, list[int]] = {}
             start = time.perf_counter()
             for i, request in enumerate(requests):
-                manager.add_request(
-                    list(request.prompt_token_ids),
-                    request_id=str(i),
-                    max_new_tokens=request.output_len,
-                    # No token has this id, so nothing ends early.
-                    eos_token_id=-1,
-                )
+                prompt, length = list(request.prompt_token_ids), request.output_len
+                manager.add_request(prompt, request_id=str(i), max_new_tokens=length, eos_token_id=-1)
             while len(results) < len(requests):
                 result = manager.get_result(timeout=RESULT_TIMEOUT_SECONDS)
-                if result is not None and result.error is not None:
+                if result is None:
+                    if not manager.is_running():
+                        raise RuntimeError("hf-continuous stopped before it was done; its log says why.")
+                elif result.error is not None:
                     raise RuntimeError(f"hf-continuous failed on request {result.request_id}: {result.error}")
-                if result is not None and result.is_finished():
+                elif result.is_finished():
                     results[result.request_id] = list(result.generated_tokens)
-                elif result is None and not manager.is_running():
-                    raise RuntimeError("hf-continuous stopped before it was done; its log says why.")
             seconds = time.perf_counter() - start
         return BackendRun(seconds, [results[str(i)] for i in range(len(requests))])

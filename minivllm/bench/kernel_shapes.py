@@ -1,4 +1,4 @@
-"""What `bench kernels` measures: the shapes, the bytes they move, how a result is printed. Pure arithmetic.
+"""What `bench kernels` measures: the shapes, and the work they cannot avoid. Pure arithmetic.
 
 Decode attention is bound by memory, so its quality is one number: the share of the memory's speed it reaches.
 The bytes it *has* to move are, for R sequences of n tokens::
@@ -6,9 +6,9 @@ The bytes it *has* to move are, for R sequences of n tokens::
     K and V    R * n * 2 * Hkv * D * bytes        Llama-3.1-8B, R = 64, n = 4096, float16: 1,073,741,824
     q and out  2 * R * Hq * D * bytes                                                            1,048,576
 
-Nothing else counts, although more is moved: block tables and, with split-KV, partial results. A kernel that
-moves more than it has to gets no credit for it. The memory's speed is not the data sheet's but a copy from
-device to device, measured in the same run (its bytes are counted twice, read and written).
+Nothing else counts, although more is moved: block tables and, with split-KV, partial results. The memory's
+speed is not the data sheet's but that of a copy from device to device, measured in the same run (its bytes
+are counted twice, read and written). Prefill is bound by arithmetic, so there operations are counted.
 
 Paper: section 7.1 (kernel microbenchmark, figure 18a). Comparable figures: FlashInfer, blog of 2024-02-02.
 """
@@ -16,19 +16,18 @@ Paper: section 7.1 (kernel microbenchmark, figure 18a). Comparable figures: Flas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from minivllm.bench.report import Spread
+import numpy as np
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The attention heads of a model."""
+    """The attention heads of a model: Hq query heads, Hkv KV heads, D elements each."""
 
     name: str
-    num_heads: int  # Hq
-    num_kv_heads: int  # Hkv
-    head_dim: int  # D
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
 
 
 LLAMA_8B = Heads("llama-3.1-8b", 32, 8, 128)
@@ -36,44 +35,11 @@ SMOLLM2 = Heads("smollm2-135m", 9, 3, 64)
 
 
 @dataclass(frozen=True)
-class DecodeShape:
-    """One decode batch: `num_seqs` sequences (R) of `seq_len` tokens, one query each."""
+class AttentionShape:
+    """A batch of `num_seqs` sequences (R): `query_len` queries each, after `context` computed tokens.
 
-    heads: Heads
-    num_seqs: int
-    seq_len: int
-
-    @property
-    def name(self) -> str:
-        """For example "llama-3.1-8b B64 n4096"."""
-        return f"{self.heads.name} B{self.num_seqs} n{self.seq_len}"
-
-    def bytes_needed(self, element_size: int) -> int:
-        """K, V, queries and outputs, each once.
-
-        Example, 64 sequences of 4,096 tokens, 32 query and 8 KV heads of 128, 2 bytes each: 1,073,741,824 for
-        K and V, 1,048,576 for queries and outputs.
-        """
-        h = self.heads
-        kv = self.num_seqs * self.seq_len * 2 * h.num_kv_heads * h.head_dim
-        query_and_out = 2 * self.num_seqs * h.num_heads * h.head_dim
-        return (kv + query_and_out) * element_size
-
-    def partial_bytes(self, num_splits: int) -> int:
-        """What split-KV writes and reads again: acc, m and l of each part, float32.
-
-        Example, one sequence, 32 heads, 32 splits, D = 128: 2 x 32 x 32 x 130 x 4 = 1,064,960, which beside
-        the 67 MB of K and V of 16,384 tokens is 1.6%.
-        """
-        # One split writes the output itself; there is nothing to merge.
-        if num_splits == 1:
-            return 0
-        return 2 * self.num_seqs * self.heads.num_heads * num_splits * (self.heads.head_dim + 2) * 4
-
-
-@dataclass(frozen=True)
-class PrefillShape:
-    """One prefill batch: `num_seqs` sequences with `query_len` queries after `context` computed tokens."""
+    One query is decode, several are prefill.
+    """
 
     heads: Heads
     num_seqs: int
@@ -81,39 +47,55 @@ class PrefillShape:
     context: int
 
     @property
+    def kind(self) -> str:
+        """ "decode" or "prefill"."""
+        return "decode" if self.query_len == 1 else "prefill"
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of each sequence, queries included."""
+        return self.context + self.query_len
+
+    @property
     def name(self) -> str:
-        """For example "llama-3.1-8b B4 q512 context 4096"."""
-        return f"{self.heads.name} B{self.num_seqs} q{self.query_len} context {self.context}"
+        """For example "llama-3.1-8b B64 n4096" or "llama-3.1-8b B4 q512 context 4096"."""
+        lengths = f"n{self.seq_len}" if self.kind == "decode" else f"q{self.query_len} context {self.context}"
+        return f"{self.heads.name} B{self.num_seqs} {lengths}"
 
-    def flops(self) -> int:
-        """Multiplications and additions of the visible scores: 2 for q * k and 2 for p * v, each D times.
+    def work(self, element_size: int) -> int:
+        """Bytes for decode, multiplications and additions of the visible scores for prefill.
 
-        Hidden scores do not count, though a kernel computes some of them (a tile on the diagonal is half
-        hidden). Example, 4,096 queries and no context: 4,096 x 4,097 / 2 = 8,390,656 visible scores for each
-        head, times 4 x 32 x 128 are 137.5 GFLOP.
+        Example for prefill, 4,096 queries and no context: 4,096 x 4,097 / 2 = 8,390,656 visible scores per
+        head, times 4 x 32 x 128 are 137.5 GFLOP (2 for q * k and 2 for p * v, each D times).
         """
+        h = self.heads
+        if self.kind == "decode":
+            elements = self.seq_len * h.num_kv_heads + h.num_heads  # of K and V; of the query and the output
+            return 2 * self.num_seqs * elements * h.head_dim * element_size
         visible = self.query_len * self.context + self.query_len * (self.query_len + 1) // 2
-        return 4 * self.num_seqs * self.heads.num_heads * self.heads.head_dim * visible
+        return 4 * self.num_seqs * h.num_heads * h.head_dim * visible
+
+
+def decode(heads: Heads, num_seqs: int, seq_len: int) -> AttentionShape:
+    """A decode batch by the tokens of its sequences."""
+    return AttentionShape(heads, num_seqs, 1, seq_len - 1)
 
 
 # From full batches, where only the memory counts, to one sequence, where only split-KV can fill the chip.
 # Times of SmolLM2 are mostly overhead: its KV is small.
 DECODE_SHAPES = (
-    DecodeShape(LLAMA_8B, 64, 1024),
-    DecodeShape(LLAMA_8B, 64, 4096),
-    DecodeShape(LLAMA_8B, 64, 8192),
-    DecodeShape(LLAMA_8B, 16, 4096),
-    DecodeShape(LLAMA_8B, 1, 1024),
-    DecodeShape(LLAMA_8B, 1, 16384),
-    DecodeShape(SMOLLM2, 32, 1024),
-    DecodeShape(SMOLLM2, 1, 256),
+    *(decode(LLAMA_8B, 64, length) for length in (1024, 4096, 8192)),
+    decode(LLAMA_8B, 16, 4096),
+    *(decode(LLAMA_8B, 1, length) for length in (1024, 16384)),
+    decode(SMOLLM2, 32, 1024),
+    decode(SMOLLM2, 1, 256),
 )
 # One long prompt, several, chunks with much context before them, and a small model.
 PREFILL_SHAPES = (
-    PrefillShape(LLAMA_8B, 1, 4096, 0),
-    PrefillShape(LLAMA_8B, 4, 1024, 0),
-    PrefillShape(LLAMA_8B, 4, 512, 4096),
-    PrefillShape(SMOLLM2, 8, 256, 0),
+    AttentionShape(LLAMA_8B, 1, 4096, 0),
+    AttentionShape(LLAMA_8B, 4, 1024, 0),
+    AttentionShape(LLAMA_8B, 4, 512, 4096),
+    AttentionShape(SMOLLM2, 8, 256, 0),
 )
 # The marks of this project on an H100, in percent of the measured copy.
 MARKS = {"llama-3.1-8b B64 n4096": 85.0, "llama-3.1-8b B16 n4096": 75.0, "llama-3.1-8b B1 n16384": 60.0}
@@ -121,68 +103,28 @@ MARKS = {"llama-3.1-8b B64 n4096": 85.0, "llama-3.1-8b B16 n4096": 75.0, "llama-
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender on one shape. `work` is bytes for decode and the row kernels, FLOPs for prefill."""
+    """One contender on one shape; the fields are those of the JSON file.
 
-    kind: str  # "decode", "prefill" or "rows"
+    Attributes:
+        kind: "decode", "prefill" or "rows".
+        shape, contender: names.
+        microseconds: of every replay.
+        work: FLOPs for prefill, else bytes.
+        num_splits: of split-KV, where that is chosen.
+    """
+
+    kind: str
     shape: str
     contender: str
-    microseconds: Spread
+    microseconds: list[float]
     work: int
     num_splits: int | None = None
 
+    @property
+    def median(self) -> float:
+        """The middle time, in microseconds."""
+        return float(np.median(self.microseconds))
+
     def percent_of(self, bytes_per_second: float) -> float:
         """Share of the measured copy rate, by the median."""
-        return 100.0 * self.work / (self.microseconds.median * 1e-6) / bytes_per_second
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Measurement:
-        """What `as_json` made a record of. Rates are computed anew from the times."""
-        work = record["flops"] if record["kind"] == "prefill" else record["bytes"]
-        times = Spread(tuple(record["microseconds"]["values"]))
-        names = (record["kind"], record["shape"], record["contender"])
-        return cls(*names, times, work, record.get("num_splits"))
-
-    def as_json(self, bytes_per_second: float) -> dict[str, Any]:
-        """Everything, with the derived rate beside the raw times."""
-        # Raw times first: rates can be computed again, should their definition change.
-        record: dict[str, Any] = {
-            "kind": self.kind,
-            "shape": self.shape,
-            "contender": self.contender,
-            "microseconds": self.microseconds.as_json(),
-        }
-        if self.num_splits is not None:
-            record["num_splits"] = self.num_splits
-        if self.kind == "prefill":
-            return record | {"flops": self.work, "tflops": self.work / self.microseconds.median / 1e6}
-        percent = round(self.percent_of(bytes_per_second), 2)
-        return record | {"bytes": self.work, "percent_of_copy": percent, "mark": MARKS.get(self.shape)}
-
-
-def format_table(measurements: list[Measurement], bytes_per_second: float) -> str:
-    """The table that is printed: one line a measurement, shapes apart.
-
-    ::
-
-        llama-3.1-8b B64 n4096
-          minivllm                     412.3 us   86.9% of copy   (mark 85%)
-          torch sdpa, contiguous       401.0 us   89.3% of copy
-
-    Args:
-        measurements: those of one shape next to each other.
-        bytes_per_second: of the copy.
-    """
-    lines, shape = [], None
-    for m in measurements:
-        if m.shape != shape:
-            shape = m.shape
-            lines.append(f"{m.kind}: {shape}")
-        line = f"  {m.contender:<34}{m.microseconds.median:>10.1f} us"
-        if m.kind == "prefill":
-            line += f"{m.work / m.microseconds.median / 1e6:>9.1f} TFLOP/s"
-        else:
-            line += f"{m.percent_of(bytes_per_second):>8.1f}% of copy"
-        if m.contender == "minivllm" and shape in MARKS:
-            line += f"   (mark {MARKS[shape]:.0f}%)"
-        lines.append(line)
-    return "\n".join(lines)
+        return 100.0 * self.work / (self.median * 1e-6) / bytes_per_second

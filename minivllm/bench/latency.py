@@ -17,54 +17,41 @@ Options, defaults and print format are vLLM's: `vllm/benchmarks/latency.py`.
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
-from minivllm.bench.options import add_engine_arguments, engine_options, positive_int, vocab_size_of
-from minivllm.bench.report import describe, percentile, provenance, write_json
-from minivllm.bench.workloads import random_tokens
+import numpy as np
+
+from minivllm.bench import options, report
+from minivllm.bench.backends import prompts_of
+from minivllm.bench.workloads import Shape, requests_of_lengths
 from minivllm.llm import LLM
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.weights.loader import resolve_model
 
-# vLLM's.
-PERCENTAGES = (10, 25, 50, 75, 90, 99)
+PERCENTAGES = (10, 25, 50, 75, 90, 99)  # vLLM's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options.
-
-    Shapes, not data sets: all prompts have one length, as the time of one batch is the question.
-    """
-    add_engine_arguments(parser)
-    parser.add_argument("--input-len", type=positive_int, default=32, help="prompt tokens")
-    parser.add_argument("--output-len", type=positive_int, default=128, help="output tokens")
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="prompts in the batch")
-    parser.add_argument("--n", type=positive_int, default=1, help="completions (or beams) of each prompt")
-    parser.add_argument("--use-beam-search", action="store_true", help="beam search of width n")
+    """Shapes, not data sets: all prompts have one length, as the time of one batch is the question."""
+    options.add_engine_arguments(parser)
+    options.add_counts(
+        parser,
+        input_len=(32, "prompt tokens"),
+        output_len=(128, "output tokens"),
+        batch_size=(8, "prompts in the batch"),
+        n=(1, "completions (or beams) of each prompt"),
+        num_iters=(30, "iterations that count"),
+    )
     parser.add_argument("--num-iters-warmup", type=int, default=10, help="iterations that do not count")
-    parser.add_argument("--num-iters", type=positive_int, default=30, help="iterations that count")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts")
-    parser.add_argument("--output-json", help="write all latencies and their provenance to this file")
+    parser.add_argument("--use-beam-search", action="store_true", help="beam search of width n")
+    options.add_seed(parser)
+    options.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report.
-
-    Returns:
-        The exit status, 0.
-    """
-    rng = random.Random(args.seed)
-    vocab_size = vocab_size_of(resolve_model(args.model))
-    # Random and different: with the prefix cache on, equal ones would be computed once.
-    prompts = [
-        {"prompt_token_ids": list(random_tokens(args.input_len, vocab_size, rng))}
-        for _ in range(args.batch_size)
-    ]
-    generate = make_generate(args, LLM(args.model, **engine_options(args)), prompts)
+    """Measure and report; -> the exit status, 0."""
+    result = report.new_result("latency", model=args.model)
+    generate = make_generate(args)
     # The first iterations compile kernels and touch memory for the first time.
     for _ in range(args.num_iters_warmup):
         generate()
@@ -74,42 +61,29 @@ def run(args: argparse.Namespace) -> int:
         generate()
         # The whole call: scheduling, every step, putting the outputs together (no text: no tokenizer).
         latencies.append(time.perf_counter() - start)
-
-    result = {
-        "benchmark": "latency",
-        "provenance": provenance(),
-        "model": args.model,
-        "avg_latency": statistics.fmean(latencies),
-        "latencies": latencies,
-        "percentiles": {str(percent): percentile(latencies, percent) for percent in PERCENTAGES},
-    }
-    print_report(result)
-    if args.output_json:
-        write_json(args.output_json, result)
-    return 0
+    percentiles = np.percentile(latencies, PERCENTAGES).tolist()
+    result |= {"avg_latency": float(np.mean(latencies)), "latencies": latencies}
+    result["percentiles"] = dict(zip(map(str, PERCENTAGES), percentiles, strict=True))
+    return report.finish(args, result, print_report)
 
 
-def print_report(result: dict[str, Any]) -> None:
+def print_report(result: report.Result) -> None:
     """Print vLLM's lines and then where it ran, from what `--output-json` writes."""
     print(f"Avg latency: {result['avg_latency']} seconds")
     for percent, value in result["percentiles"].items():
         print(f"{percent}% percentile latency: {value} seconds")
-    print(describe(result["provenance"]))
+    spread = report.Spread(tuple(result["latencies"]))
+    print(f"{len(spread.values)} iterations, spread {spread.relative:.0%}")
+    print(report.describe(result["provenance"]))
 
 
-def make_generate(
-    args: argparse.Namespace, llm: LLM, prompts: list[dict[str, object]]
-) -> Callable[[], list[object]]:
-    """One iteration. All output lengths are exact: end-of-sequence tokens are ignored.
-
-    Args:
-        args: `n`, `output_len` and whether beams are wanted.
-        llm: the engine, built already.
-        prompts: the batch, as token ids.
-
-    Returns:
-        A function that generates everything once; what it returns is not looked at.
-    """
+def make_generate(args: argparse.Namespace) -> Callable[[], object]:
+    """Build the engine; -> a function that generates the batch once, with exact output lengths."""
+    vocab_size = options.vocab_size_of(args)
+    # Random and different: with the prefix cache on, equal ones would be computed once.
+    shape = Shape(args.batch_size, args.input_len, args.output_len)
+    prompts = prompts_of(requests_of_lengths(shape.lengths, vocab_size, args.seed))
+    llm = LLM(args.model, **options.engine_options(args))
     if args.use_beam_search:
         beam = BeamSearchParams(beam_width=args.n, max_tokens=args.output_len, ignore_eos=True)
         return lambda: llm.beam_search(prompts, beam)

@@ -1,220 +1,183 @@
-"""What every benchmark reports besides its numbers: where they come from, and how much they scatter.
+"""What every benchmark reports besides its numbers: how much they scatter, and whether a ratio may be quoted.
 
-A rate means something only beside its spread and its circumstances. So whoever compares two here repeats
-both, in turns (A B C A B C ..., so that a machine that slows down slows all of them), and gives the median
-with the smallest and the largest value (numbers made up)::
+Two things that are compared run in turns (A B C A B C ..., so that a machine that slows down slows all of
+them), and each keeps every value. A ratio is formed per round and quoted with the range of the rounds and the
+processor. It is not quoted at all when something else kept the machine busy at the start, or when the rounds
+of one side differ too much to mean anything (numbers made up)::
 
-    minivllm       142.3 output tokens/s   [139.0, 144.1]
-    hf              42.0 output tokens/s   [ 41.2,  42.4]   minivllm is 3.39x as fast
+    minivllm   142.3 output tokens/s [139.0, 144.1], spread 4%
+    hf          42.0 output tokens/s [ 41.2,  42.4], spread 3%
+    minivllm generates 3.39x the output tokens/s of hf (rounds 3.32x to 3.43x, on an AMD EPYC)
 
-and `--output-json` writes every single value together with `provenance()`.
+    no ratio to hf: load 1.41 at the start, the limit is 0.7                    the same on a busy machine
 
-vLLM V1: `vllm/benchmarks/lib/utils.py` and `vllm collect-env`.
+vLLM V1: `vllm/benchmarks/lib/utils.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-MIB = 1 << 20
+import numpy as np
+
+from minivllm.bench.machine import provenance
+
+MAX_LOAD = 0.7  # average number of processes that wanted a core in the minute before the benchmark
+MAX_SPREAD = 0.15  # (largest - smallest) / median over the rounds of one backend
+NOT_RECORDED = "not recorded"
+Result = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one thing. Never empty.
+    """Repeated measurements of one thing, in the order they were made.
 
-    Example: `Spread((139.0, 144.1, 142.3))` has the median 142.3 and prints as "142.3 [139.0, 144.1]" with
-    ".1f". The median and not the mean: one run disturbed by somebody else's work does not move it.
+    Example: `Spread((139.0, 144.1, 142.3))` prints as "142.3 [139.0, 144.1]" with ".1f". The median and not
+    the mean: one run that something else disturbed does not move it.
+
+    Raises:
+        ValueError: there is no measurement.
     """
 
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not self.values:
-            # Found here, and not when a report asks for the median of nothing.
             raise ValueError("a Spread needs at least one measurement.")
+
+    @classmethod
+    def from_json(cls, entry: Result) -> Spread:
+        """Back from `as_json`: the values are enough to get the rest again."""
+        return cls(tuple(entry["values"]))
 
     @property
     def median(self) -> float:
         """The middle measurement."""
-        return statistics.median(self.values)
+        return float(np.median(self.values))
+
+    @property
+    def relative(self) -> float:
+        """(largest - smallest) / median. Example: 139.0, 142.3, 144.1 give 5.1 / 142.3 = 3.6%."""
+        return (max(self.values) - min(self.values)) / self.median
 
     def __format__(self, spec: str) -> str:
-        """`f"{spread:.1f}"` gives "142.3 [139.0, 144.1]": median, smallest, largest."""
+        return f"{self.median:{spec}} [{min(self.values):{spec}}, {max(self.values):{spec}}]"
+
+    def as_json(self) -> Result:
+        """Median, extremes, relative spread, and the measurements themselves."""
         low, high = min(self.values), max(self.values)
-        return f"{self.median:{spec}} [{low:{spec}}, {high:{spec}}]"
-
-    def as_json(self) -> dict[str, Any]:
-        """Median, extremes and the measurements themselves, in the order they were made."""
         return {
-            "median": self.median,
-            "min": min(self.values),
-            "max": max(self.values),
-            "values": list(self.values),
-        }
+            "median": self.median, "min": low, "max": high, "spread": self.relative, "values": [*self.values]
+        }  # fmt: skip
 
 
-def ratio_text(ours: Spread, theirs: Spread, name: str, peer: str) -> str:
-    """How two rates compare, in words that cannot be read the wrong way round.
+def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Call each function once per round, in the order given; -> all results by name."""
+    results: dict[str, list[T]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            results[name].append(run())
+    return results
 
-    Example: "minivllm generates 3.39x the output tokens/s of hf".
+
+# -- ratios -----------------------------------------------------------------------------------------
+
+
+def load_of(where: Result) -> float | None:
+    """Load average over the minute before the benchmark; None where it was not recorded."""
+    return where["load_average"][0] if where.get("load_average") else None
+
+
+def why_no_ratio(where: Result, spreads: Mapping[str, Spread]) -> str | None:
+    """What forbids quoting a ratio of these measurements; None if nothing does.
+
+    Args:
+        where: the provenance of both.
+        spreads: the two sides of the ratio by name.
     """
-    return f"{name} generates {ours.median / theirs.median:.2f}x the output tokens/s of {peer}"
+    if (load := load_of(where)) is not None and load > MAX_LOAD:
+        return f"load {load:.2f} at the start, the limit is {MAX_LOAD}"
+    for name, spread in spreads.items():
+        if spread.relative > MAX_SPREAD:
+            return f"the rounds of {name} spread by {spread.relative:.0%}, the limit is {MAX_SPREAD:.0%}"
+    return None
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of `values` lie, interpolated as numpy does by default.
+def paired_ratio(ours: Spread, theirs: Spread) -> Spread:
+    """The ratio of each round: what slows down both sides of a round leaves it alone.
 
-    Example: the 25th percentile of 1, 2, 3, 4 is 1.75.
+    Raises:
+        ValueError: the two sides have different numbers of rounds.
     """
-    ordered = sorted(values)
-    # Between which two: 25% of 1, 2, 3, 4 is at position 0.75, three quarters of the way from 1 to 2.
-    position = (len(ordered) - 1) * percent / 100
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    return Spread(tuple(a / b for a, b in zip(ours.values, theirs.values, strict=True)))
 
 
-# -- provenance -------------------------------------------------------------------------------------
-
-
-def cpu_model() -> str:
-    """The processor's name as its maker gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def package_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions; a package that is not there is left out.
-
-    Example: {"torch": "2.13.0", "numpy": "2.4.6"}.
-    """
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with "+changes" if files differ from it; None outside of git."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        # Numbers from changed files belong to no commit, and the report should say so.
-        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def provenance() -> dict[str, Any]:
-    """Machine, versions, commit and date of the numbers beside it.
-
-    Returns:
-        Ready for JSON; None where the system does not tell. Nothing in it names a person or a folder, except
-        what was typed on the command line.
-    """
-    # Here, as nothing else in this module needs it.
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git_commit(),
-        "command_line": sys.argv[1:],
-        "cpu": cpu_model(),
-        "gpu": gpu,
-        "cores": num_cores(),
-        "threads": torch.get_num_threads(),
-        # Above the number of threads in use, somebody else was computing too.
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": package_versions(["minivllm", "torch", "triton", "transformers", "numpy"]),
-    }
-
-
-def describe(where: dict[str, Any]) -> str:
-    """One line of `provenance()` for people."""
-    device = where["gpu"] or where["cpu"]
-    versions = where["versions"]
+def ratio_text(ours: Spread, theirs: Spread, name: str, peer: str, where: Result) -> str:
+    """How two rates compare, or why that is not said; see the top of this file for both forms."""
+    if reason := why_no_ratio(where, {name: ours, peer: theirs}):
+        return f"no ratio to {peer}: {reason}"
+    ratio = paired_ratio(ours, theirs)
     return (
-        f"{device}, {where['cores']} cores, {where['threads']} threads, torch {versions.get('torch')}, "
-        f"transformers {versions.get('transformers')}, Python {where['python']}, {where['date']}, "
-        f"commit {(where['commit'] or 'unknown')[:12]}"
+        f"{name} generates {ratio.median:.2f}x the output tokens/s of {peer} (rounds "
+        f"{min(ratio.values):.2f}x to {max(ratio.values):.2f}x, on {where['gpu'] or where['cpu']})"
     )
 
 
-def write_json(path: str | Path, result: dict[str, Any]) -> None:
-    """Write a result; folders on the way are made.
+# -- printing and writing ---------------------------------------------------------------------------
 
-    A file that is there already is replaced.
+
+def describe(where: Result) -> str:
+    """Two lines of `provenance()`: the processor and how busy it was, then versions, date and commit."""
+    versions, load = where["versions"], load_of(where)
+    load_text = NOT_RECORDED if load is None else f"{load:.2f}"
+    return (
+        f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
+        f"load average at the start: {load_text}\n"
+        f"torch {versions.get('torch')}, transformers {versions.get('transformers')}, Python "
+        f"{where['python']}, {where['date']}, commit {(where['commit'] or 'unknown')[:12]}"
+    )
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right.
+
+    Example: `table([["", "ms"], ["decode", 12]])` is "        ms" above "decode  12".
     """
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in texts
+    )
+
+
+def new_result(benchmark: str, **more: Any) -> Result:
+    """The beginning of a result, made before anything is measured: the load is that of the start."""
+    return {"benchmark": benchmark, "provenance": provenance(), **more}
+
+
+def write_json(path: str | Path, result: Result) -> None:
+    """Write a result; folders on the way are made, a file of that name is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-# -- memory -----------------------------------------------------------------------------------------
-
-
-def peak_rss_bytes() -> int | None:
-    """The most memory this process had resident since `reset_peak_rss`; None where the system does not say.
-
-    Not from `getrusage`: that one inherits the peak of the program that started this one.
-    """
-    return _status_bytes("VmHWM:")
-
-
-def reset_peak_rss() -> None:
-    """Let the peak start again from what is resident now. Where that cannot be done, it stays."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # 5: see proc(5)
-
-
-def resident_bytes() -> int | None:
-    """Memory this process has resident now; None where the system does not say."""
-    return _status_bytes("VmRSS:")
-
-
-def _status_bytes(key: str) -> int | None:
-    """A line of Linux's /proc/self/status, which counts in KiB."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    return None
+def finish(
+    args: argparse.Namespace,
+    result: Result,
+    print_report: Callable[[Result], None],
+    draw: Callable[[Result, str], None] | None = None,
+) -> int:
+    """Print a result, and write and draw it where `--output-json` and `--plot` ask for that; -> 0."""
+    print_report(result)
+    if args.output_json:
+        write_json(args.output_json, result)
+    if draw is not None and args.plot:
+        draw(result, args.plot)
+    return 0

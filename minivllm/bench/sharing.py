@@ -17,9 +17,7 @@ last is never computed; (a) 256 prompt and 32 output tokens, (b) 512 + 32 prompt
     (a)  n=8              16 + 8 x 2 of their own =  32        256 + 8 x 31  =   504
          8 requests       8 x 18                  = 144        8 x 287       = 2,296
     (b)  cached           32 + 16 x 2             =  64        512 + 16 x 32 = 1,024
-         not cached       4 or 5 requests a step  = 154        16 x 544      = 8,704
-
-(a) prints blocks held at the fullest step, and the time; (b) the time of the prefill: one output token each.
+         not cached       4 or 5 requests per step = 154       16 x 544      = 8,704
 
     $ python -m minivllm bench sharing --repeats 5
 
@@ -32,20 +30,22 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from minivllm.bench.options import add_engine_arguments, engine_options, positive_int, vocab_size_of
-from minivllm.bench.report import Spread, describe, provenance, write_json
-from minivllm.bench.steps import replaced
-from minivllm.bench.workloads import BenchRequest, fixed_requests, shared_prefix_requests
+from minivllm.bench import options
+from minivllm.bench.backends import prompts_of
+from minivllm.bench.report import Result, Spread, describe, finish, in_turns, new_result, why_no_ratio
+from minivllm.bench.steps import watching_plans
+from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
-from minivllm.weights.loader import resolve_model
+from minivllm.scheduler_output import SchedulerOutput
 
 
-@dataclass(frozen=True)
+@dataclass
 class SharingRun:
-    """One run: seconds, blocks held at the fullest step, tokens computed in all steps.
+    """One run.
 
     Attributes:
         seconds: of `LLM.generate`.
@@ -53,137 +53,93 @@ class SharingRun:
         num_computed_tokens: tokens that went through the model, not those found in the prefix cache.
     """
 
-    seconds: float
-    most_blocks: int
-    num_computed_tokens: int
+    seconds: float = 0.0
+    most_blocks: int = 0
+    num_computed_tokens: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options.
-
-    (a) and (b) mark which of the two experiments an option belongs to.
-    """
-    add_engine_arguments(parser)
-    parser.add_argument("--n", type=positive_int, default=8, help="(a) completions of one prompt")
-    parser.add_argument("--input-len", type=positive_int, default=256, help="(a) prompt tokens")
-    parser.add_argument("--output-len", type=positive_int, default=32, help="(a) output tokens")
-    parser.add_argument("--num-prompts", type=positive_int, default=16, help="(b) requests")
-    parser.add_argument("--prefix-len", type=positive_int, default=512, help="(b) tokens in common")
-    parser.add_argument("--suffix-len", type=positive_int, default=32, help="(b) tokens of each one's own")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="turns of each variant")
-    # No workload options: the two experiments need prompts that are equal, or equal at the beginning.
-    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts")
-    parser.add_argument("--output-json", help="write all measurements and their provenance to this file")
+    """(a) and (b) mark which of the two experiments an option belongs to."""
+    options.add_engine_arguments(parser)
+    options.add_counts(
+        parser,
+        n=(8, "(a) completions of one prompt"),
+        input_len=(256, "(a) prompt tokens"),
+        output_len=(32, "(a) output tokens"),
+        num_prompts=(16, "(b) requests"),
+        prefix_len=(512, "(b) tokens in common"),
+        suffix_len=(32, "(b) tokens that each request has alone"),
+        repeats=(5, "rounds"),
+    )
+    options.add_seed(parser)
+    options.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report.
-
-    Returns:
-        The exit status, 0.
-    """
-    vocab_size = vocab_size_of(resolve_model(args.model))
-    options = engine_options(args)
+    """Measure and report; -> the exit status, 0."""
+    result = new_result("sharing", model=args.model)
+    vocab_size, engine = options.vocab_size_of(args), options.engine_options(args)
     # Two engines, because the prefix cache is a setting of the engine. (a) runs on the one without in both
     # variants: with it, 8 equal prompts would be found there, and forking would have nothing to show.
-    plain = LLM(args.model, **options | {"enable_prefix_caching": False})
-    cached = LLM(args.model, **options | {"enable_prefix_caching": True})
-    (prompt,) = fixed_requests(1, args.input_len, args.output_len, vocab_size, args.seed)
-    requests = shared_prefix_requests(
-        args.num_prompts, args.prefix_len, args.suffix_len, 1, vocab_size, args.seed
-    )
-    # All functions of no arguments, so that they can take turns.
+    plain = LLM(args.model, **engine | {"enable_prefix_caching": False})
+    cached = LLM(args.model, **engine | {"enable_prefix_caching": True})
+    (prompt,) = requests_of_lengths([(args.input_len, args.output_len)], vocab_size, args.seed)
+    shape = Shape(args.num_prompts, args.suffix_len, output_len=1)
+    requests = requests_of_lengths(shape.lengths, vocab_size, args.seed, args.prefix_len)
     variants = {
-        f"one request, n={args.n}": lambda: run_once(plain, [prompt], args.n),
-        f"{args.n} requests": lambda: run_once(plain, [prompt] * args.n, 1),
-        "prefix cache on": lambda: run_once(cached, requests, 1),
-        "prefix cache off": lambda: run_once(plain, requests, 1),
+        f"one request, n={args.n}": partial(run_once, plain, [prompt], args.n),
+        f"{args.n} requests": partial(run_once, plain, [prompt] * args.n, 1),
+        "prefix cache on": partial(run_once, cached, requests, 1),
+        "prefix cache off": partial(run_once, plain, requests, 1),
     }
-    runs: dict[str, list[SharingRun]] = {name: [] for name in variants}
-    for variant in variants.values():
-        # The first run of an engine pays for memory that is touched for the first time.
-        variant()  # to warm up
-    for _ in range(args.repeats):
-        for name, variant in variants.items():
-            runs[name].append(variant())
-
-    # In the order above: each pair is (shared, not shared).
-    names = list(variants)
-    result: dict[str, Any] = {
-        "benchmark": "sharing",
-        "provenance": provenance(),
-        "model": args.model,
-        "parallel_sampling": {
-            "title": f"{args.n} completions of {args.input_len} prompt tokens, {args.output_len} tokens each",
-            **compare(runs, *names[:2]),
-        },
-        "shared_prefix": {
-            "title": f"prefill of {args.num_prompts} prompts, of which {args.prefix_len} tokens are common",
-            **compare(runs, *names[2:]),
-        },
-    }
-    print_report(result)
-    if args.output_json:
-        write_json(args.output_json, result)
-    return 0
+    in_turns(variants, 1)  # the first run of an engine pays for memory that is touched for the first time
+    runs = in_turns(variants, args.repeats)
+    first, second, third, fourth = variants
+    title = f"{args.n} completions of {args.input_len} prompt tokens, {args.output_len} tokens each"
+    result["parallel_sampling"] = {"title": title, **compare(runs, first, second)}
+    title = f"prefill of {args.num_prompts} prompts, of which {args.prefix_len} tokens are common"
+    result["shared_prefix"] = {"title": title, **compare(runs, third, fourth)}
+    return finish(args, result, print_report)
 
 
 def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
     """Generate, with an empty prefix cache to begin with, watching the blocks after every plan.
 
     Args:
-        llm: the engine to use; its prefix cache is emptied before the clock starts.
+        llm: the engine to use.
         requests: prompts and output lengths.
         n: completions of each request.
-
-    The engine is watched from outside (`steps.replaced`), as it has no counters for this.
     """
-    engine = llm.llm_engine
+    found, engine = SharingRun(), llm.llm_engine
     llm.reset_prefix_cache()
-    most_blocks = num_computed_tokens = 0
 
-    def around_execute(execute_model: Any) -> Any:
-        def watch(plan: Any) -> Any:
-            nonlocal most_blocks, num_computed_tokens
-            # At this moment the plan's blocks are allocated and nothing has been freed yet.
-            most_blocks = max(most_blocks, engine.scheduler.kv.pool.num_used)
-            num_computed_tokens += plan.num_scheduled_tokens
-            return execute_model(plan)
+    def look(plan: SchedulerOutput) -> None:
+        # At this moment the plan's blocks are allocated and nothing has been freed yet.
+        found.most_blocks = max(found.most_blocks, engine.scheduler.kv.pool.num_used)
+        found.num_computed_tokens += plan.num_scheduled_tokens
 
-        return watch
-
-    # Built before the clock starts, as is everything that is no work of the engine.
-    prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
     # Random, with a seed: greedy completions would be n times the same, and never be told apart.
+    settings = {"n": n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
     params = [
-        SamplingParams(
-            n=n, temperature=1.0, seed=i, max_tokens=request.output_len, ignore_eos=True, detokenize=False
-        )
-        for i, request in enumerate(requests)
+        SamplingParams(seed=i, max_tokens=each.output_len, **settings) for i, each in enumerate(requests)
     ]
-    with replaced(engine.runner, "execute_model", around_execute):
+    prompts = prompts_of(requests)
+    with watching_plans(engine, look):
         start = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
-        seconds = time.perf_counter() - start
-    return SharingRun(seconds, most_blocks, num_computed_tokens)
+        found.seconds = time.perf_counter() - start
+    return found
 
 
 def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> dict[str, Any]:
-    """Both variants and their ratios.
+    """Both variants and their ratios, each unshared / shared: 2.0 says that sharing halves it.
 
     Blocks and tokens are taken from the first run: they follow from the lengths and are the same in all.
-
-    Returns:
-        `variants` by name and three ratios, each unshared / shared; 2.0 says that sharing halves it.
     """
     variants = {}
     for name in (shared, unshared):
-        first = runs[name][0]
-        variants[name] = {
-            "seconds": Spread(tuple(each.seconds for each in runs[name])).as_json(),
-            "most_blocks": first.most_blocks,
-            "num_computed_tokens": first.num_computed_tokens,
-        }
+        seconds, first = Spread(tuple(each.seconds for each in runs[name])), runs[name][0]
+        variants[name] = vars(first) | {"seconds": seconds.as_json()}
     one, other = variants[shared], variants[unshared]
     return {
         "variants": variants,
@@ -193,23 +149,21 @@ def compare(runs: dict[str, list[SharingRun]], shared: str, unshared: str) -> di
     }
 
 
-def print_report(result: dict[str, Any]) -> None:
-    """Print what `--output-json` writes.
-
-    Args:
-        result: fresh from `run`, or read from its JSON file: docs/make_performance.py prints the stored one.
-    """
+def print_report(result: Result) -> None:
+    """Print what `--output-json` writes. Blocks and tokens are counts, so their ratios are always quoted."""
     print(describe(result["provenance"]))
     for letter, key in (("a", "parallel_sampling"), ("b", "shared_prefix")):
-        experiment = result[key]
-        print(f"\n({letter}) {experiment['title']}")
-        for name, variant in experiment["variants"].items():
-            seconds = Spread(tuple(variant["seconds"]["values"]))
+        print(f"\n({letter}) {result[key]['title']}")
+        spreads = {}
+        for name, variant in result[key]["variants"].items():
+            seconds = spreads[name] = Spread.from_json(variant["seconds"])
             print(
-                f"  {name:<20} {seconds:.2f} s, {variant['most_blocks']} blocks held at most, "
-                f"{variant['num_computed_tokens']} tokens computed"
+                f"  {name:<20} {seconds:.2f} s, spread {seconds.relative:.0%}, {variant['most_blocks']} "
+                f"blocks held at most, {variant['num_computed_tokens']} tokens computed"
             )
+        reason = why_no_ratio(result["provenance"], spreads)
+        time_text = f"{result[key]['time_ratio']:.2f}x the time" if reason is None else f"(no time: {reason})"
         print(
-            f"  without sharing: {experiment['time_ratio']:.2f}x the time, "
-            f"{experiment['block_ratio']:.2f}x the blocks, {experiment['token_ratio']:.2f}x the tokens"
+            f"  without sharing: {result[key]['block_ratio']:.2f}x the blocks, "
+            f"{result[key]['token_ratio']:.2f}x the tokens, {time_text}"
         )

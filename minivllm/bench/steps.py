@@ -3,15 +3,15 @@
 The engine has no timers, and should have none: they would be code to read past. Here its methods are wrapped
 while a benchmark looks, and put back afterwards::
 
-    with record_steps(engine) as steps:          # how many rows, how long: a microsecond a step
+    with record_steps(engine) as steps:          # how many rows, how long: a microsecond per step
         llm.generate(...)
     steps.records[0]                             # StepRecord(num_tokens=1830, num_samples=16, seconds=2.1)
 
-    with profile_steps(engine) as profile:       # where the time goes: a percent or so slower
+    with profile_steps(engine) as steps:         # where the time goes: a percent or so slower
         llm.generate(...)
-    print(profile.table())
+    print(profile_table(steps.records))
 
-What is added up (`profile_steps`; the parts do not overlap, so "rest" is the total minus all of them)::
+The parts do not overlap, so "rest" is the total minus all of them::
 
     engine.step() = schedule | input tensors | attention.prepare | for each layer: linears, attention |
                     compute_logits | sampler | update_from_output | make_outputs
@@ -22,18 +22,20 @@ vLLM V1: `vllm/profiler/`; `VLLM_TORCH_PROFILER_DIR`.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
+from minivllm.bench.report import table
 from minivllm.engine import LLMEngine
 from minivllm.layers import Linear
 from minivllm.llama import LlamaForCausalLM
 from minivllm.scheduler_output import SchedulerOutput
 
-Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
+Method = Callable[..., Any]
 
 # The names under which the report prints them.
 MATMUL, ATTENTION, SAMPLING = "matrix products", "attention", "sampling"
@@ -41,181 +43,103 @@ SCHEDULING, INPUTS, REST = "scheduling and bookkeeping", "input tensors", "rest"
 PARTS = (MATMUL, ATTENTION, SAMPLING, SCHEDULING, INPUTS, REST)
 
 
-@contextmanager
-def replaced(owner: object, name: str, wrap: Wrapper) -> Iterator[None]:
-    """Put `wrap(method)` in the place of `owner.name`, on this one object, for as long as the block lasts.
-
-    Args:
-        owner: the object; other objects of its class keep the method they have.
-        name: of the method.
-        wrap: gets the bound method, returns what stands in for it.
-
-    `setattr` puts the wrapper into the object's own dictionary, which Python searches before the class. So
-    putting it back means deleting it, unless the object had an attribute of that name before.
-    """
-    was_own = name in vars(owner)
-    original = getattr(owner, name)
-    setattr(owner, name, wrap(original))
-    try:
-        yield
-    finally:
-        if was_own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)  # the method of the class shows again
+def replaced(owner: object, name: str, wrap: Callable[[Method], Method]) -> AbstractContextManager[Any]:
+    """Put `wrap(method)` in the place of `owner.name`, on this one object, while the block lasts."""
+    return patch.object(owner, name, wrap(getattr(owner, name)))
 
 
-# -- how many rows, how long ------------------------------------------------------------------------
+def watching_plans(engine: LLMEngine, look: Callable[[SchedulerOutput], None]) -> AbstractContextManager[Any]:
+    """Call `look` with each plan on its way to the runner, when all blocks of the step are held."""
+
+    def wrap(execute_model: Method) -> Method:
+        def watched(plan: SchedulerOutput) -> object:
+            look(plan)
+            return execute_model(plan)
+
+        return watched
+
+    return replaced(engine.runner, "execute_model", wrap)
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step: tokens computed, tokens sampled, wall time of `engine.step()`.
+    """One step.
 
     Attributes:
         num_tokens: rows that went through the layers (T).
-        num_samples: rows that needed logits.
+        num_samples: rows that needed logits, one per sequence that has caught up with its tokens.
         seconds: of `engine.step()`, scheduling and bookkeeping included.
+        parts: seconds by part, in a profile; a part that did not run is not in it.
     """
 
     num_tokens: int
     num_samples: int
     seconds: float
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence computed one token: nobody was still reading a prompt."""
+        """Whether every sequence computed one token: none was still reading its prompt."""
         return self.num_tokens == self.num_samples
 
 
 @dataclass
-class StepRecords:
-    """All steps of a run, and every KV block that was written in it.
+class Steps:
+    """What is recorded of a run.
 
     Attributes:
-        records: in the order of the steps.
-        blocks: block ids; how many they are is the KV memory that was really touched.
-        _plan: the plan of the step that is running, from `execute_model` to the end of `step`.
+        records: the steps in order.
+        blocks: ids of all KV blocks that the run wrote to: the KV memory that was really touched.
+        calls: by part, over all steps of a profile.
+        parts: seconds by part of the step that is running.
     """
 
     records: list[StepRecord] = field(default_factory=list)
     blocks: set[int] = field(default_factory=set)
-    _plan: SchedulerOutput | None = None
+    calls: Counter[str] = field(default_factory=Counter)
+    parts: dict[str, float] = field(default_factory=dict)
 
-
-@contextmanager
-def record_steps(engine: LLMEngine) -> Iterator[StepRecords]:
-    """Record the steps that run inside the block."""
-    steps = StepRecords()
-
-    def around_execute(execute_model: Callable[..., Any]) -> Callable[..., Any]:
-        # The plan lives only inside `step`: caught here, on its way to the runner.
-        def keep_plan(plan: SchedulerOutput) -> Any:
-            steps._plan = plan
-            return execute_model(plan)
-
-        return keep_plan
-
-    def around_step(step: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_step() -> Any:
-            start = time.perf_counter()
-            outputs = step()
-            seconds = time.perf_counter() - start
-            scheduled = steps._plan.scheduled
-            # Rows that have caught up: one row of logits each, however many tokens are drawn from it.
-            num_samples = sum(row.num_samples > 0 for row in scheduled)
-            steps.records.append(StepRecord(steps._plan.num_scheduled_tokens, num_samples, seconds))
-            for row in scheduled:
-                steps.blocks.update(row.block_ids)
-            return outputs
-
-        return timed_step
-
-    with replaced(engine.runner, "execute_model", around_execute), replaced(engine, "step", around_step):
-        yield steps
-
-
-# -- where the time goes ----------------------------------------------------------------------------
-
-
-@dataclass
-class StepProfile:
-    """Seconds by part, for each step of a run.
-
-    Attributes:
-        recorded: rows and wall time of each step.
-        parts: seconds by part, a dictionary a step; a part that did not run is not in it.
-        calls: by part, over all steps.
-        _running: the entry of `parts` for the step that is running.
-    """
-
-    recorded: StepRecords
-    parts: list[dict[str, float]] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _running: dict[str, float] = field(default_factory=dict)
-
-    def add(self, part: str) -> Wrapper:
+    def timed(self, part: str) -> Callable[[Method], Method]:
         """A wrapper that adds the time of every call to `part`."""
 
-        def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-            def timed(*args: Any, **kwargs: Any) -> Any:
+        def wrap(function: Method) -> Method:
+            def timed(*args: object, **kwargs: object) -> object:
                 start = time.perf_counter()
-                try:
-                    return function(*args, **kwargs)
-                # Also a call that raises has taken its time.
-                finally:
-                    seconds = time.perf_counter() - start
-                    self._running[part] = self._running.get(part, 0.0) + seconds
-                    self.calls[part] += 1
+                result = function(*args, **kwargs)
+                self.parts[part] += time.perf_counter() - start
+                self.calls[part] += 1
+                return result
 
             return timed
 
         return wrap
 
-    def add_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The wrapper of `engine.step`: a new entry of `parts`."""
 
-        def separate_step() -> Any:
-            self._running = {}
+@contextmanager
+def record_steps(engine: LLMEngine) -> Iterator[Steps]:
+    """Record the steps that run inside the block."""
+    steps, plans = Steps(), []
+
+    def wrap(step: Method) -> Method:
+        def recorded() -> object:
+            steps.parts = defaultdict(float)
+            start = time.perf_counter()
             outputs = step()
-            self.parts.append(self._running)
+            seconds = time.perf_counter() - start
+            plan = plans.pop()  # it lives only inside `step`: caught on its way to the runner
+            num_samples = sum(row.num_samples > 0 for row in plan.scheduled)
+            record = StepRecord(plan.num_scheduled_tokens, num_samples, seconds, dict(steps.parts))
+            steps.records.append(record)
+            steps.blocks.update(block_id for row in plan.scheduled for block_id in row.block_ids)
             return outputs
 
-        return separate_step
+        return recorded
 
-    def milliseconds_a_step(self, decode_only: bool = False) -> dict[str, float]:
-        """The mean by part; "rest" is what no timer covers: norms, rotation, activation, residual path.
+    with watching_plans(engine, plans.append), replaced(engine, "step", wrap):
+        yield steps
 
-        Example, 10 steps of 50 ms, 300 ms in matrix products and 100 ms in attention: 30 and 10 ms a step,
-        rest 10.
 
-        Args:
-            decode_only: leave out the steps in which a prompt was read. They are few and long, and the time
-                of a token that a user waits for is the time of the others.
-        """
-        steps = [
-            (record, parts)
-            for record, parts in zip(self.recorded.records, self.parts, strict=True)
-            if record.is_decode or not decode_only
-        ]
-        covered = {part: sum(parts.get(part, 0.0) for _, parts in steps) for part in PARTS if part != REST}
-        covered[REST] = sum(record.seconds for record, _ in steps) - sum(covered.values())
-        return {part: 1e3 * seconds / max(len(steps), 1) for part, seconds in covered.items()}
-
-    def table(self) -> str:
-        """A table for people: all steps, and beside them those that decode only."""
-        num_decode = sum(record.is_decode for record in self.recorded.records)
-        heads = f"all {len(self.parts)} steps", f"{num_decode} decode steps"
-        lines = [f"{'mean time of a step':<28}{heads[0]:>20}{heads[1]:>24}"]
-        columns = [self.milliseconds_a_step(), self.milliseconds_a_step(decode_only=True)]
-        totals = [sum(column.values()) for column in columns]
-        for part in (*PARTS, "total"):
-            cells = ""
-            for column, total, width in zip(columns, totals, (10, 14), strict=True):
-                value = column.get(part, total)
-                cells += f"{value:{width}.2f} ms {value / total if total else 0:6.1%}"
-            lines.append(f"  {part:<26}{cells}")
-        return "\n".join(lines)
+# -- where the time goes ----------------------------------------------------------------------------
 
 
 def projections(model: LlamaForCausalLM) -> list[Linear]:
@@ -223,21 +147,16 @@ def projections(model: LlamaForCausalLM) -> list[Linear]:
 
     Four for each layer: q, k and v are one product, and so are gate and up.
     """
-    return [
-        linear
-        for layer in model.model.layers
-        for linear in (
-            layer.self_attn.qkv_proj,
-            layer.self_attn.o_proj,
-            layer.mlp.gate_up_proj,
-            layer.mlp.down_proj,
-        )
-    ]
+    linears = []
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        linears += [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]
+    return linears
 
 
 @contextmanager
-def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
-    """Time the parts of the steps that run inside the block. They do not overlap.
+def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
+    """Time the parts of the steps that run inside the block.
 
     Raises:
         ValueError: on a GPU, where a call returns before its work is done and a clock around it means
@@ -260,11 +179,40 @@ def profile_steps(engine: LLMEngine) -> Iterator[StepProfile]:
         (model.attention, "prepare", ATTENTION),
         (model.attention, "forward", ATTENTION),
         (model, "compute_logits", MATMUL),
+        *((linear, "forward", MATMUL) for linear in projections(model)),
     ]
-    targets += [(linear, "forward", MATMUL) for linear in projections(model)]
-    with ExitStack() as stack:
-        profile = StepProfile(stack.enter_context(record_steps(engine)))
+    with record_steps(engine) as steps, ExitStack() as stack:
         for owner, name, part in targets:
-            stack.enter_context(replaced(owner, name, profile.add(part)))
-        stack.enter_context(replaced(engine, "step", profile.add_step))
-        yield profile
+            stack.enter_context(replaced(owner, name, steps.timed(part)))
+        yield steps
+
+
+def milliseconds_per_step(records: Sequence[StepRecord]) -> dict[str, float]:
+    """The mean by part; "rest" is what no timer covers: norms, rotation, activation, residual path.
+
+    Example, 10 steps of 50 ms, 300 ms in matrix products and 100 ms in attention: 30 and 10 ms per step,
+    rest 10.
+    """
+    covered = {part: sum(record.parts.get(part, 0.0) for record in records) for part in PARTS}
+    covered[REST] = sum(record.seconds for record in records) - sum(covered.values())
+    return {part: 1e3 * seconds / max(len(records), 1) for part, seconds in covered.items()}
+
+
+def profile_table(records: Sequence[StepRecord]) -> str:
+    """Mean time per step by part: all steps, and beside them those that decode only.
+
+    Steps in which a prompt is read are few and long; the time per token that a user waits for is that of the
+    others.
+    """
+    decode = [record for record in records if record.is_decode]
+    columns = [milliseconds_per_step(each) for each in (records, decode)]
+    heads = [f"all {len(records)} steps, ms", "", f"{len(decode)} decode steps, ms", ""]
+    rows: list[list[str]] = [["mean time per step", *heads]]
+    for part in (*PARTS, "total"):
+        cells = []
+        for column in columns:
+            total = sum(column.values())
+            value = column.get(part, total)
+            cells += [f"{value:.2f}", f"{value / total if total else 0:.1%}"]
+        rows.append([f"  {part}", *cells])
+    return table(rows)

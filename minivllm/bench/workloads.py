@@ -1,6 +1,6 @@
 """Workloads: which prompts, how many output tokens, and when they arrive. Seeded, and without a model.
 
-A benchmark is only as good as its requests. Output lengths are what makes serving hard: nobody knows them in
+A benchmark is only as good as its requests. Output lengths are what makes serving hard: they are not known in
 advance, and they differ by a factor of a hundred. These are the shapes used here::
 
     uniform        prompts U(16, 256), outputs U(16, 256), random tokens           the throughput workload
@@ -16,14 +16,10 @@ Example: the first request of the default workload::
     >>> len(request.prompt_token_ids), request.output_len
     (232, 114)
 
-All 32 together have 5,310 prompt and 4,259 output tokens. (The figure of 3,977 output tokens that circulates
-for this workload comes from another generator with the same distribution; rates are comparable, totals not.)
+All 32 together have 5,310 prompt and 4,259 output tokens. Lengths, token ids and arrival times come from
+three random streams, so that another vocabulary or another request rate leaves the lengths alone.
 
-Lengths, token ids and arrival times come from three separate random streams, so that asking for another
-vocabulary or another request rate does not change the lengths.
-
-Paper: section 6.1 and figure 11 (the two data sets); the means are from there. vLLM V1:
-`vllm/benchmarks/datasets.py`.
+Paper: section 6.1 and figure 11 (the two data sets). vLLM V1: `vllm/benchmarks/datasets.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ Lengths = list[tuple[int, int]]  # (prompt tokens, output tokens) of each reques
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request of a workload: the prompt as token ids, and exactly how many tokens to generate.
+    """One request: the prompt as token ids, and exactly how many tokens to generate.
 
     Token ids and not text, so that no backend's clock includes tokenization. `arrival_time` counts seconds
     from the start of the run; 0 means "waiting from the beginning".
@@ -79,14 +75,11 @@ class LengthModel:
     max_total: int = 2048
 
 
-# The means are the paper's. The output's cv of 0.88 follows from figure 2: in steady state Orca Max holds
-# 20.4% of 15,728 slots in 7 requests = 458 tokens each, 13.3% still to come = 299, so the size-biased mean
-# output is 598 = mean * (1 + cv^2). The other three are guesses of the same order.
+# The means are the paper's. The output's cv of 0.88 was fitted to the paper's figure 2: in steady state Orca
+# Max holds 20.4% of 15,728 slots in 7 requests = 458 tokens each, 13.3% still to come = 299, so the
+# size-biased mean output is 598 = mean * (1 + cv^2). The other three are guesses of the same order.
 SHAREGPT_LIKE = LengthModel(prompt=Gamma(161.31, 1.2), output=Gamma(337.99, 0.88))
 ALPACA_LIKE = LengthModel(prompt=Gamma(19.31, 0.7), output=Gamma(58.45, 1.0))
-
-
-# -- lengths ----------------------------------------------------------------------------------------
 
 
 def draw_lengths(model: LengthModel, num_prompts: int, seed: int = 0) -> Lengths:
@@ -106,48 +99,51 @@ def random_tokens(count: int, vocab_size: int, rng: random.Random) -> tuple[int,
     return tuple(rng.randrange(vocab_size) for _ in range(count))
 
 
-def requests_of_lengths(lengths: Lengths, vocab_size: int, seed: int) -> list[BenchRequest]:
-    """Fill prompts of the given lengths with random tokens."""
-    rng = random.Random(f"{seed}/tokens")
-    return [BenchRequest(random_tokens(inputs, vocab_size, rng), outputs) for inputs, outputs in lengths]
-
-
-# -- workloads --------------------------------------------------------------------------------------
-
-
-def uniform_requests(
-    num_prompts: int = 32, vocab_size: int = 49152, seed: int = 0, low: int = 16, high: int = 256
+def requests_of_lengths(
+    lengths: Lengths, vocab_size: int, seed: int, prefix_len: int = 0
 ) -> list[BenchRequest]:
-    """Prompt and output lengths uniform on [low, high]."""
-    rng = random.Random(seed)
-    lengths = [(rng.randint(low, high), rng.randint(low, high)) for _ in range(num_prompts)]
-    return requests_of_lengths(lengths, vocab_size, seed)
-
-
-def fixed_requests(
-    num_prompts: int, input_len: int, output_len: int, vocab_size: int, seed: int = 0
-) -> list[BenchRequest]:
-    """All of one size: they start together and end together, so the batch stays at `num_prompts`."""
-    return requests_of_lengths([(input_len, output_len)] * num_prompts, vocab_size, seed)
-
-
-def gamma_requests(
-    model: LengthModel, num_prompts: int, vocab_size: int, seed: int = 0
-) -> list[BenchRequest]:
-    """Random tokens with the lengths of `SHAREGPT_LIKE`, `ALPACA_LIKE` or a model of your own."""
-    return requests_of_lengths(draw_lengths(model, num_prompts, seed), vocab_size, seed)
-
-
-def shared_prefix_requests(
-    num_prompts: int, prefix_len: int, suffix_len: int, output_len: int, vocab_size: int, seed: int = 0
-) -> list[BenchRequest]:
-    """The same first `prefix_len` tokens for all, then `suffix_len` random ones for each."""
+    """Random prompts of the given lengths, behind `prefix_len` tokens that all of them share."""
     rng = random.Random(f"{seed}/tokens")
     prefix = random_tokens(prefix_len, vocab_size, rng)
     return [
-        BenchRequest(prefix + random_tokens(suffix_len, vocab_size, rng), output_len)
-        for _ in range(num_prompts)
+        BenchRequest(prefix + random_tokens(inputs, vocab_size, rng), outputs) for inputs, outputs in lengths
     ]
+
+
+def uniform_requests(num_prompts: int = 32, vocab_size: int = 49152, seed: int = 0) -> list[BenchRequest]:
+    """Prompt and output lengths uniform on [16, 256]."""
+    rng = random.Random(seed)
+    lengths = [(rng.randint(16, 256), rng.randint(16, 256)) for _ in range(num_prompts)]
+    return requests_of_lengths(lengths, vocab_size, seed)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many requests, and their lengths in tokens as far as a workload lets them be chosen."""
+
+    num_prompts: int
+    input_len: int = 128
+    output_len: int = 128
+    prefix_len: int = 0
+
+    @property
+    def lengths(self) -> Lengths:
+        """All requests of one size: they start and end together, so the batch stays at `num_prompts`."""
+        return [(self.input_len, self.output_len)] * self.num_prompts
+
+
+SYNTHETIC: dict[str, Callable[[Shape, int, int], list[BenchRequest]]] = {
+    "uniform": lambda s, vocab, seed: uniform_requests(s.num_prompts, vocab, seed),
+    "fixed": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed),
+    "sharegpt-like": lambda s, vocab, seed: requests_of_lengths(
+        draw_lengths(SHAREGPT_LIKE, s.num_prompts, seed), vocab, seed
+    ),
+    "alpaca-like": lambda s, vocab, seed: requests_of_lengths(
+        draw_lengths(ALPACA_LIKE, s.num_prompts, seed), vocab, seed
+    ),
+    "shared-prefix": lambda s, vocab, seed: requests_of_lengths(s.lengths, vocab, seed, s.prefix_len),
+}
+"""(shape, vocabulary size, seed) -> requests, for each workload that needs no file."""
 
 
 def load_sharegpt(
@@ -162,12 +158,8 @@ def load_sharegpt(
         ValueError: the file is in another format, or holds fewer than `num_prompts` that pass the filters.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        pairs = [
-            (entry["conversations"][0]["value"], entry["conversations"][1]["value"])
-            for entry in entries
-            if len(entry["conversations"]) >= 2
-        ]
+        conversations = [entry["conversations"] for entry in json.loads(path.read_text(encoding="utf-8"))]
+        pairs = [(turns[0]["value"], turns[1]["value"]) for turns in conversations if len(turns) >= 2]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not in ShareGPT format, a JSON list of "
@@ -178,10 +170,10 @@ def load_sharegpt(
     for prompt, answer in pairs:  # tokenized one by one: the public file has 90,000, few are needed
         if len(requests) == num_prompts:
             break
-        prompt_token_ids, output_len = tuple(tokenize(prompt)), len(tokenize(answer))
-        prompt_len = len(prompt_token_ids)
-        if min(prompt_len, output_len) >= 4 and prompt_len <= 1024 and prompt_len + output_len <= 2048:
-            requests.append(BenchRequest(prompt_token_ids, output_len))
+        request = BenchRequest(tuple(tokenize(prompt)), len(tokenize(answer)))
+        prompt_len = len(request.prompt_token_ids)
+        if min(prompt_len, request.output_len) >= 4 and prompt_len <= 1024 and request.num_tokens <= 2048:
+            requests.append(request)
     if len(requests) < num_prompts:
         raise ValueError(
             f"{path} has {len(requests)} conversations that pass the filters, {num_prompts} were asked for: "
@@ -190,31 +182,25 @@ def load_sharegpt(
     return requests
 
 
-# -- arrivals ---------------------------------------------------------------------------------------
+def with_arrivals(
+    requests: list[BenchRequest], request_rate: float, burstiness: float = 1.0, seed: int = 0
+) -> list[BenchRequest]:
+    """The same requests, `request_rate` of them arriving per second on average.
 
+    Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1 arrivals bunch, above 1 they are
+    regular. An infinite rate puts all arrivals at 0.
 
-def arrival_times(
-    num_prompts: int, request_rate: float, burstiness: float = 1.0, seed: int = 0
-) -> list[float]:
-    """Seconds from the start at which each request arrives, `request_rate` a second on average.
-
-    Gaps are gamma with shape `burstiness`: 1 is a Poisson process, below 1 arrivals bunch, above 1 they
-    are regular. An infinite rate puts them all at 0.
+    Raises:
+        ValueError: a rate or a burstiness that is not positive.
     """
     if request_rate <= 0 or burstiness <= 0:
         raise ValueError(
             f"request_rate and burstiness must be positive, got {request_rate} and {burstiness}."
         )
-    if math.isinf(request_rate):
-        return [0.0] * num_prompts
     rng = random.Random(f"{seed}/arrivals")
     gap = Gamma(mean=1.0 / request_rate, cv=burstiness**-0.5)
-    return list(itertools.accumulate(gap.draw(rng) for _ in range(num_prompts)))
-
-
-def with_arrivals(
-    requests: list[BenchRequest], request_rate: float, burstiness: float = 1.0, seed: int = 0
-) -> list[BenchRequest]:
-    """The same requests, arriving over time."""
-    times = arrival_times(len(requests), request_rate, burstiness, seed)
-    return [replace(request, arrival_time=time) for request, time in zip(requests, times, strict=True)]
+    gaps = [0.0 if math.isinf(request_rate) else gap.draw(rng) for _ in requests]
+    return [
+        replace(request, arrival_time=time)
+        for request, time in zip(requests, itertools.accumulate(gaps), strict=True)
+    ]

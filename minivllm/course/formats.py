@@ -43,13 +43,24 @@ def write(name: str, submissions: list[Submission], out: Path | None) -> None:
     if name == "gradescope" and len(submissions) > 1:
         out.mkdir(parents=True, exist_ok=True)
         for submission in submissions:
-            (out / f"{submission.name}.json").write_text(to_gradescope([submission]), encoding="utf-8")
+            (out / f"{submission.name}.json").write_bytes(encode(to_gradescope([submission])))
         return
-    text = WRITERS[name](submissions)
+    data = encode(WRITERS[name](submissions))
     if out is None:
-        sys.stdout.write(text)
+        # Not `sys.stdout.write`: a terminal or pipe may have an encoding that lacks a letter of a name.
+        sys.stdout.flush()
+        getattr(sys.stdout, "buffer", sys.stdout).write(data)
+        sys.stdout.flush()
     else:
-        out.write_text(text, encoding="utf-8")
+        out.write_bytes(data)
+
+
+def encode(text: str) -> bytes:
+    r"""UTF-8; what has no bytes there (half a surrogate pair in a student's message) as "\\udce9".
+
+    One such character would otherwise cost the grades of the whole class, after all the grading.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def require_place(name: str, num_submissions: int, out: Path | None) -> None:

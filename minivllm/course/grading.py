@@ -1,27 +1,27 @@
-"""Grade submissions: each in a process of its own, none by anything but its own code.
+"""Grade submissions: each in a process of its own, on a copy of the tests of its own.
 
     submissions/
       ada/ch04_block_table.py                      only files with the names of chapters are taken,
       bob/notebooks/exercises/ch04_block_table.py  from here too
       eve/ch04_block_table.py                      ends the process: her other exercises run again, alone
 
-Nothing else of a submission is used: no conftest, no test, no helper module, so a student cannot replace
-the tests. What is missing is missing; it is never taken from the solutions. This isolates mistakes, not
-malice: the code runs with the rights of whoever grades. See docs/instructor/grading.md.
+Nothing else of a submission is used: no conftest, no test, no helper. What is missing is missing; it is
+never taken from the solutions. In this process a student's file is copied and nothing more: it is parsed and
+run where it can cost its own points only. What that protects from, and what not: docs/instructor/grading.md.
 """
 
 from __future__ import annotations
 
-import ast
-import shutil
+import os
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from minivllm.course.catalog import SOLUTIONS, TESTS, CourseError, Target, chapters, exercises_of
-from minivllm.course.records import PROCESS_ENDED, TIME_LIMIT, Record
+from minivllm.course.catalog import TESTS, CourseError, Target, chapters, exercises_of
+from minivllm.course.private_copy import SUBMISSION, CourseFiles
+from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Record
 from minivllm.course.run import RunOptions, run_tests
 
 
@@ -46,6 +46,11 @@ class Submission:
         """Points there are."""
         return sum(record.points for record in self.records)
 
+    @property
+    def is_tampered(self) -> bool:
+        """Whether results came that the tests have not written. Then none of that run counts."""
+        return any(record.status == TAMPERED for record in self.records)
+
     def exercise(self, exercise_id: str) -> tuple[Record, ...]:
         """The records of one exercise."""
         return tuple(record for record in self.records if record.exercise == exercise_id)
@@ -68,13 +73,16 @@ def grade(
     if not targets:
         present = {name for files in found.values() for name in files}
         targets = [Target(chapter, None) for chapter in chapters() if chapter in present]
+    # Before the first submission runs: what one of them does to these files reaches no other.
+    course = CourseFiles.read()
     submissions = []
     for index, (name, files) in enumerate(found.items(), start=1):
-        submission = Submission(name, tuple(grade_one(files, targets, options)))
+        submission = Submission(name, tuple(grade_one(course, files, targets, options)))
         submissions.append(submission)
         if progress is not None:
             score = f"{submission.score:g} of {submission.max_score:g} points"
-            print(f"{index} of {len(found)}: {name}, {score}", file=progress, flush=True)
+            note = ", MADE-UP RESULTS: look at it" if submission.is_tampered else ""
+            print(f"{index} of {len(found)}: {name}, {score}{note}", file=progress, flush=True)
     return submissions
 
 
@@ -94,9 +102,9 @@ def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
         raise CourseError(f"{folder} holds the tests and solutions of the course, not a submission.")
     own = chapter_files(folder)
     if own:
-        return {folder.resolve().name: own}
+        return {readable(folder.resolve().name): own}
     folders = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
-    found = {each.name: chapter_files(each) for each in folders}
+    found = {readable(each.name): chapter_files(each) for each in folders}
     if not any(found.values()):
         expected = ", ".join(f"{chapter}.py" for chapter in chapters())
         raise CourseError(
@@ -104,6 +112,14 @@ def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
             f"submission in {folder} itself. Files are found by name: {expected}."
         )
     return found
+
+
+def readable(name: str) -> str:
+    r"""A folder's name as text that any file can hold; "M\\xfcller" if its "ü" is no UTF-8.
+
+    Archives from Windows have such names. Python keeps the byte as half a surrogate pair.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def chapter_files(folder: Path) -> dict[str, Path]:
@@ -116,35 +132,34 @@ def chapter_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def grade_one(files: dict[str, Path], targets: Iterable[Target], options: RunOptions) -> list[Record]:
+def grade_one(
+    course: CourseFiles, files: dict[str, Path], targets: Iterable[Target], options: RunOptions
+) -> list[Record]:
     """The records of one submission, for all tests of `targets`.
 
     Args:
+        course: the files of the course, from which each run gets a copy.
         files: chapter -> path, as `chapter_files` found them.
     """
     targets = list(targets)
-    with tempfile.TemporaryDirectory(prefix="minivllm-submission-") as name:
-        # A copy of these files and nothing else: a helper module or a conftest.py beside them stays behind,
-        # and no __pycache__ appears in what students have handed in.
-        folder = Path(name)
-        for path in files.values():
-            shutil.copyfile(path, folder / path.name)
-        if all(target.exercise is None for target in targets):
-            # Whole chapters share one process, which imports torch once.
-            records = run_tests(str(folder), targets, options)
-        else:
-            records = [record for target in targets for record in run_tests(str(folder), [target], options)]
-        records = run_again_alone(records, folder, targets, options)
-    copied = {chapter for chapter, path in files.items() if is_shipped_solution(path)}
-    return [without_points(record) if chapter_of(record) in copied else record for record in records]
+
+    def run(some: list[Target]) -> list[Record]:
+        with tempfile.TemporaryDirectory(prefix="minivllm-submission-", ignore_cleanup_errors=True) as name:
+            course.unpack(Path(name), files)
+            return run_tests(SUBMISSION, some, options, Path(name))
+
+    if all(target.exercise is None for target in targets):
+        # Whole chapters share one process, which imports torch once.
+        records = run(targets)
+    else:
+        records = [record for target in targets for record in run([target])]
+    return run_again_alone(records, run)
 
 
-def run_again_alone(
-    records: list[Record], folder: Path, targets: list[Target], options: RunOptions
-) -> list[Record]:
+def run_again_alone(records: list[Record], run: Callable[[list[Target]], list[Record]]) -> list[Record]:
     """If a test ended the process, run every exercise that was left over by itself.
 
-    So one exercise that crashes, or never ends, costs nobody the points of the others. With ex04a passed,
+    So one exercise that crashes, or never ends, costs none of the points of the others. With ex04a passed,
     ex04b ending the process and ex04c never reached, ex04b and ex04c run again, each in a process of its own.
     """
     result = []
@@ -158,7 +173,7 @@ def run_again_alone(
         )
         # With one exercise graded, it was alone already, and would end the same way again.
         if broken_off and len({record.exercise for record in records}) > 1:
-            own = run_tests(str(folder), [Target(chapter_of(own[0]), exercise_id)], options)
+            own = run([Target(chapter_of(own[0]), exercise_id)])
         result += own
     return result
 
@@ -171,26 +186,3 @@ def chapter_of(record: Record) -> str:
         for exercise in exercises_of(chapter)
         if exercise.id == record.exercise
     )
-
-
-def is_shipped_solution(path: Path) -> bool:
-    """Whether a file is a copy of the solution; comments and blank lines make no difference."""
-    solution = SOLUTIONS / path.name
-    return solution.exists() and _code_of(path) == _code_of(solution)
-
-
-def _code_of(path: Path) -> str:
-    """The statements of a file; its text if it cannot be parsed.
-
-    `ast.dump` leaves out line numbers, so moving code down by a comment changes nothing; a changed name does.
-    """
-    try:
-        return ast.dump(ast.parse(path.read_bytes()))
-    except (SyntaxError, ValueError):
-        return path.read_text(encoding="utf-8", errors="replace")
-
-
-def without_points(record: Record) -> Record:
-    """The record of a copied solution: another status, and with it no points (`Record.score`)."""
-    message = "the file is a copy of the solution that comes with the course."
-    return replace(record, status="uses the reference", message=message, where="")

@@ -23,6 +23,7 @@ each reported as what they are.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import os
 import sys
@@ -31,10 +32,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minivllm.course.catalog import SOLUTIONS, STUBS, STUDENT, TESTS, exercises_of
+from minivllm.course.catalog import ROOT, SOLUTIONS, STUBS, STUDENT, TESTS, exercises_of
+from minivllm.course.records import COPIED
 
+# Audit events whose first arguments are paths that change.
+CHANGES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.rmdir", "os.chmod")
 VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
+OWN = ("minivllm", "kernels", "tests")
+HIDDEN = (SOLUTIONS, *VARIANTS.values())
 WHOLE_FILE = ""
+# In the copy that grading makes: a line per solution, its `digest`. The solutions themselves are not there.
+DIGESTS = TESTS / "solution_digests.txt"
+# Names that lead to the engine's modules, or to the running tests, without an `import` of them.
+WAYS_AROUND = (
+    "__import__", "exec", "eval", "modules", "_getframe", "__globals__", "__closure__", "__subclasses__",
+)  # fmt: skip
+# Packages of the project, and those that find a module, or an object in memory, by other means.
+FOREIGN = ("minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest")
 
 
 class SubmissionError(Exception):
@@ -50,7 +64,7 @@ class Implementation:
     """A folder of chapter files, and perhaps one file whose definitions replace theirs.
 
     `is_submission`: somebody else wrote it. Its files are looked at before they run, and the process that
-    tests it cannot open the solutions (`block_solutions`).
+    tests it cannot open the solutions, nor change the course (`guard_course`).
     """
 
     folder: Path
@@ -134,8 +148,10 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
         return {WHOLE_FILE: SubmissionError("missing file", message)}
     try:
         tree = ast.parse(path.read_bytes())
-    # ValueError: a null byte, in older versions of Python.
-    except (SyntaxError, ValueError) as error:
+        imports = [_imports(statement) for statement in tree.body]
+        is_copy = DIGESTS.exists() and digest(tree) in DIGESTS.read_text(encoding="ascii").split()
+    # ValueError: a null byte, in older versions of Python. The last two: brackets or signs nested too deeply.
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
         line = (getattr(error, "text", None) or "").strip()
         message = f"{path.name} is not valid Python, {where}" + (f"\n    {line}" if line else "")
@@ -147,17 +163,25 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
     allowed = _imports(ast.parse((STUBS / path.name).read_text(encoding="utf-8")))
     own = {exercise.definition for exercise in exercises_of(path.stem)}
     problems = {}
-    for statement in tree.body:
+    for statement, found in zip(tree.body, imports, strict=True):
         name = getattr(statement, "name", "")
         where = name if name in own else WHOLE_FILE  # a helper may be called from any exercise
-        imports = _imports(statement)
-        for name in sorted(imports.keys() - allowed.keys()):
+        for name in sorted(found.keys() - allowed.keys()):
             problems[where] = SubmissionError(
-                "uses the reference",
-                f"{path.name}, line {imports[name]}, uses {name}: that is where the answer is, or a way to "
-                f"it. Write it yourself; what the stub imports from the project is all you need.",
+                COPIED,
+                f"{path.name}, line {found[name]}, uses {name}: that is where the answer is, or a way to "
+                f"it or to the tests. Write it yourself; what the stub imports from the project is enough.",
             )
+    if is_copy:
+        message = "the file is a copy of the solution that comes with the course."
+        problems[WHOLE_FILE] = SubmissionError(COPIED, message)
     return problems
+
+
+def digest(tree: ast.Module) -> str:
+    """A name for the code of a file: comments and blank lines make no difference, a changed name does."""
+    # `ast.dump` leaves out line numbers.
+    return hashlib.sha256(ast.dump(tree).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def stub_again(chapter: str) -> str:
@@ -177,10 +201,15 @@ def _imports(tree: ast.AST) -> dict[str, int]:
             found |= {alias.name: node.lineno for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}": node.lineno for alias in node.names}
-        elif isinstance(node, ast.Name) and node.id in ("__import__", "exec", "eval"):
+        elif isinstance(node, ast.Name) and node.id in WAYS_AROUND:
             found[node.id] = node.lineno
-    roots = ("minivllm", "tests", "kernels", "importlib", "runpy", "__import__", "exec", "eval")
-    return {name: line for name, line in found.items() if name.split(".")[0] in roots}
+        elif isinstance(node, ast.Attribute) and (node.attr[0] == "_" or ast.unparse(node) == "sys.modules"):
+            found[node.attr] = node.lineno
+    return {
+        name: line
+        for name, line in found.items()
+        if name.split(".")[0] in FOREIGN or name.split(".")[-1] in WAYS_AROUND
+    }
 
 
 def _run(path: Path) -> ModuleType:
@@ -229,19 +258,47 @@ def caught_by(mutant: str) -> str:
     return first.removeprefix(prefix).strip()
 
 
-def block_solutions() -> None:
-    """From now on this process cannot open a solution, alternate or mutant.
+def guard_course(root: Path) -> None:
+    """From now on this process cannot open a solution, alternate or mutant, nor change a file of the course.
 
     An audit hook, because it sees imports and `os.open` as well as `open`, and cannot be taken out again by
-    the code that it watches.
+    the code that it watches. A file is known by its number on the disk: a hard link is the same file under
+    another name. Compiled modules may be written, or every run would compile the engine anew.
+
+    Args:
+        root: the folder of the course. These tests may be a copy of it; both are guarded.
     """
-    hidden = tuple(f"{folder}/" for folder in (SOLUTIONS, *VARIANTS.values()))
+    folders = [place / folder.relative_to(ROOT) for place in {root.resolve(), ROOT} for folder in HIDDEN]
+    hidden = {_number(path) for folder in folders for path in (folder, *folder.glob("*.py"))} - {None}
+    own = tuple(f"{place / name}/" for place in {root.resolve(), ROOT} for name in OWN)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        # A number instead of a path is a file that is open already.
-        if event == "open" and isinstance(arguments[0], str | bytes):
-            path = Path(os.fsdecode(arguments[0])).resolve()
-            if str(path).startswith(hidden):
-                raise PermissionError(f"{path.name} holds a solution: it is not to be read here.")
+        if event != "open" and event not in CHANGES:
+            return
+        # A number in place of a path is a file that is open already.
+        for path in [each for each in arguments[:2] if isinstance(each, str | bytes)]:
+            # By its number alone: torch is some thousand files, and each is one more question to the disk.
+            if hidden and _number(path) in hidden:
+                raise PermissionError(f"{os.fsdecode(path)} holds a solution: it is not to be read here.")
+            if event == "open" and not _writes(arguments):
+                return
+            real = os.path.realpath(os.fsdecode(path))
+            if real.startswith(own) and "__pycache__" not in real:
+                raise PermissionError(f"{real} belongs to the course: it is not to be changed here.")
 
     sys.addaudithook(hook)
+
+
+def _number(path: Path | str | bytes) -> tuple[int, int] | None:
+    """What a file is to the disk, whatever its name; None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    """Whether the arguments of an "open" event (path, mode, flags) ask for more than reading."""
+    _, mode, flags = arguments
+    return bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))

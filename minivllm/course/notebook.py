@@ -4,15 +4,17 @@ A notebook teaches by statements with numbers in them. Each is a call of `claim`
 stopped being true stops the notebook, and so does a notebook that claims nothing (`notebooks/build.py`
 counts)::
 
-    >>> claim("paging wastes less than one block a sequence", waste < block_size, measured=f"{waste} slots")
-    CLAIM HOLDS: paging wastes less than one block a sequence (measured: 3 slots)
+    >>> claim("paging wastes less than one block per sequence", waste < block_size, measured=f"{waste} slots")
+    CLAIM HOLDS: paging wastes less than one block per sequence (measured: 3 slots)
 
     >>> guess = None                          # the reader writes a number here, or leaves it
     >>> reveal(guess, measured=9, unit="positions")
     Measured: 9 positions. (Put your own guess in the line above and run it again.)
 
-Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what the
-reader sees is what runs.
+Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what
+the reader sees is what runs. Above the code stand its file and its name, and no line number: that would be
+wrong as soon as a line is added further up. `notebooks/build.py` reads both back and compares the code with
+the module's.
 
 Claims about counts hold exactly. Claims about time are one-sided with a margin, and stand only in notebooks
 marked `timed`.
@@ -20,11 +22,13 @@ marked `timed`.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import random
+import re
 import textwrap
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -32,6 +36,8 @@ import torch
 import minivllm
 
 CLAIM_PREFIX = "CLAIM HOLDS: "
+# What `source_of` returns: file, qualified name, code.
+SHOWN = re.compile(r"`(?P<path>[\w/]+\.py)`, `(?P<name>[\w.]+)`\n\n```python\n(?P<code>.*)\n```", re.DOTALL)
 
 
 def claim(text: str, condition: bool, measured: object = None) -> None:
@@ -66,32 +72,57 @@ def reveal(guess: float | None, measured: float, unit: str = "") -> None:
         print(f"Measured: {result}. You guessed {guess:,}: it is {abs(measured - guess):,.4g} {how}.")
 
 
-def source_of(item: ModuleType | type | FunctionType | MethodType | property, docstring: bool = True) -> str:
-    """The code of a function, class or module as Markdown, headed by the file and the line it stands in.
+def source_of(item: type | FunctionType | MethodType | property, docstring: bool = True) -> str:
+    """The code of a function or class as Markdown, headed by its file and its name (`SHOWN` takes it apart).
 
     Args:
+        item: defined in a module of this project, at its top level or in a class.
         docstring: False leaves out the docstring of a function, for a cell where the text has said it.
+
+    Raises:
+        ValueError: the module's file has no function or class by that name.
     """
     target = item.fget if isinstance(item, property) else inspect.unwrap(item)
-    lines, first = inspect.getsourcelines(target)
-    root = Path(minivllm.__file__).parent.parent
-    path = Path(inspect.getsourcefile(target) or "").relative_to(root).as_posix()
-    code = textwrap.dedent("".join(lines)).rstrip()
-    if not docstring and target.__doc__:
-        code = _without_docstring(code)
-    return f"`{path}`, line {max(first, 1)}\n\n```python\n{code}\n```"
+    path, name = Path(inspect.getsourcefile(target) or ""), target.__qualname__
+    code = current_source(path, name)
+    if code is None:
+        raise ValueError(f"{path.name} has no {name} at its top level or in a class: nothing to show.")
+    shown = path.relative_to(Path(minivllm.__file__).parent.parent).as_posix()
+    return f"`{shown}`, `{name}`\n\n```python\n{code if docstring else without_docstring(code)}\n```"
 
 
-def _without_docstring(code: str) -> str:
-    """Cut the first string literal of a function, which must be triple-quoted."""
+def current_source(path: Path, name: str) -> str | None:
+    """The code of a function or class, with its decorators, as it stands in the file now; None: not there.
+
+    Read from the file, because the loaded module may be older.
+
+    Args:
+        name: qualified, such as "BlockTable.slot".
+    """
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        found = [each for each in getattr(node, "body", []) if getattr(each, "name", None) == part]
+        if not found:
+            return None
+        node = found[0]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
+
+
+def without_docstring(code: str) -> str:
+    """Cut the docstring of a function, which must be triple-quoted; code without one is returned as it is."""
+    function = ast.parse(code).body[0]
+    if ast.get_docstring(function) is None:
+        return code
     before, _, rest = code.partition('"""')
     _, _, after = rest.partition('"""')
     return before.rstrip() + "\n" + after.lstrip("\n")
 
 
-def show_source(
-    item: ModuleType | type | FunctionType | MethodType | property, docstring: bool = True
-) -> None:
+def show_source(item: type | FunctionType | MethodType | property, docstring: bool = True) -> None:
     """Display what `source_of` returns, highlighted."""
     from IPython.display import Markdown, display
 

@@ -1,19 +1,23 @@
-"""What a test run reports: one `Record` a test, written as soon as it is known.
+"""What a test run reports: one `Record` per test, sent as soon as it is known, and signed.
 
-The tests run in a process of their own (`run.py`), and the code under test may end that process, or never
-end. So the records are lines of JSON in a file, and a line that says which test is about to run comes first:
-if that was the last line, we know which test it was::
+The tests run in a process of their own (`run.py`), and the code under test may end that process, never end,
+or write something itself. So the records are lines that come through a pipe; a line that says which test is
+about to run comes first, and each line begins with a signature, made of a secret that this run alone has::
 
-    {"start": "tests/exercises/test_ch04_block_table.py::test_a_full_block_opens_no_new_one"}
-    {"test": "test_a_full_block_opens_no_new_one", "exercise": "ex04a", "points": 2, "status": "passed", ...}
-    {"finished": 14}
+    5f0c...  {"start": "test_a_full_block_opens_no_new_one"}
+    91ab...  {"test": "test_a_full_block_opens_no_new_one", "status": "passed", ...}
+    {"status": "passed"}   written by the student's code, unsigned: nothing of this run counts
+
+The number of the line is signed too, so a line cannot be sent twice, left out or moved. Which tests there are
+is not among the lines: the receiver has listed them before (`cases.py`).
 """
 
 from __future__ import annotations
 
+import hmac
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import os
+from dataclasses import dataclass, field
 from typing import Any
 
 PASSED = "passed"
@@ -22,6 +26,11 @@ WRONG = "wrong result"
 CRASHED = "error in the code"
 TIME_LIMIT = "time limit"
 PROCESS_ENDED = "ended the process"
+TAMPERED = "made-up results"
+COPIED = "uses the reference"
+
+# Bytes that may wait for the end of their line: a record holds at most some thousand characters.
+LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,7 @@ class Record:
     """How one test went.
 
     Attributes:
-        status: "passed", "not written yet", "wrong result", "error in the code", "time limit", "ended the
-            process", or the kind of a `SubmissionError` ("syntax error", "empty file", ...).
+        status: one of the words above, or the kind of a `SubmissionError` ("syntax error", ...).
         reason: the test's docstring: the bug that it catches.
         hint: what to think about next.
         message: expected and got, or the error.
@@ -58,45 +66,64 @@ class Record:
         return self.points if self.status == PASSED else 0.0
 
 
-@dataclass(frozen=True)
-class RunLog:
-    """The file of one run, read. `running` is the test that was under way when it broke off; "" if none."""
-
-    records: list[Record]
-    tests: list[dict[str, Any]]  # every collected test: the fields of a `Record` known before it runs
-    running: str
-    finished: bool
+def sign(key: bytes, number: int, text: bytes) -> bytes:
+    """The signature of line `number` (from 0) of a run; 64 hexadecimal digits."""
+    return hmac.new(key, b"%d " % number + text, "sha256").hexdigest().encode()
 
 
-class RecordWriter:
-    """Appends to the file of a run."""
+class Sender:
+    """Writes signed lines into a pipe. The process that runs the tests has one; see `Receiver`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, descriptor: int, key: bytes) -> None:
+        self._descriptor, self._key, self._number = descriptor, key, 0
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Add one line, and make sure it is on disk before anything else happens."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def send(self, line: dict[str, Any]) -> None:
+        """Write one line; it is out of this process when the call returns."""
+        # ASCII only: a student's message may hold half a surrogate pair, which has no bytes in UTF-8.
+        text = json.dumps(line).encode("ascii")
+        data = sign(self._key, self._number, text) + b" " + text + b"\n"
+        self._number += 1
+        while data:
+            data = data[os.write(self._descriptor, data) :]
 
-    def add(self, record: Record) -> None:
-        """Add one record."""
-        self.write(asdict(record))
 
+@dataclass
+class Receiver:
+    """Takes the bytes that came out of the pipe, and keeps the lines whose signature is right.
 
-def read_log(path: Path) -> RunLog:
-    """Read what a `RecordWriter` wrote; an empty log if the run did not get that far."""
-    records, tests, running, finished = [], [], "", False
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in lines:
-        data = json.loads(line)
-        if "collected" in data:
-            tests = data["collected"]
-        elif "start" in data:
-            running = data["start"]
-        elif "finished" in data:
-            finished = True
+    Attributes:
+        records: the lines about tests that have run, in order.
+        running: the test under way; "" if there is none.
+        is_timed: whether code under test is running now (as opposed to the preparation of a test).
+        is_tampered: something came that the `Sender` of this run has not written.
+    """
+
+    key: bytes
+    records: list[dict[str, Any]] = field(default_factory=list)
+    running: str = ""
+    is_timed: bool = False
+    is_tampered: bool = False
+    num_lines: int = 0
+    rest: bytes = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes. What follows a line of another's making is ignored."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        self.is_tampered = self.is_tampered or len(self.rest) > LONGEST_LINE
+        for line in lines:
+            signature, _, text = line.partition(b" ")
+            if self.is_tampered or not hmac.compare_digest(signature, sign(self.key, self.num_lines, text)):
+                self.is_tampered = True
+                return
+            self.num_lines += 1
+            self._take(json.loads(text))
+
+    def _take(self, line: dict[str, Any]) -> None:
+        """One line that is authentic."""
+        if "start" in line:
+            self.running = line["start"]
+        elif "timed" in line:
+            self.is_timed = line["timed"]
         else:
-            records.append(Record(**data))
-            running = ""
-    return RunLog(records, tests, running, finished)
+            self.records.append(line)
+            self.running, self.is_timed = "", False

@@ -1,31 +1,51 @@
 """Run exercise tests in a process of their own, and bring their records home.
 
-A process of its own, because the code under test is somebody's first attempt: it may end the process, fill
-the memory or never end; and because a notebook that has imported a file once would not see its next version.
+A process of its own, because the code under test is a first attempt: it may end the process, fill the memory
+or never end; and because a notebook that has imported a file once would not see its next version::
 
-    check 4  ->  pytest tests/exercises/test_ch04_block_table.py --impl student --grade records.jsonl
-                 records.jsonl: one line a test, written as it happens (`records.py`)
+    this process                                          the process of the tests, a process group of its own
+    lists the tests (`cases.py`)
+    makes a secret                    --- pipe -->        keeps it for the signatures, closes the pipe
+    checks each signature             <-- pipe ---        {"start": ...}, {"timed": true}, {"test": ...}
+    more than limit + 3 s of one test, or 600 s in all    killed, with everything it has started
+    a line without a signature                            killed; none of its tests counts
+    the process is gone                                   tests without a record get one here
 
-Tests that left no record, because the process ended before their turn, get one here: a test that was
-collected never goes missing from a grade.
+What ends or fills the pipe is not waited for: a child that the code under test has forked may hold it open.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import selectors
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from minivllm.course.catalog import ROOT, TESTS, CourseError, Target
-from minivllm.course.records import PROCESS_ENDED, TIME_LIMIT, Record, RunLog, read_log
+from minivllm.course.cases import Case, cases_of
+from minivllm.course.catalog import ROOT, CourseError, Target
+from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Receiver, Record
+
+# Seconds that the exception of the time limit has to end a test, before the process is killed from outside.
+GRACE = 3.0
+# Tiny tensors: more threads would only wait for each other, and spin meanwhile. No pytest options from the
+# user's environment: -x would end the run at the first failure. No plugin but the one needed.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run: `seed` draws other random workloads, the limits are seconds a test and a run.
+    """How to run: `seed` draws other random workloads, the limits are seconds per test and per run.
 
     `real`: only the tests inside the engine, with SmolLM2-135M in place of a tiny random model.
     """
@@ -36,71 +56,144 @@ class RunOptions:
     real: bool = False
 
 
-def run_tests(impl: str, targets: list[Target], options: RunOptions | None = None) -> list[Record]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a process of tests left behind: what came through the pipe, and what it printed."""
+
+    received: Receiver
+    is_timed_out: bool
+    output: str
+
+
+def run_tests(
+    impl: str, targets: list[Target], options: RunOptions | None = None, tree: Path = ROOT
+) -> list[Record]:
     """Test `impl` (see `implementations.py`) on some chapters, or on one exercise.
 
+    Args:
+        tree: the checkout whose tests and engine run; grading gives each submission a copy of its own.
+
     Returns:
-        One record for each test there is.
+        One record for each test there is, in the order of the files.
 
     Raises:
         CourseError: the tests themselves could not run, or there are none.
     """
     options = options or RunOptions()
-    with tempfile.TemporaryDirectory(prefix="minivllm-course-") as folder:
-        path = Path(folder) / "records.jsonl"
-        output, timed_out = _run_pytest(impl, targets, options, path)
-        log = read_log(path)
-    if not log.tests:
-        raise CourseError(f"no test ran. This is what pytest said:\n{output.strip()}")
-    return complete(log, timed_out)
+    cases = [case for target in targets for case in cases_of(target, options.real)]
+    outcome = run_process(impl, targets, options, tree)
+    if not cases or not (outcome.received.num_lines or outcome.received.is_tampered):
+        raise CourseError(f"no test ran. This is what pytest said:\n{outcome.output.strip()}")
+    return complete(cases, outcome)
 
 
-def _run_pytest(impl: str, targets: list[Target], options: RunOptions, path: Path) -> tuple[str, bool]:
-    """Run pytest until it ends or `run_limit` is over; (what it printed, whether it was stopped)."""
-    command = [sys.executable, "-m", "pytest", *(str(TESTS / f"test_{t.chapter}.py") for t in targets)]
+def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Path = ROOT) -> Outcome:
+    """Start the tests, read what they send, and end the process and all that it has started."""
+    key = secrets.token_hex(32).encode()
+    secret_out, secret_in = os.pipe()
+    lines_out, lines_in = os.pipe()
+    with tempfile.TemporaryFile() as printed, os.fdopen(lines_out, "rb", buffering=0) as lines:
+        command = [*_command(impl, targets, options, tree), f"--report={secret_out},{lines_in}"]
+        # No standard input: code that asks for some gets an EOFError, and does not wait.
+        process = subprocess.Popen(
+            command, cwd=tree, env=os.environ | ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=printed,
+            stderr=subprocess.STDOUT, pass_fds=(secret_out, lines_in), start_new_session=True,
+        )  # fmt: skip
+        os.close(secret_out)
+        os.close(lines_in)
+        with os.fdopen(secret_in, "wb") as secret:
+            secret.write(key)
+        try:
+            received, is_timed_out = _receive(process, lines, Receiver(key), options)
+        finally:
+            # The group has the number of its first process. An interrupt in this process ends it, too.
+            _kill(process)
+        printed.seek(0)
+        return Outcome(received, is_timed_out, printed.read().decode(errors="replace"))
+
+
+def _command(impl: str, targets: list[Target], options: RunOptions, tree: Path) -> list[str]:
+    """The command line of the tests, without the pipes."""
+    command = [sys.executable, "-m", "pytest", *(f"tests/exercises/test_{t.chapter}.py" for t in targets)]
     # --confcutdir: the exercises do not depend on the fixtures of the engine's own tests. --assert=plain: the
     # tests say themselves what they expected, and rewriting hypothesis would take seconds.
-    command += [f"--confcutdir={TESTS}", "-p", "no:cacheprovider", "--assert=plain", "-q"]
-    command += [f"--impl={impl}", f"--grade={path}", f"--time-limit={options.time_limit}"]
+    command += ["--confcutdir=tests/exercises", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    command += ["--assert=plain", "-q", "--tb=short", f"--impl={impl}", f"--time-limit={options.time_limit}"]
     if options.seed:
         command += [f"--seed={options.seed}", f"--hypothesis-seed={options.seed}"]
+    if tree != ROOT:
+        command.append(f"--course={ROOT}")
     if options.real:
         command.append("--real")
     if len(targets) == 1 and targets[0].exercise is not None:
         command.append(f"--exercise={targets[0].exercise}")
-    # Tiny tensors: more threads would only wait for each other. And no pytest options from the user's
-    # environment: -x would end the run at the first failure.
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    environment.pop("PYTEST_ADDOPTS", None)
-    # No standard input: code that asks for some gets an EOFError, in place of waiting for nobody.
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, timeout=options.run_limit, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return (error.stdout or b"").decode(errors="replace"), True
-    return done.stdout.decode(errors="replace"), False
+    return command
 
 
-def complete(log: RunLog, timed_out: bool) -> list[Record]:
-    """The records of a run, with one for each test that has none because the run broke off.
+def _receive(
+    process: subprocess.Popen[bytes], lines: IO[bytes], received: Receiver, options: RunOptions
+) -> tuple[Receiver, bool]:
+    """Read until the process ends, is too late, or sends what it should not: (lines, whether too late)."""
+    os.set_blocking(lines.fileno(), False)
+    end_of_run = time.monotonic() + options.run_limit
+    end_of_test = end_of_run
+    with selectors.DefaultSelector() as selector:
+        selector.register(lines, selectors.EVENT_READ)
+        while not received.is_tampered:
+            has_ended = process.poll() is not None  # asked before reading, so nothing it sent is missed
+            selector.select(0 if has_ended else 0.05)
+            while data := lines.read(1 << 16):
+                seen = received.num_lines
+                received.feed(data)
+                if received.num_lines > seen:
+                    limit = options.time_limit + GRACE if received.is_timed else options.run_limit
+                    end_of_test = time.monotonic() + limit
+                if received.is_tampered:
+                    break
+            if (
+                data == b"" and not has_ended
+            ):  # closed by the process: there is nothing to wait for but its end
+                time.sleep(0.05)
+            if has_ended:
+                return received, False
+            if time.monotonic() > min(end_of_test, end_of_run):
+                return received, True
+    return received, False
 
-    Example: a, b and c were collected, a has passed, b was running when the process ended. Then a stays
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its group; whether it still runs or not."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def complete(cases: list[Case], outcome: Outcome) -> list[Record]:
+    """One record for each test: what came, and for those without any what became of them.
+
+    Example: a, b and c are the tests, a has passed, b was running when the process ended. Then a stays
     "passed", b and c are "ended the process", and c's message says that it never ran.
     """
-    done = {record.test for record in log.records}
-    records = list(log.records)
-    for test in log.tests:
-        if test["test"] in done:
-            continue
-        status = TIME_LIMIT if timed_out else PROCESS_ENDED
-        if log.running.endswith(f"::{test['test']}"):
-            message = (
-                "the run took too long." if timed_out else "the process ended here: sys.exit, or a crash?"
-            )
-        else:
-            message = "not run: the process had ended before."
-        records.append(Record(status=status, message=message, **test))
-    order = [test["test"] for test in log.tests]
-    return sorted(records, key=lambda record: order.index(record.test))
+    received = outcome.received
+    names = [each["test"] for each in received.records]
+    known = {case.test: case for case in cases}
+    if received.is_tampered or len(set(names)) < len(names) or set(names) - known.keys():
+        message = "results came that the tests have not written, so no test of this run counts."
+        return [case.record(TAMPERED, message=message) for case in cases]
+    done = {each["test"]: known[each["test"]].record(**_details(each)) for each in received.records}
+    status = TIME_LIMIT if outcome.is_timed_out else PROCESS_ENDED
+    return [done.get(case.test) or case.record(status, message=_missing(case, outcome)) for case in cases]
+
+
+def _details(line: dict[str, str]) -> dict[str, str]:
+    """The fields of a record that only the run can know."""
+    return {name: value for name, value in line.items() if name != "test"}
+
+
+def _missing(case: Case, outcome: Outcome) -> str:
+    """Why a test has no record."""
+    if outcome.received.running != case.test:
+        return "not run: the process had ended before."
+    if outcome.is_timed_out:
+        return "the process had to be killed: a loop that does not end, and that no exception reaches?"
+    return "the process ended here: sys.exit, or a crash?"

@@ -11,7 +11,7 @@ that a reader has written is drawn by the same code as ours.
 | `gantt` | seats and steps, memory bars below, the peak and preemptions marked |
 | `memory_area` | every slot by kind, step by step: used, reserved, wasted, free |
 | `request_area` | bytes of K and V each request holds, step by step |
-| `throughput_waterfall` | tokens a step and a second, idea by idea |
+| `throughput_waterfall` | tokens per step and per second, idea by idea |
 | `trace_player` | a run to step through, in the page |
 
 `trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need

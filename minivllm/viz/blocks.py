@@ -203,7 +203,7 @@ def _draw_physical(ax: Axes, scene: _Scene) -> None:
             slot = block_id * trace.block_size + offset
             names = owners.get(slot)
             style = EMPTY_STYLE if names is None else request_style(order[names[0]])
-            # Old words of free blocks are still there, but nobody can see them: only a filled slot shows one.
+            # Old words of free blocks are still there, but stay hidden: only a filled slot shows its word.
             _draw_word(ax, offset, y, style, slot if names and names[1:] != ("",) else None, scene)
 
 
@@ -237,7 +237,7 @@ def _draw_logical(fig: Figure, panels: Sequence[Axes], scene: _Scene, seq_id: in
 def _draw_word(ax: Axes, offset: int, y: float, style: RequestStyle, slot: int | None, scene: _Scene) -> None:
     """One cell of a block: the word in `slot`, or an empty cell for None.
 
-    An empty cell of somebody has the owner's outline, one of nobody the grey of the grid.
+    An empty cell of a held block has its holder's outline, one of a free block the grey of the grid.
     """
     corner = (offset * WORD_WIDTH, y)
     if slot is None:

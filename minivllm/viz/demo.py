@@ -21,9 +21,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from minivllm.inputs import render_chat
 from minivllm.llm import LLM
 from minivllm.outputs import RequestOutput
+from minivllm.prompts import render_chat
 from minivllm.sampling_params import SamplingParams
 from minivllm.viz.drawing import draw_block_tables, fullest_step
 from minivllm.viz.trace import StepRecord, Trace

@@ -2,9 +2,9 @@
 
 One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
 id stands where it starts (beside that cell, if cells are narrow). A cell that computes more than one token of
-a sequence (a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while somebody waits:
+a sequence (a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while a request waits:
 work that was not done. Below, one bar a step for the blocks in use, the highest marked. `P` over a bar:
-somebody was preempted in that step::
+a request was preempted in that step::
 
     seat 0   A a a a D d d
     seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts
@@ -32,7 +32,7 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
     Args:
         traces: title -> trace, top to bottom.
         num_seats: rows to draw; None: as many as the fullest step of any trace needs. Fewer than that are
-            never drawn: a request must not vanish. More show seats that nobody ever took.
+            never drawn: a request must not vanish. More show seats that were never taken.
 
     Raises:
         ValueError: no trace, or one without steps.
@@ -90,7 +90,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
             )  # fmt: skip
         before[work.seat] = work.request_id
     busy = {(work.step, work.seat) for work in plan}
-    # Only while somebody waits: a seat that nobody wants is no fault of the scheduler.
+    # Only while a request waits: a seat that no request wants is no fault of the scheduler.
     idle = [
         (step, seat)
         for step, record in enumerate(trace.steps)
@@ -106,7 +106,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     ax.tick_params(axis="y", labelsize=7, length=0)
     ax.set_ylabel("seat")
     ax.set_title(
-        f"{title}: {len(trace.steps)} steps, {len(idle)} empty seat-steps while somebody waits",
+        f"{title}: {len(trace.steps)} steps, {len(idle)} empty seat-steps while a request waits",
         fontsize=10, loc="left",
     )  # fmt: skip
 
@@ -138,10 +138,10 @@ def _draw_memory(ax: Axes, trace: Trace) -> None:
 
 
 def blocks_in_use(trace: Trace) -> list[int]:
-    """Distinct blocks that somebody holds while each step runs.
+    """Distinct blocks that are held while each step runs.
 
-    Distinct: two sequences with the tables (7, 2) and (7, 5) hold 3 blocks. Cached blocks that nobody holds
-    are free and do not count.
+    Distinct: two sequences with the tables (7, 2) and (7, 5) hold 3 blocks. Cached blocks without
+    a holder are free and do not count.
     """
     return [
         len({block_id for block_ids in tables_during(record).values() for block_id in block_ids})

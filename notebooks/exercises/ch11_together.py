@@ -35,7 +35,7 @@ class MyScheduler(Scheduler):
         self.stats.num_steps steps so far
         self.add(group)      called when a request comes
 
-    Preempting a running request (see `_preempt`) is allowed; it costs the victim all it has computed.
+    Preempting a running request (see `preempt`) is allowed; it costs the victim all it has computed.
     """
 
     def schedule(self) -> SchedulerOutput:

@@ -10,10 +10,10 @@
 #
 # **Minutes:** 25 to read and run, 5 for the self-test at the end.
 #
-# This is the first of a short series of chapters. Each begins with something that is wrong or too expensive,
-# *measures* it, and then reads the module that repairs it. The code you see is always the code that runs: it is
-# displayed from the package, never copied into a notebook. Every statement that matters is a **claim** with an
-# assertion behind it. If it stops being true, this notebook stops running.
+# This is the first of a short series of chapters. Each begins with something that is wrong or too expensive, *measures*
+# it, and then reads the module that repairs it. The code you see is the code that runs: it is displayed from the
+# package, not copied into a notebook. Every statement that matters is a **claim** with an assertion behind it. If it
+# stops being true, this notebook stops running.
 
 # %%
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
@@ -32,9 +32,9 @@ seed_all()
 # memory once. Reading them takes nearly as long for one request as for thirty. So a server that answers requests
 # one after the other pays full price for each token of each of them.
 #
-# Here are three requests. They go to a tiny Llama with random weights, whose 256 tokens are shown as English words.
-# It talks nonsense, but it is a real Llama: two layers, four query heads, two KV heads. Whatever we say about steps
-# and memory holds for a trained model as well.
+# Here are three requests. They go to a tiny Llama with random weights; each of its 256 tokens is shown as an English
+# word. The model talks nonsense, but it is a real Llama: two layers, four query heads, two KV heads. What we say about
+# steps and memory holds for a trained model as well.
 
 # %%
 prompts = ["Four score and seven years ago", "all men are created equal", "the world will"]
@@ -90,9 +90,9 @@ for record in trace.steps:
 
 # %% [markdown]
 # Read the first lines slowly; the whole course is in them. In step 0, request 0 computes positions 0 to 5: the six
-# words of its prompt, all at once. From step 1 on it computes one position a step, because each new word has to be
-# known before the next can be worked out. Request 1 runs *in the same steps*, on the same passes over the weights.
-# As soon as it is done, request 2 takes its place. Nobody waits for the slowest.
+# words of its prompt, all at once. From step 1 on it computes one position per step, because each new word has to be
+# known before the next one can be worked out. Request 1 runs *in the same steps*, on the same passes over the weights.
+# As soon as request 1 is done, request 2 takes its place. No request waits for the slowest one.
 #
 # ## How the code does it
 #
@@ -130,15 +130,15 @@ print("slots         ", slots)
 # | what does the model compute? | `llama.py`, `attention.py` | 01 |
 # | what is remembered, and what does it cost? | `kv_cache.py` | 02 |
 # | how was it done before, and what was wrong with it? | `baselines/` | 03 |
-# | who owns which block? | `block_pool.py`, `block_table.py`, `kv_cache_manager.py` | 04 |
+# | which request holds which block? | `block_pool.py`, `block_table.py`, `kv_cache_manager.py` | 04 |
 # | how does attention find its tokens again? | `kv_cache.py`, `attention.py` | 05 |
-# | who runs in this step? | `scheduler.py`, `sequence.py` | 06 |
+# | which requests run in this step? | `scheduler.py`, `sequence.py` | 06 |
 # | how do lists become tensors? | `model_runner.py` | 05, 06 |
 # | what does it all buy? | `engine.py`, `llm.py` | 11 |
 #
 # ## The picture
 #
-# One row is a place in the batch (a *seat*), one column a step. A framed cell is a prompt. Below: how many of the
+# One row is a place in the batch (a *seat*), one column is a step. A framed cell is a prompt. Below: how many of the
 # eight blocks are in use.
 
 # %%
@@ -153,9 +153,9 @@ show(
 # %% [markdown]
 # ## Claims
 #
-# Running requests together is worth nothing if it changes their text. The strictest judge we have is a loop that
-# cannot go wrong, because it does nothing clever: it feeds the whole text through the model again for every word, one
-# request at a time, with no memory and no batch.
+# Running requests together is worth nothing if it changes their text. The strictest judge we have is a loop with
+# nothing clever in it, and so with little that can go wrong: it feeds the whole text through the model again for every
+# word, one request at a time, with no memory and no batch.
 
 # %%
 show_source(greedy_without_cache)
@@ -191,7 +191,7 @@ claim(
 #
 #     python -m minivllm.course doctor
 #
-# Exercises are files in `notebooks/exercises/`. You edit them there, and test them from a notebook with
+# Exercises are files in `notebooks/exercises/`. You edit them there and test them from a notebook with
 # `%load_ext minivllm.course` and then, for example, `%check ex04b`.
 #
 # ## Check yourself

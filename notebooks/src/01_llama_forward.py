@@ -55,9 +55,9 @@ print(decode(new_tokens))
 reveal(guess, sum(positions_per_step), "positions")
 
 # %% [markdown]
-# Only 29 different positions exist: the 6 of the prompt, and 23 of the new ones (the last is chosen but never needed
-# as input). All other work was done before and thrown away. In step $i$ the loop computes $P + i$ positions, so $n$
-# new tokens cost $\sum_{i=0}^{n-1} (P + i) = nP + n(n-1)/2$: quadratic in $n$.
+# Only 29 different positions exist: the 6 of the prompt, and 23 of the new ones (the last is chosen but never needed as
+# input). All the other work had been done before, and its results thrown away. In step $i$ the loop computes $P + i$
+# positions, so $n$ new tokens cost $\sum_{i=0}^{n-1} (P + i) = nP + n(n-1)/2$: quadratic in $n$.
 #
 # To see which part of that work could be kept, we have to know what is inside.
 #
@@ -110,7 +110,7 @@ for name, shape in [*shapes, ("logits of the last token", tuple(logits.shape))]:
 show_source(RMSNorm.forward)
 
 # %% [markdown]
-# **Attention.** One product makes queries, keys and values for all heads: 4 · 16 + 2 · 16 + 2 · 16 = 128 numbers a
+# **Attention.** One product makes queries, keys and values for all heads: 4 · 16 + 2 · 16 + 2 · 16 = 128 numbers per
 # token. Queries and keys are rotated, then each query looks at the keys of its own sequence.
 
 # %%
@@ -118,7 +118,7 @@ show_source(LlamaAttention.forward)
 
 # %% [markdown]
 # There are fewer KV heads than query heads: this is *grouped-query attention*. Query heads 0 and 1 share KV head 0,
-# heads 2 and 3 share KV head 1. It halves what has to be remembered for each token, which will matter a lot in
+# heads 2 and 3 share KV head 1. Grouping halves what has to be remembered for each token, which will matter a lot in
 # chapter 02.
 #
 # **RoPE** puts the position into queries and keys by rotating pairs of numbers. Pair $i$ of a head, which is
@@ -130,9 +130,9 @@ show_source(RotaryEmbedding.rotate)
 
 # %% [markdown]
 # Why rotate, when one could add a position vector? Because a dot product of two rotated vectors depends only on the
-# *difference* of the angles. A query at position 15 sees a key at position 12 exactly as a query at position 103 sees
-# a key at 100. So a key can be rotated once, stored, and used by every later query. Without that property there would
-# be nothing to cache.
+# *difference* of the angles. A query at position 15 sees a key at position 12 exactly as a query at position 103 sees a
+# key at 100. So a key can be rotated once, stored, and used by every later query. Without that property a stored key
+# would be worthless.
 
 # %%
 query, key = torch.randn(2, 1, 1, 16)  # one token, one head, D = 16
@@ -158,9 +158,9 @@ show_source(LlamaDecoderLayer.forward)
 
 # %% [markdown]
 # Put together: of all the numbers that a token causes in a layer, later tokens read exactly two vectors per KV head,
-# its rotated key and its value. Its query, its gate and its hidden state serve that token alone. Here this is
-# 2 · 2 · 16 = 64 numbers a layer, against 64 + 128 + 64 + 64 + 256 + 64 in the table above. Whoever keeps those 64 can
-# throw everything else away, and never has to compute that token again. That is the plan for chapter 02.
+# its rotated key and its value. Its query, its gate and its hidden state serve that token alone. Here this is 2 · 2 ·
+# 16 = 64 numbers per layer, against 64 + 128 + 64 + 64 + 256 + 64 in the table above. An engine which keeps those 64
+# can throw everything else away and need not compute that token again. That is the plan for chapter 02.
 #
 # ## The picture
 #
@@ -196,7 +196,7 @@ show(
 # %% [markdown]
 # ## Claims
 #
-# Is this module really Llama? We write the forward pass a second time, from the formulas: separate weight matrices
+# Is this module really Llama? We write the forward pass once more, from the formulas: separate weight matrices
 # under their Hugging Face names, complex numbers for the rotation, `einsum` for attention. It shares no line with
 # `llama.py`, and has no blocks, no batch and no KV cache.
 
@@ -280,8 +280,9 @@ claim(
 #
 # <details><summary>Which step of the forward pass mixes information between tokens?</summary>
 #
-# Attention only. Norms, projections, the feed-forward part and the output matrix work on each of the T rows alone.
-# That is why a batch can be one row of tokens of many requests: only attention has to know who is who.
+# Attention only. Norms, projections, the feed-forward part and the output matrix work on each of the T rows alone. That
+# is why a batch can be one row of tokens of many requests: only attention has to know which token belongs to which
+# request.
 # </details>
 #
 # <details><summary>A prompt has 1,000 tokens and 1,000 are generated. How many positions are computed without a

@@ -5,8 +5,8 @@
 #
 # **You need:** chapter 01: what a key and a value are, and why no token's key ever changes.
 #
-# **You will be able to:** generate with a KV cache and prove that the logits are the same, derive the bytes a token
-# takes from a model's configuration, and say how many requests fit into a given memory.
+# **You will be able to:** generate with a KV cache and prove that the logits are the same, derive the bytes per token
+# from a model's configuration, and say how many requests fit into a given memory.
 #
 # **Minutes:** 35 to read and run, 30 for the exercises.
 
@@ -29,9 +29,9 @@ prompt = encode("Four score and seven years ago")
 # %% [markdown]
 # ## The problem
 #
-# Chapter 01 ended with a number: 24 new tokens after a prompt of 6 cost 420 positions through the model, although
-# only 29 different positions exist. Attention is the only place where a token looks at earlier ones, and it asks them
-# for a key and a value. So we keep these two, for every token, in every layer, and compute each position once.
+# Chapter 01 ended with a number: 24 new tokens after a prompt of 6 cost 420 positions through the model, although only
+# 29 different positions exist. Attention is the only place where a token looks at earlier ones, and it asks them for a
+# key and a value. So we keep the key and the value of every token, in every layer, and compute each position once.
 #
 # Count again, with the same hook. The engine keeps keys and values by itself.
 
@@ -58,11 +58,10 @@ print("with:   ", with_cache)
 print(f"positions: {sum(without)} without, {sum(with_cache)} with a KV cache")
 
 # %% [markdown]
-# The prompt of $P$ tokens is computed once, and then one position for each new token except the last: $P + n - 1$.
-# What was quadratic is linear. People call the first step of a request its **prefill** and the others **decode**
-# steps; in this engine they are the same step with different numbers of positions. (Attention itself still looks at
-# all earlier tokens, so its part of the work still grows with the length. It is the small part until texts become
-# long.)
+# The prompt of $P$ tokens is computed once, and then one position for each new token except the last: $P + n - 1$. What
+# was quadratic is now linear. The first step of a request is often called its **prefill**, and the others **decode**
+# steps; in this engine they are the same step with different numbers of positions. (Attention itself still looks at all
+# earlier tokens, so its part of the work still grows with the length. That part stays small until texts become long.)
 #
 # Nothing is free. We trade work for memory, and the price is set by the model's shape.
 #
@@ -84,7 +83,7 @@ smollm2 = ModelConfig(
     num_key_value_heads=3,
     head_dim=64,
 )
-reveal(guess, smollm2.kv_bytes_per_token(bytes_per_element=4), "bytes a token")
+reveal(guess, smollm2.kv_bytes_per_token(bytes_per_element=4), "bytes per token")
 
 # %% [markdown]
 # That is 45 KiB for a single word, in a model that is tiny by today's standards. The formula is short; every factor
@@ -104,7 +103,7 @@ def shape(layers, heads, kv_heads, head_dim):
     return ModelConfig(32000, heads * head_dim, 1, layers, heads, kv_heads, head_dim)
 
 
-print(f"{'model':<28}{'bytes a token':>14}{'tokens in 12 GiB':>18}{'requests of 2,048':>19}")
+print(f"{'model':<28}{'bytes per token':>16}{'tokens in 12 GiB':>18}{'requests of 2,048':>19}")
 for name, config, size in (
     ("the toy Llama, float32", model.config, 4),
     ("SmolLM2-135M, float32", smollm2, 4),
@@ -114,13 +113,13 @@ for name, config, size in (
 ):
     per_token = config.kv_bytes_per_token(size)
     fit = (12 << 30) // per_token
-    print(f"{name:<28}{per_token:>14,}{fit:>18,}{fit // 2048:>19,}")
+    print(f"{name:<28}{per_token:>16,}{fit:>18,}{fit // 2048:>19,}")
 
 # %% [markdown]
-# Bytes must not only be stored, they must be read. A decode step reads all weights once, which is 540 MB for
-# SmolLM2 in float32, and for each request the keys and values of all its tokens: 46 MB after 1,000 tokens. A dozen
-# such requests read as many bytes of KV cache as of weights. So the first requests in a step are nearly free, and
-# later each costs what it stores.
+# Bytes must not only be stored, they must be read. A decode step reads all weights once, which is 540 MB for SmolLM2 in
+# float32, and for each request the keys and values of all its tokens: 46 MB after 1,000 tokens. A dozen such requests
+# read as many bytes of KV cache as of weights. So the first few requests of a step are nearly free; with many of them,
+# each costs what it stores.
 #
 # Read the line of the paper. On a GPU with 40 GB, the 26 GB of OPT-13B's weights leave about 12 GB: fewer than 8
 # requests of full length. The weights are loaded once; it is the KV cache that decides how many requests can share a
@@ -128,8 +127,8 @@ for name, config, size in (
 #
 # ## How the code does it
 #
-# The KV cache is a tensor for the keys and one for the values of each layer, made once when the engine starts. Where
-# in it a token's vectors go is somebody else's decision; here they are only written. A *slot* is the room for one
+# The KV cache is a tensor for the keys and one for the values of each layer, made once when the engine starts. The
+# scheduler's side decides where in it a token's vectors go; here they are only written. A *slot* is the room for one
 # token in one layer.
 
 # %%
@@ -178,7 +177,7 @@ print("slots in use:", int((kv_cache.key[0].flatten(0, 1).abs().sum((1, 2)) > 0)
 # ## The picture
 #
 # Four requests from the workload of chapter 03 run together. Each starts with the bytes of its prompt, grows by one
-# token a step, and vanishes when it is done. Every layer of the drawing is counted from the trace of the run.
+# token per step, and vanishes when it is done. Every layer of the drawing is counted from the trace of the run.
 
 # %%
 lengths = ((6, 8), (11, 30), (4, 5), (9, 12))
@@ -277,9 +276,9 @@ claim(
 # </details>
 #
 # <details><summary>Llama-3-8B has the same number of layers and query heads as Llama-2-7B. Why does a token take a
-# quarter of the bytes?</summary>
+# quarter of the bytes there?</summary>
 #
-# It has 8 KV heads where the other has 32; four query heads share one. Nothing else in the formula differs.
+# It has 8 KV heads where Llama-2-7B has 32; four query heads share one KV head. Nothing else in the formula differs.
 # </details>
 #
 # ## In real vLLM

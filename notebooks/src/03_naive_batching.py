@@ -23,12 +23,12 @@ seed_all()
 #
 # You have a model, a KV cache of 256 slots, and twelve requests. How would you have served them in 2022?
 #
-# Attention kernels of that time wanted the keys and values of a sequence in one unbroken piece. Nobody knows how long
-# an answer will get, so the server **reserved** the longest that was allowed (`max_model_len`) for each request, when
-# it started. And a batch was a tensor with one row for each request, so it was formed once, ran until its longest
-# member was done, and only then was the next one formed: **static batching**.
+# Attention kernels of that time wanted the keys and values of a sequence in one unbroken piece. How long an answer will
+# get is not known beforehand, so the server **reserved** the longest that was allowed (`max_model_len`) for each
+# request when the request started. And a batch was a tensor with one row for each request. It was formed once and ran
+# until its longest member was done; only then was the next one formed: **static batching**.
 #
-# This project has kept both, as parts that plug into the same engine. Twelve requests, answers from 4 to 40 tokens,
+# This project has both, as parts that plug into the same engine. Twelve requests, answers from 4 to 40 tokens,
 # at most 64 tokens each, four in a batch:
 
 # %%
@@ -68,13 +68,13 @@ reveal(guess, round(wasted_share(trace), 2))
 # of the time, only 20.4 % to 38.2 % of the KV memory held tokens. To see why, sort every slot into one of five kinds:
 #
 # - **used**: holds the key and value of a token;
-# - **reserved**: empty now, but its owner will get there;
-# - **internal** waste: held by somebody who will never need it, because the answer ends earlier;
-# - **rounding**: handed out by the allocator on top of what was asked for. Together with free pieces that are too
-#   small for anybody, this is *external* waste;
+# - **reserved**: empty now, but the request which holds it will fill it;
+# - **internal** waste: held by a request which will not need it, because its answer ends earlier;
+# - **rounding**: handed out by the allocator on top of what was asked for. Together with free pieces that are too small
+#   for any request, this is *external* waste;
 # - **free**.
 #
-# Only "reserved" and "internal" need a look into the future, and a trace has it: it knows how long each request
+# Only "reserved" and "internal" need a look into the future. A trace can give it: it knows how long each request
 # became.
 
 # %%
@@ -111,9 +111,9 @@ for name, each in policies.items():
     print(f"{name:<9}{wasted_share(each):>24.1%}" + " " * 17 + "".join(f"{part:>10.1%}" for part in parts))
 
 # %% [markdown]
-# Look at the last line. Even somebody who knows the future wastes more than half, because *reserved* slots stand
-# empty until their owner arrives, and because pieces have to be of sizes that fit together. It is not the guess that
-# is bad; it is the rule that a request's memory must be in one piece, and decided at the start.
+# Look at the last line. Even a server that knows the future wastes more than half, because *reserved* slots stand empty
+# until their tokens arrive, and because pieces have to be of sizes that fit together. The guess is not what is bad; the
+# rule is, which says that a request's memory must be in one piece and decided at the start.
 #
 # The other half of the baseline is the schedule. It admits only when the batch is empty:
 
@@ -148,7 +148,7 @@ show(
 )
 
 # %% [markdown]
-# Then the time. Each row is a seat of the batch, a grey dot a seat in which nothing happens although somebody waits.
+# Then the time. Each row is a seat of the batch, a grey dot a seat in which nothing happens although a request waits.
 
 # %%
 idle = 4 * len(trace.steps) - len(seating(trace))
@@ -184,9 +184,9 @@ claim(
 )
 
 # %% [markdown]
-# Two problems, then, and they are independent. Reservations waste memory, so fewer requests run at once. Static
-# batches waste seats, so those that run do so in more steps. Chapters 04 and 05 repair the first, chapter 06 the
-# second, and chapter 11 measures each alone.
+# Two problems, then, each with its own cause. Reservations waste memory, so fewer requests run at once. Static batches
+# waste seats, so the same requests take more steps. Chapters 04 and 05 repair the first, chapter 06 the second, and
+# chapter 11 measures each alone and both together.
 #
 # ## Exercises
 #
@@ -218,19 +218,19 @@ claim(
 #
 # <details><summary>Why not reserve little and move a sequence when it grows out of its piece?</summary>
 #
-# Moving means copying all its keys and values, in every layer, and finding a larger free piece first. It also stops
-# the kernels meanwhile. Paging grows a sequence without moving anything.
+# Moving means copying all its keys and values, in every layer, and finding a larger free piece first. Meanwhile the
+# kernels have to wait. Paging grows a sequence without moving anything.
 # </details>
 #
 # ## In real vLLM
 #
-# There is nothing left of this: vLLM was written to replace it. The baseline is the paper's reconstruction of Orca,
-# the system of its section 6.1 (our `baselines/contiguous.py` and `baselines/buddy.py`), and static batching is what
-# Hugging Face's `model.generate` does with a list of prompts until today.
+# There is nothing left of this: vLLM was written to replace it. The baseline is the paper's reconstruction of Orca, the
+# system of its section 6.1 (our `baselines/contiguous.py` and `baselines/buddy.py`), and static batching is what
+# Hugging Face's `model.generate` still does with a list of prompts.
 #
 # ## Key points
 #
 # - Memory in one piece must be reserved before the length is known. Most of it stays empty.
 # - Used, reserved, internal, rounding, free: every slot is one of them, and they add up to the pool.
 # - Perfect knowledge of the lengths does not help enough; the piece is the problem.
-# - A static batch runs as long as its longest member; everybody else's seat stands empty.
+# - A static batch runs as long as its longest member; the seats of the others stand empty in the end.

@@ -27,9 +27,9 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Chapter 03 found more than two thirds of the held memory empty, because each request had to own one unbroken piece,
-# as long as it might ever get. Operating systems had that problem sixty years ago. Programs, too, wanted one piece of
-# memory, nobody knew how much each would need, and the gaps between the pieces were lost. The answer was to let the
+# Chapter 03 found more than two thirds of the held memory empty, because each request had to own one unbroken piece, as
+# long as it might ever get. Operating systems had that problem sixty years ago. Each program, too, wanted one piece of
+# memory, how much it would need was not known, and the gaps between the pieces were lost. The answer was to let the
 # program *believe* in one piece, and to keep a table that says where each part of it really is.
 #
 # Do the same with keys and values. Cut the pool into **blocks** of `block_size` slots. Give a sequence one block at a
@@ -62,7 +62,7 @@ show_source(BlockTable.num_missing_blocks)
 # %% [markdown]
 # `num_missing_blocks` is one subtraction: blocks needed for so many tokens, minus blocks held. It has no case for "the
 # last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
-# instead are right only when tokens come one by one, in an order that everybody remembers; the best-known small engine
+# instead are right only when tokens come one by one, and only at one moment of the step; the best-known small engine
 # has that line, and nine discussions about what it means.
 #
 # The worked example, by hand. The sequence has blocks 7 and 2:
@@ -77,20 +77,20 @@ print("missing blocks for 7, 8 and 9 tokens:", [table.num_missing_blocks(count) 
 # %% [markdown]
 # Positions 6 and 7 have slots although the prompt has only six tokens: the last block has room for them. The ninth
 # token is the first to need a new block. So a sequence wastes at most `block_size - 1` slots, those at the end of its
-# last block, and nobody has to know in advance how long it will get.
+# last block, and its final length need not be known in advance.
 #
-# Who owns which block is kept by the **block pool**: a queue of free blocks, and for each block the number of its
-# holders. (In this chapter that number is 0 or 1. In chapter 09 sequences share blocks, and it grows.)
+# Which blocks are free is kept by the **block pool**: a queue of free blocks, and for each block the number of its
+# holders. (In this chapter that number is 0 or 1. In chapter 09 sequences share blocks, and the number grows.)
 
 # %%
 show_source(BlockPool.allocate)
 show_source(BlockPool.free)
 
 # %% [markdown]
-# Two details matter. `allocate` checks *before* it takes anything: if it raised halfway, some blocks would belong to
-# nobody. And freeing a block twice is an error, loudly. Otherwise the block would enter the queue twice, two
-# sequences would get it, and each would overwrite the other's memory. You would see strange text, now and then, under
-# load only.
+# Two details matter. `allocate` checks *before* it takes anything: if it raised halfway, some blocks would be in no
+# queue and in no table. And freeing a block twice is an error, loudly. Otherwise the block would enter the queue twice,
+# two sequences would get it, and each would overwrite the other's memory. You would see strange text, now and then,
+# under load only.
 #
 # The **manager** puts the two together. It answers one question: can this sequence compute so many tokens more? Yes,
 # and the slots are there; or `None`, and nothing has changed. The scheduler asks nothing else.
@@ -109,7 +109,8 @@ print(f"after the first is done: free blocks {manager.pool.free_block_ids}")
 
 # %% [markdown]
 # Nine tokens need three blocks, and only two were free. Note the order in the last line: freed blocks join the end of
-# the queue, last block first. They are overwritten as late as possible, which the prefix cache will be glad of.
+# the queue, last block first. So the beginning of a sequence is overwritten later than its end, which the prefix cache
+# will need (chapter 09).
 #
 # ## The picture
 #
@@ -139,7 +140,7 @@ show(three_panel(trace, 0, "0"), alt=describe(0))
 
 # %% [markdown]
 # Left, what the sequence sees: one line of words, cut into logical blocks. In the middle, its table. Right, what is
-# really in memory, with both requests between each other. Cells written in this step have a thick outline. One step
+# really in memory, with the blocks of both requests mixed. Cells written in this step have a thick outline. One step
 # on, the first generated word falls into the last block; two steps later the block is full and a new one is taken.
 
 # %%
@@ -155,7 +156,7 @@ trace_player(trace)
 # ## Claims
 #
 # An allocator is trusted when it survives abuse. A thousand random operations: start a sequence, let one grow, end
-# one. After each, the books are checked: nobody lost, nobody owned twice.
+# one. After each, the books are checked: no block is lost, none has two owners.
 
 # %%
 rng = random.Random(0)
@@ -233,7 +234,7 @@ claim(
 # <details><summary>A pool has 1,000 blocks of 16 slots, and 50 sequences are running. How much is wasted at
 # most?</summary>
 #
-# At most 15 slots a sequence, 750 of 16,000: 4.7 %. On average about half of that.
+# At most 15 slots per sequence, 750 of 16,000: 4.7 %. On average about half of that.
 # </details>
 #
 # <details><summary>Why not blocks of one slot? Then nothing would be wasted.</summary>

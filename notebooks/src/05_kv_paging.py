@@ -43,15 +43,15 @@ seed_all()
 # - **reading**: attention must find the keys of all earlier tokens of *its* sequence, in order, although they are
 #   scattered over the pool.
 #
-# If either goes to a wrong slot, nothing crashes. The text is just wrong, in a way that depends on who else is
-# running. So we will insist on equality to the last bit.
+# If either goes to a wrong slot, nothing crashes. The text is just wrong, in a way that depends on which other requests
+# are running. So we will insist on equality to the last bit.
 #
 # ## Predict, then run
 #
 # The workload of chapter 03 again: twelve requests, static batches of four, a pool of 256 slots. There 70 % of the
 # held slots held no token. We change one thing: blocks of 4 slots, taken when needed, in place of reservations of 64.
 # What share of the held slots is empty now? (The queue of free blocks is shuffled first, as it would be after an hour
-# of traffic. If anything depended on blocks lying side by side, it would show.)
+# of traffic. If anything depended on blocks lying side by side, that would show.)
 
 # %%
 guess = None
@@ -76,7 +76,7 @@ reveal(guess, round(wasted_share(paged), 3))
 # ## How the code does it
 #
 # Before each step the **runner** turns the plan into tensors. For every token it looks up the slot, through the block
-# table: one number a token, the `slot_mapping`.
+# table: one number per token, the `slot_mapping`.
 
 # %%
 show_source(ModelRunner.prepare_inputs)
@@ -195,7 +195,7 @@ show(
 )
 
 # %% [markdown]
-# The free area on the right is not a gift to nobody: it is room for other requests. With 64 slots reserved for each,
+# The free area on the right is room for other requests. With 64 slots reserved for each,
 # four filled the pool. How many fit now?
 
 # %%
@@ -244,8 +244,8 @@ claim(
 )
 
 # %% [markdown]
-# The paper reports the same for real traffic: less than 4 % waste with vLLM, against 60 to 80 % before. Blocks of 16
-# and answers of hundreds of tokens make the last block matter even less than here.
+# The paper reports the same for real traffic: less than 4 % waste with vLLM, against 60 to 80 % before. With blocks of
+# 16 and texts of hundreds of tokens the last block matters even less than here (chapter 11 does the sum).
 #
 # ## Exercises
 #
@@ -279,7 +279,7 @@ claim(
 # <details><summary>Is attention over blocks faster than over one piece?</summary>
 #
 # For one request it is rather a little slower: there is a table to walk, and memory is read in pieces. What it buys is
-# room for more requests in each step. Paging is a gain in throughput that is paid with a bit of latency.
+# room for more requests in each step. Paging is a gain in throughput that is paid for with a bit of latency.
 # </details>
 #
 # ## In real vLLM
@@ -291,7 +291,7 @@ claim(
 #
 # ## Key points
 #
-# - `slot_mapping` says where to write, `block_tables` and `seq_lens` where to read; both are made once a step.
+# - `slot_mapping` says where to write, `block_tables` and `seq_lens` where to read; both are made once per step.
 # - Behind the lookup, attention is unchanged, and so is every bit of the result.
 # - Less than one block of waste per sequence: from 70 % of the held memory to a few per cent here.
 # - Saved memory becomes more requests per step, and that becomes throughput.

@@ -5,8 +5,8 @@
 #
 # **You need:** chapter 03: the empty seats of a static batch. Chapter 04: what `allocate_slots` answers.
 #
-# **You will be able to:** explain a schedule step by step from one rule, say what the two budgets limit, and prove
-# that scheduling never changes a text.
+# **You will be able to:** explain a schedule step by step from one rule, say what the two budgets limit, and prove that
+# scheduling changes no text here, and say where it may.
 #
 # **Minutes:** 40 to read and run, 45 for the exercises.
 
@@ -36,8 +36,8 @@ print(
 
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
-# when *everybody* in the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the batch
-# need not be the same in two steps. Decide anew, before every single step, who takes part. It is called
+# when *every* request of the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the
+# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. It is called
 # **iteration-level scheduling** or **continuous batching**.
 #
 # ## Predict, then run
@@ -53,12 +53,21 @@ continuous, outputs = run_workload(toy_llm(**options))
 reveal(guess, len(continuous.steps), "steps")
 
 # %% [markdown]
-# Why not 45? Look at the last request to finish, with 33 tokens, which started late. When the queue is empty, seats
-# stay empty as well, and no scheduler can help that.
+# Why not 45? Look at the last request to finish: it has 33 tokens, and it started late. While it runs alone, the queue
+# is empty and three seats stand empty. A scheduler which knew the lengths could help that: let the longest answers
+# start first, and the short ones fill the gaps:
+
+# %%
+longest_first, _ = run_workload(toy_llm(**options), sorted(WORKLOAD, key=lambda lengths: -lengths[1]))
+print(f"longest answers first: {len(longest_first.steps)} steps")
+
+# %% [markdown]
+# That is the bound. But a server does not know how long an answer will get, and the short requests would wait for the
+# long ones. (Exercise ex06c does the opposite.)
 #
 # ## How the code does it
 #
-# One rule does everything. Each sequence knows two numbers: how many tokens it has (`len(seq)`), and how many of them
+# One rule does everything. Each sequence has two numbers: how many tokens it has (`len(seq)`), and how many of them
 # have their keys and values in the cache tensors (`num_computed_tokens`). **Each step lets the second number catch up
 # with the first.** There is no "prefill phase" and no "decode phase" in the code:
 #
@@ -76,16 +85,16 @@ reveal(guess, len(continuous.steps), "steps")
 show_source(Scheduler.schedule)
 
 # %% [markdown]
-# Those already running come first, then whoever waits. Here is the part that decides about newcomers:
+# The requests already running come first, then those waiting. Here is the part that decides about newcomers:
 
 # %%
 show_source(Scheduler.schedule_waiting)
 
 # %% [markdown]
 # Read the exits of the loop; each is a policy in one line. No seat: stop. `allocate_slots` answers `None`, so there is
-# no memory: stop. And it *stops*, it does not look whether somebody further back would fit. If small requests could
-# pass, a large one at the head of the queue might wait forever. First come, first served is slower now and then, but
-# nobody starves.
+# no memory: stop. And it *stops*: it does not look whether a request further back would fit. If small requests could
+# pass, a large one at the head of the queue might wait forever. First come, first served is slower now and then, but no
+# request starves.
 #
 # And the part for those running:
 
@@ -93,12 +102,12 @@ show_source(Scheduler.schedule_waiting)
 show_source(Scheduler.schedule_running)
 
 # %% [markdown]
-# The `while` in the middle is for the day when memory runs out: the newest gives its blocks back and starts again
-# later. Chapter 07 is about that.
+# The `while` in the middle is for the day when memory runs out: the newest request gives its blocks back and starts
+# again later. Chapter 07 is about that.
 #
 # ### A small budget
 #
-# Give the example request a neighbour with a prompt of 12, and only 8 tokens a step:
+# Give the example request a neighbour with a prompt of 12, and only 8 tokens per step:
 
 # %%
 llm = example_llm(max_num_seqs=2, max_num_batched_tokens=8, trace=Trace())
@@ -118,14 +127,14 @@ for record in small.steps:
 
 # %% [markdown]
 # Step 0 has room for six tokens of the first prompt and two of the second. In step 1 the first request takes its one
-# token *before* the long prompt gets the other seven; so a long prompt delays nobody who is already generating. It is
-# computed in three pieces, and only the last one yields a token. This is **chunked prefill**, and it needed no code of
-# its own: a piece of a prompt is just a sequence that has not caught up yet.
+# token *before* the long prompt gets the other seven; so a long prompt does not delay a request that is already
+# generating. The long prompt is computed in three pieces, and only the last one yields a token. This is **chunked
+# prefill**, and it needed no code of its own: a piece of a prompt is just a sequence that has not caught up yet.
 #
 # How can a step work on seven positions of one sequence and one of another? A batch is not a rectangle here. The eight
 # tokens lie in one row, `query_start_loc = [0, 1, 8]` says where each sequence begins, and no number is padding. Every
-# matrix product takes the eight rows as they are; attention alone looks at the borders, and each sequence at its own
-# block table. A rectangle of two rows would have had 14 cells, six of them empty.
+# matrix product takes the eight rows as they are; attention alone looks at the borders, and at the block table of each
+# sequence. A rectangle of two rows would have had 14 cells, six of them empty.
 #
 # ## The picture
 #
@@ -134,14 +143,14 @@ for record in small.steps:
 
 # %%
 def idle_while_waiting(trace):
-    """Seat-steps that are empty although somebody waits."""
+    """Seat-steps that are empty although a request waits."""
     return sum(4 - len(record.scheduled) for record in trace.steps if record.waiting)
 
 
 show(
     gantt({"static batching": static, "continuous batching": continuous}),
-    alt=f"Static batching: {len(static.steps)} steps, {idle_while_waiting(static)} seat-steps empty while somebody "
-    f"waits. Continuous batching: {len(continuous.steps)} steps, {idle_while_waiting(continuous)} such seats.",
+    alt=f"Static batching: {len(static.steps)} steps, {idle_while_waiting(static)} seat-steps empty while a "
+    f"request waits. Continuous batching: {len(continuous.steps)} steps, {idle_while_waiting(continuous)} such seats.",
 )
 
 # %%
@@ -162,14 +171,14 @@ last_wait = [max(r.step for r in trace.steps if r.waiting) for trace in (static,
 fewest = [min(len(r.scheduled) for r in trace.steps if r.waiting) for trace in (static, continuous)]
 show(
     fig,
-    alt=f"Requests running and waiting. Static: somebody waits until step {last_wait[0]}, while as few as {fewest[0]} "
-    f"run. Continuous: somebody waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
+    alt=f"Requests running and waiting. Static: a request waits until step {last_wait[0]}, while as few as {fewest[0]} "
+    f"run. Continuous: a request waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
 )
 
 # %% [markdown]
 # ## Claims
 #
-# The batch changes in every step. Whoever is in it, a request must get the text it would get alone.
+# The batch changes in every step. Whatever else is in it, a request must get the text it would get alone.
 
 # %%
 llm = toy_llm(**options)
@@ -178,7 +187,7 @@ alone = [
     for prompt, (_, answer) in zip(workload_prompts(), WORKLOAD, strict=True)
 ]
 claim(
-    "scheduling never changes the text: each request gets what it gets alone",
+    "scheduling changes no text here: each request gets what it gets alone",
     [output.outputs[0].token_ids for output in outputs] == alone,
     measured=f"{sum(map(len, alone))} tokens of {len(alone)} requests",
 )
@@ -188,13 +197,18 @@ claim(
     measured=f"{len(static.steps)} / {len(continuous.steps)} = {len(static.steps) / len(continuous.steps):.2f}",
 )
 claim(
-    "no seat is empty while somebody waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static)
+    "with the longest answers first the bound is reached",
+    len(longest_first.steps) == sum(answer for _, answer in WORKLOAD) / 4,
+    measured=len(longest_first.steps),
+)
+claim(
+    "no seat is empty while a request waits", idle_while_waiting(continuous) == 0 < idle_while_waiting(static)
 )
 tokens = [sum(row.num_tokens for row in record.scheduled) for record in small.steps]
 claim(
     "no step exceeds its budgets: 4 seats, or 8 tokens",
     max(len(record.scheduled) for record in continuous.steps) <= 4 and max(tokens) <= 8,
-    measured=f"tokens a step: {tokens}",
+    measured=f"tokens per step: {tokens}",
 )
 
 # %%
@@ -219,8 +233,8 @@ claim(
 #   many random workloads.
 # - **ex06b** `finish_reason`: when is a request done? End-of-sequence as the very first token, `max_tokens`, and both
 #   at once.
-# - **ex06c** `ShortestJobFirst` (goes further). Reach a mean completion step below the target, then find out who
-#   pays for it.
+# - **ex06c** `ShortestJobFirst` (goes further). Reach a mean completion step below the target, then find out which
+#   requests pay for it.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex06a`:
 #
@@ -244,9 +258,9 @@ claim(
 #
 # <details><summary>Would more seats make our workload faster still?</summary>
 #
-# Yes, while there is memory. With 12 seats the 64 blocks hold all twelve requests at once and 40 steps are enough,
-# as many as the longest answer has tokens (chapter 05 printed it). Then steps become longer, and at some point
-# memory runs out: chapter 07.
+# Yes, while there is memory. With 12 seats the 64 blocks hold all twelve requests at once and 40 steps are enough, as
+# many as the longest answer has tokens (chapter 05 printed it). But each step becomes longer, and at some point memory
+# runs out: chapter 07.
 # </details>
 #
 # ## In real vLLM
@@ -254,11 +268,13 @@ claim(
 # `vllm/v1/core/sched/scheduler.py` follows the same rule, and says so in a note: no decoding phase nor prefill phase,
 # just `num_computed_tokens` catching up. It adds priorities, speculative tokens, encoder inputs and transfers between
 # machines, which is how about 80 lines become 600. A server on a large GPU there takes up to 1,024 sequences and 8,192
-# tokens a step by default.
+# tokens per step by default.
 #
 # ## Key points
 #
-# - The batch is decided anew in every step; whoever is done leaves, whoever waits comes in.
+# - The batch is decided anew in every step: requests which are done leave, requests which wait come in.
 # - One rule: let `num_computed_tokens` catch up with the tokens, under a budget of seats and tokens.
 # - Prompts, pieces of prompts and single tokens are rows of one batch.
-# - Each text is what it would be alone; only the waiting changes.
+# - Scheduling decides when a token is computed, not which one. In float32 on a small model each text is what it would
+#   be alone; in bfloat16, or with other kernels for other batch sizes, two nearly equal logits may change places
+#   (`python -m minivllm compare` looks for such tokens).

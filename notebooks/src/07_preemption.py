@@ -5,8 +5,8 @@
 #
 # **You need:** chapter 04: what `allocate_slots` answers. Chapter 06: the rule "catch up", and the two budgets.
 #
-# **You will be able to:** say who gives way when memory runs out, why, and what it costs; and choose a token budget
-# by the longest time that anybody who is generating has to wait.
+# **You will be able to:** say which request gives way when memory runs out, why, and what that costs; and choose a
+# token budget by the longest time that a generating request has to wait.
 #
 # **Minutes:** 40 to read and run, 55 for the exercises.
 
@@ -24,8 +24,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Blocks are handed out when they are needed, and nobody has to say how long an answer will get. That is why paging
-# wastes so little, and it has a price: the pool can run out *in the middle of an answer*. Chapter 06 ended with twelve
+# Blocks are handed out when they are needed, and no request has to say how long its answer will get. That is why paging
+# wastes so little. It has a price: the pool can run out *in the middle of an answer*. Chapter 06 ended with twelve
 # seats and 64 blocks. How many blocks did that take?
 
 
@@ -61,14 +61,16 @@ except ValueError as error:
 # With fewer than 37 blocks these twelve do not fit side by side. With fewer than 11 one of them does not even fit
 # alone, and the engine says so before it begins. In between there are three answers:
 #
-# - **Reserve** for everybody's longest answer. Then nobody runs out, and chapter 03 measured what that wastes.
-# - **Wait** until somebody finishes. If all wait, each holding the blocks that another one needs, nobody ever does.
-# - **Take blocks back** from somebody who runs, and let that one start again later. This is **preemption**.
+# - **Reserve** for the longest answer of every request. Then memory cannot run out, and chapter 03 measured what that
+#   wastes.
+# - **Wait** until a request finishes. If all of them wait, each holding the blocks that another one needs, none ever
+#   does.
+# - **Take blocks back** from a running request, and let that one start again later. This is **preemption**.
 #
 # ## Predict, then run
 #
-# The twelve requests need 262 tokens computed, each once. In 24 blocks some of them will be preempted, and come back.
-# How many tokens will the model compute in all?
+# The twelve requests need 262 tokens computed, each once. In 24 blocks some of the requests will be preempted and come
+# back. How many tokens will the model compute in all?
 
 # %%
 guess = None
@@ -83,18 +85,18 @@ print(f"{num_preemptions} preemptions, {len(tight.steps)} steps")
 # ## How the code does it
 #
 # Chapter 06 gave one rule: each step, let `num_computed_tokens` catch up with `len(seq)`. Then coming back needs no
-# code at all. Take the blocks, set `num_computed_tokens` to 0, put the request into the queue of those who wait: what
-# the next steps do with it follows from the rule.
+# code at all. Take the blocks, set `num_computed_tokens` to 0, put the request into the waiting queue: what the next
+# steps do with it follows from the rule.
 
 # %%
 show_source(Scheduler.preempt)
 
 # %% [markdown]
-# A `group` is a request; "swap" comes below. Nothing here touches the tokens. Prompt and answer so far stay known; only
-# their keys and values are lost. When the request comes back, its answer is treated like a longer prompt: many tokens
-# in one step, of which only the last one samples. This is preemption by **recompute**.
+# A `group` is a request; "swap" comes below. Nothing here touches the tokens. The prompt and the answer so far stay
+# known; only their keys and values are lost. When the request comes back, its answer is treated like a longer prompt:
+# many tokens in one step, of which only the last one samples. This is preemption by **recompute**.
 #
-# Who is the victim? The `while` that chapter 06 promised to explain:
+# Which request is the victim? The `while` that chapter 06 promised to explain:
 
 # %%
 show_source(Scheduler.schedule_running)
@@ -103,14 +105,14 @@ show_source(Scheduler.schedule_running)
 # `self.running` is in order of admission. The loop goes through it from the oldest on, and `pop()` takes the victim
 # from the other end: the **newest**. Three things follow.
 #
-# - *Everybody finishes.* The oldest is never a victim while anybody else runs, and alone it fits: that was checked
+# - *Every request finishes.* The oldest is not a victim while another request runs, and alone it fits: that was checked
 #   when it came. So it makes progress in every step until it is done; then there is another oldest.
-# - *No plan is undone.* Whoever has its place in this step stands before `index`, and victims come from behind it.
-# - *Order is kept.* The victim goes to the head of `waiting`, since it came before everybody there.
+# - *No plan is undone.* A request with a place in this step stands before `index`, and victims come from behind it.
+# - *Order is kept.* The victim goes to the head of `waiting`, since it came before every request there.
 #
 # The newest may be the very request that asked. Then it has given way itself and the loop returns. Its own blocks are
-# free now, and might be enough, but it no longer runs: it waits. And after a preemption `schedule` admits nobody in the
-# same step: a newcomer would take the blocks just freed for those who run.
+# free now, and might be enough, but it no longer runs: it waits. And after a preemption `schedule` admits no request in
+# the same step: a newcomer would take the blocks just freed for the running ones.
 #
 # ### One preemption, step by step
 #
@@ -137,10 +139,10 @@ for record in small.steps:
 #
 # ### What it costs
 #
-# Exactly that: what the victim had computed. The trace knows it, because each record says how many slots of each
-# sequence are filled. And there are two ways to pay less. With the prefix cache (chapter 09) a victim that comes back
-# soon finds some of its old blocks, not yet overwritten. With `preemption_mode="swap"` the blocks are copied to
-# memory of the CPU, if `swap_space_bytes` has room for them, and copied back later; nothing is computed twice.
+# It costs what the victim had computed. The trace knows that, because each record says how many slots of each sequence
+# are filled. And there are two ways to pay less. With the prefix cache (chapter 09) a victim that comes back soon finds
+# some of its old blocks, not yet overwritten. With `preemption_mode="swap"` the blocks are copied to memory of the CPU,
+# if `swap_space_bytes` has room for them, and copied back later; nothing is computed twice.
 
 
 # %%
@@ -164,13 +166,13 @@ for name, trace in {"recompute": tight, "with prefix cache": cached, "swap": swa
     )
 
 # %% [markdown]
-# Swap looks free, since copies are not counted as work here. But the link between a GPU and the CPU is slow, and it is
-# used block by block, while more tokens in a step cost little. The paper measures both (section 7.3): recompute is
-# never much slower, and for small blocks far quicker. It is the default.
+# Swap looks free, since copies are not counted here. But the link between a GPU and the CPU is slow, and it is used
+# block by block, while more tokens in a step cost little. The paper measures both (section 7.3): recompute is never
+# much slower, and for small blocks far quicker. It is the default.
 #
-# ### The other thing that makes people wait
+# ### The other thing that makes requests wait
 #
-# Somebody who is preempted waits. So does, for a moment, everybody who shares a step with a long prompt: a step ends
+# A preempted request waits. So does, for a moment, every request which shares a step with a long prompt: a step ends
 # for all of its rows at the same time. Here three requests are generating, and after five steps a prompt of 90 tokens
 # comes in. Chunked prefill cuts it into pieces, as large as `max_num_batched_tokens` allows. We count the **gap**: the
 # tokens that the model computes from one token of a request to its next.
@@ -211,19 +213,19 @@ for budget, trace in late.items():
     )
 
 # %% [markdown]
-# With 128 tokens a step the whole prompt is one piece, and everybody waits for 93 tokens of work: the prompt's 90 and
-# one each. With 16 nobody ever waits for more than 16. Running requests come first, each takes its one token, and the
-# long prompt gets the rest; so a budget that cuts the prompt *is* the longest gap. And the work is the same, 179 tokens:
-# each piece finds the keys and values of those before it in the blocks.
+# With 128 tokens per step the whole prompt is one piece, and the three requests wait for 93 tokens of work: the
+# prompt's 90 and one each. With 16 none of them waits for more than 16. Running requests come first, each takes its one
+# token, and the long prompt gets the rest; so a budget that cuts the prompt *is* the longest gap. And the work is the
+# same, 179 tokens: each piece finds the keys and values of those before it in the blocks.
 #
-# Two things get worse. The long prompt's own answer begins later, because it shares its steps with others. And small
-# budgets make more steps. Each reads all weights, however few its tokens are: 49 steps in place of 24 are a waste.
+# Two things get worse. The answer to the long prompt begins later, because the prompt shares its steps with others. And
+# small budgets make more steps. Each reads all weights: 49 steps in place of 24 are a waste.
 #
 # ## The picture
 #
-# The twelve requests in 24 blocks. A heavy frame is a step of more than one token: a prompt, or somebody who catches
+# The twelve requests in 24 blocks. A heavy frame is a step of more than one token: a prompt, or a request which catches
 # up after a preemption. Below, `P` marks a step in which blocks were taken back; in the orange bars the pool is full.
-# Requests 9, 8 and 7 start at once and are thrown out, the newest first; 7 comes back first. Request 11 is preempted
+# Requests 9, 8 and 7 start at once and are preempted, the newest first; 7 comes back first. Request 11 is preempted
 # three times.
 
 # %%
@@ -234,7 +236,7 @@ show(
 )
 
 # %% [markdown]
-# Next, what one step costs everybody in it. Each bar is a step; its height is the wait of all who are generating.
+# Next, what one step costs every request in it. Each bar is a step; its height is the wait of all generating requests.
 
 # %%
 fig = new_figure(9, 2.8)
@@ -274,7 +276,7 @@ show(
 # %% [markdown]
 # ## Claims
 #
-# The hardest case: 11 blocks, just enough for the longest request, and only 16 tokens a step. Each request must get
+# The hardest case: 11 blocks, just enough for the longest request, and only 16 tokens per step. Each request must get
 # the text that it gets alone.
 
 # %%
@@ -307,10 +309,10 @@ is_newest = [record.preempted == before.running[::-1][: len(record.preempted)] f
 claim("the victim is always the newest", all(is_newest), measured=f"{len(pairs)} steps that preempt")
 stayed = [set(before.running) - set(record.preempted) for before, record in pairs]
 rows = [{row.request_id for row in record.scheduled} for _, record in pairs]
-claim("a step that preempts admits nobody, its victims included", all(map(set.issubset, rows, stayed)))
+claim("a step that preempts admits no request, its victims included", all(map(set.issubset, rows, stayed)))
 queues = [[*record.running, *record.waiting] for trace in (tight, hardest) for record in trace.steps]
 in_order = all(queue == sorted(queue, key=int) for queue in queues)
-claim("those who run, then those who wait: always in the order in which they came", in_order)
+claim("running, then waiting requests: in every step in the order in which they came", in_order)
 
 # %%
 claim(
@@ -325,8 +327,9 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 #
 # In `notebooks/exercises/ch07_preemption.py`:
 #
-# - **ex07a** `preempt`: choose the victims, give their blocks back, keep the order. Mind the one who gives way itself.
-# - **ex07b** `next_chunks`: how many tokens of each request the next step computes, and who samples.
+# - **ex07a** `preempt`: choose the victims, give their blocks back, keep the order. Mind the request which gives way
+#   itself.
+# - **ex07b** `next_chunks`: how many tokens of each request the next step computes, and which requests sample.
 # - **ex07c** `breaking_workload` (goes further): find requests that bring a bad policy to a standstill, and some for
 #   which even this engine does most of its work twice.
 #
@@ -339,37 +342,38 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 #
 # <details><summary>Why not preempt the largest request? It frees the most blocks.</summary>
 #
-# It has also computed the most, so bringing it back costs most. And it may be the oldest: if that one can be a
-# victim, two long requests can throw each other out again and again.
+# It has also computed the most, so bringing it back costs most. And it may be the oldest: then two long requests can
+# throw each other out again and again.
 # </details>
 #
 # <details><summary>A request is preempted after 30 of its 33 answer tokens. What does its user see?</summary>
 #
-# A pause, and then the last three tokens. Nothing is said twice: the 30 tokens are known. Only keys and values are
-# computed again, those of the prompt too.
+# A pause, and then the last three tokens. The 30 tokens are known; only keys and values are computed again, those of
+# the prompt too.
 # </details>
 #
 # <details><summary>A prompt of 90 tokens waits, two blocks are free, and the budget is 8. Our engine admits its first
 # 8 tokens. Is that wise?</summary>
 #
-# Often not. If those who run need the next blocks, the newcomer is the newest: it loses its 8 tokens, comes back, and
-# computes them again. The order is kept, but much can be wasted. Exercise ex07c shows how much.
+# Often not. If the running requests need the next blocks, the newcomer is the newest: it loses its 8 tokens, comes
+# back, and computes them again. The order is kept, but much can be wasted. Exercise ex07c shows how much.
 # </details>
 #
 # ## In real vLLM
 #
 # `vllm/v1/core/sched/scheduler.py` has the same loop: `allocate_slots` until it is not `None`, `self.running.pop()`,
-# `_preempt_request`, and nobody is admitted in a step that preempted. With the policy `priority` the victim is the one
-# of least priority instead, wherever it stands; if it has its place in the step already, that is undone. Swap went
-# away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above is
-# real: in one report generation fell from 100 tokens a second on each GPU to 1.5, while a prompt of 100,000 was
-# computed in part, thrown out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the
-# default, a request is admitted only when its whole input fits.
+# `_preempt_request`, and no request is admitted in a step that preempted. With the policy `priority` the victim is the
+# request of least priority instead, wherever it stands; if it has a place in the step already, that is undone. Swap
+# went away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above
+# is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was computed in
+# part, thrown out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a
+# request is admitted only when its whole input fits.
 #
 # ## Key points
 #
-# - Memory given out late can run out. Then the newest gives way, so that the oldest always makes progress.
+# - Memory given out late can run out. Then the newest request gives way, so that the oldest makes progress in every
+#   step.
 # - Preemption is `num_computed_tokens = 0` and a place at the head of the queue; the rule "catch up" does the rest.
-# - It costs what the victim had computed, and never a token of its text.
-# - The token budget bounds the gap of everybody who generates and is not preempted; a smaller one makes long prompts
-#   wait in their place.
+# - Preemption costs what the victim had computed, and no token of its text.
+# - The token budget bounds the gap of every request which generates and is not preempted; a smaller budget makes long
+#   prompts wait instead.

@@ -3,10 +3,10 @@
 #
 # ## Before you start
 #
-# **You need:** chapter 06: the batch is another one in every step. Softmax, and what a probability is.
+# **You need:** chapter 06: the batch may be another one in every step. Softmax, and what a probability is.
 #
 # **You will be able to:** say what temperature, top_k, top_p and min_p do to a row of numbers, draw from what is left
-# without sorting, and prove that a seeded request gets its tokens whatever runs beside it.
+# without sorting, and prove that a seeded request gets its tokens no matter what runs beside it.
 #
 # **Minutes:** 35 to read and run, 45 for the exercises.
 
@@ -30,9 +30,9 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. Somebody has
-# to choose. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes of it
-# with the example request: the first words, and those from the 29th on.
+# The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. One token
+# has to be chosen. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes
+# of it with the example request: the first words, and those from the 29th on.
 
 # %%
 llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
@@ -55,8 +55,8 @@ print("step 11, the likeliest:", *[f"{share:.3f}" for share in np.sort(steps[11]
 
 # %% [markdown]
 # Greedy text runs into loops, and it hides what the model says: in step 11 the token chosen is hardly likelier than the
-# next. So let chance decide. The simplest way is one random generator, from which each row of the batch takes its
-# numbers in turn. Our request, alone and with seven others:
+# next. So let chance decide. The simplest way is one random generator, from which the rows of the batch take numbers in
+# turn. Our request, alone and with seven others:
 
 
 # %%
@@ -64,7 +64,7 @@ class OneGenerator:
     def __init__(self):
         self.generator = torch.Generator().manual_seed(0)
 
-    def __call__(self, logits, rows):  # what the engine asks of a sampler: one output a row
+    def __call__(self, logits, rows):  # what the engine asks of a sampler: one output per row
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=self.generator)
         return [SequenceOutput(((token,),)) for token in drawn[:, 0].tolist()]
 
@@ -87,14 +87,14 @@ print("alone:     ", decode(one_alone[:8]), "\nin a batch:", decode(one_in_batch
 
 # %% [markdown]
 # The same request, the same generator, another text from the third word on: in the batch seven other rows take numbers
-# before it has its next turn. In chapter 06 scheduling never changed a text; here it does. Nobody could repeat a run,
-# or a bug.
+# before it has its next turn. In chapter 06 scheduling changed no text; here it does. Neither a run nor a bug could be
+# repeated.
 #
 # ## Predict, then run
 #
-# `top_p = 0.9` keeps the likeliest tokens that have 90 % of the probability (the **mass**) together, as few as possible,
-# and drops the rest. In step 0 above the likeliest token has 84 %, and five tokens are enough. In step 6 it has 16 %.
-# How many of the 258 tokens are kept there?
+# `top_p = 0.9` keeps the likeliest tokens that have 90 % of the probability (the **mass**) together, as few as
+# possible, and drops the rest. In step 0 above the likeliest token has 84 %, and five tokens are enough. In step 6 it
+# has 16 %. How many of the 258 tokens are kept there?
 
 # %%
 guess = None
@@ -135,7 +135,7 @@ show_source(draw)
 # %% [markdown]
 # ### A random number that needs no generator
 #
-# Drawing takes one number $u$ between 0 and 1. Lay the probabilities end to end, and see where $u$ falls:
+# Drawing takes one number $u$ between 0 and 1. Lay the probabilities end to end and see where $u$ falls:
 
 # %%
 show_source(invert_cdf)
@@ -144,22 +144,22 @@ show_source(uniform)
 # %% [markdown]
 # There is no generator with a state. The number is a hash of three others: the request's seed, the position of the
 # token in the text, and an attempt, which is 0 unless a draw has to be repeated. (The hash is Python's own generator,
-# made anew and asked once.) So nothing has to be kept between steps, and neither batch mates nor a preemption (chapter
-# 07: a request loses its memory and starts again) can shift anything. A request without a seed is given one when it
-# comes. The $k$-th of `n` completions draws like a request with seed + $k$.
+# made anew and asked once.) So nothing has to be kept between steps, and neither neighbours in the batch nor a
+# preemption (chapter 07: a request loses its memory and starts again) can shift anything. A request without a seed is
+# given one when it arrives. The $k$-th of `n` completions draws like a request with seed + $k$.
 #
 # ### top_p without sorting
 #
-# Which tokens does top_p keep? Sort, add up, cut: that is what the definition says. But sorting the 49,152 logits of the
-# real model (SmolLM2, chapter 11) takes longer on a CPU than one of its layers, and that for each row. And *one* token
-# can be judged without any order: it is kept if those likelier than it have less than `p` together.
+# Which tokens does top_p keep? Sort, add up, cut: that is what the definition says. But sorting the 49,152 logits of
+# the real model (SmolLM2, chapter 11) takes longer on a CPU than one of its layers, for each row.
+# And *one* token can be judged without any order: it is kept if the likelier tokens have less than `p` together.
 
 # %%
 show_source(kept_tokens_reference)
 
 # %% [markdown]
-# So draw first, and look then. If the token drawn is not kept, refuse it, together with everything less likely, and
-# draw again from what is left:
+# So draw first, and look afterwards. If the token drawn is not kept, refuse it, together with everything less likely,
+# and draw again from what is left:
 
 # %%
 show_source(draw_top_p)
@@ -170,7 +170,7 @@ show_source(draw_top_p)
 # | token | a | b | c | d | e |
 # |---|---|---|---|---|---|
 # | probability | 0.40 | 0.25 | 0.20 | 0.10 | 0.05 |
-# | those likelier have | 0 | 0.40 | 0.65 | 0.85 | 0.95 |
+# | the likelier ones have | 0 | 0.40 | 0.65 | 0.85 | 0.95 |
 # | less than 0.7: kept | yes | yes | yes | no | no |
 #
 # Sorting and cutting leaves a, b and c with 0.85 together, so a gets 40/85 = 8/17. Now by refusing:
@@ -180,8 +180,8 @@ show_source(draw_top_p)
 # - 5 of 100 give e: refused. Left are a, b, c and d. Either one of the first three comes, in that ratio, or d, and then
 #   we are in the line above.
 #
-# Whichever way it ends, a, b and c stood in the last draw with the weights they always had. Nobody gains by a refusal
-# except in proportion:
+# Whichever way it ends, a, b and c stood in the last draw with the weights they always had. A refusal favours none of
+# them, except in proportion:
 #
 # $$P(a) = 0.4 + 0.1 \cdot \tfrac{40}{85} + 0.05 \left(\tfrac{40}{95} + \tfrac{10}{95} \cdot \tfrac{40}{85}\right) = \tfrac{8}{17}$$
 #
@@ -220,8 +220,8 @@ show(
 )
 
 # %% [markdown]
-# top_k keeps ten, whether the model is sure or not. top_p follows the model. A temperature comes *before* the cuts. Above
-# 1 it flattens the row, so top_p keeps more, and so does min_p, which compares with the likeliest only:
+# top_k keeps ten, whether the model is sure or not. top_p follows the model. A temperature comes *before* the cuts.
+# Above 1 it flattens the row, so top_p keeps more, and so does min_p, which compares with the likeliest only:
 
 # %%
 temperatures = np.arange(1, 13) / 4
@@ -244,8 +244,8 @@ show(fig, alt=f"Tokens kept in step 2 at temperatures 1 and 2: {text}.")
 # Exercise ex08c is a rule that follows the model, and still keeps the same tokens at every temperature.
 #
 # Last, does chance do what softmax says? 4,000 completions of one token each, with seeds 0 to 3,999, after the words
-# "... ago door add", that is, in step 2. The bars reach three standard deviations (sd) up and down from what is expected
-# of 4,000 draws.
+# "... ago door add", that is, in step 2. The bars reach three standard deviations (sd) up and down from what is
+# expected of 4,000 draws.
 
 # %%
 longer = {"prompt_token_ids": [*prompt["prompt_token_ids"], *encode("door add")]}
@@ -366,7 +366,7 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 #
 # - **ex08a** `sample`: temperature and the draw. Try temperature 0, logits of 1,000, and u = 1.
 # - **ex08b** `top_p`: the cut itself, by sorting or not. Which token crosses `p`, and does it stay?
-# - **ex08c** `top_n_sigma` (goes further): a cut on the logits, which the engine does not have, and which no temperature
+# - **ex08c** `top_n_sigma` (goes further): a cut on the logits which the engine does not have and which no temperature
 #   moves. The tests put it into the engine as a sampler.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex08a`:
@@ -378,7 +378,7 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 #
 # <details><summary>Two users send the same prompt with the same seed, in one batch. What do they get?</summary>
 #
-# The same text. Seed, position and attempt are equal, and so are the logits. It is meant so: a seed says "repeat this".
+# The same text. Seed, position and attempt are equal, and so are the logits. A seed says "repeat this".
 # </details>
 #
 # <details><summary>Some engines apply top_p first and the temperature afterwards. With temperature 2, which order lets
@@ -405,7 +405,8 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 #
 # ## Key points
 #
-# - Temperature divides the logits; top_k, top_p and min_p put tokens to 0; greedy is none of these, just the largest.
+# - Temperature divides the logits; top_k, top_p and min_p set probabilities to 0; greedy is none of these, just the
+#   largest logit.
 # - top_p keeps the token that crosses `p`; whether a token is kept needs no sorting.
 # - Draw, look, refuse, draw again: the same distribution, exactly.
 # - The random number is a function of seed, position and attempt, so a text depends on its own request only.

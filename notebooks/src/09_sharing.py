@@ -30,8 +30,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Six people use one chat server. Before each question stands the same instruction of 16 words. Count what goes
-# through the model, and how many blocks are held in the fullest step:
+# Six people use one chat server. The same instruction of 16 words stands before each question. Count the tokens that go
+# through the model, and the blocks held in the fullest step:
 
 
 # %%
@@ -68,8 +68,8 @@ print(f"prompt tokens computed: {num_prompt_tokens}, of which 5 x 16 = 80 again;
 #
 # The example request, "Four score and seven years ago", asks for four completions. Its 6 tokens lie in blocks 7 and 2;
 # block 2 holds two of them, and has two empty slots. All four completions share both blocks. Then each has a first word
-# of its own, and the place for it is the same slot of block 2. How many blocks have to be copied, so that nobody
-# overwrites anybody?
+# of its own, and the place for it is the same slot of block 2. How many blocks have to be copied, so that none of them
+# overwrites another one's word?
 
 # %%
 guess = None
@@ -83,8 +83,7 @@ records = four.llm_engine.trace.steps
 reveal(guess, sum(len(record.blocks_to_copy) for record in records), "blocks")
 
 # %% [markdown]
-# Not four. Three writers get a copy; when they have left, block 2 has one holder, who may write in place. From the
-# trace:
+# Not four. Three writers get a copy; then block 2 has one holder, which may write in place. From the trace:
 
 # %%
 for record in records:
@@ -96,9 +95,9 @@ print("completions:", ", ".join(completions))
 # %% [markdown]
 # The prompt was computed once, in step 0, by one sequence. From the logits of its last token four words were drawn at
 # random (chapter 08 says how; a high `temperature` makes them differ). Then the sequence **forked**: blocks 7 and 2
-# have four holders each. In step 1 each wants to write position 6. Afterwards 7 has four holders, the others one: five
-# blocks, where four separate requests hold eight. In step 2, position 7 goes into blocks with one holder each, so
-# nothing is copied.
+# have four holders each. In step 1 each wants to write position 6. Afterwards block 7 has four holders, the other
+# blocks have one: five blocks, where four separate requests hold eight. In step 2, position 7 goes into blocks with one
+# holder each, so nothing is copied.
 #
 # ## How the code does it
 #
@@ -109,18 +108,19 @@ show_source(KVCacheManager.fork)
 show_source(BlockPool.touch)
 
 # %% [markdown]
-# A full block is never written again, so it can be shared for ever. Only the last block, if it is not full, is in
-# danger. The rule is called **copy-on-write**: not at the fork, but just before the first write, the writer gets a
-# block of its own, with a copy of what is in the shared one.
+# A full block is never written again, so it can be shared for ever. Only a last block that is not full is in danger.
+# The rule is called **copy-on-write**: not at the fork, but just before the first write, the writer gets a block of its
+# own, with a copy of what is in the shared one.
 
 # %%
 show_source(KVCacheManager._shared_last_blocks)
 show_source(KVCacheManager._copy_on_write)
 
 # %% [markdown]
-# `holders` is why it was three and not four: it counts who has been given a copy in this very step. The manager moves
-# numbers only. The pairs (2, 4), (2, 1), (2, 0) travel with the plan of the step, and the tensors are copied before the
-# step writes (`KVCache.copy_blocks`; `kernels/copy_blocks.py` is the same as a GPU kernel).
+# `holders` is why it was three copies and not four: it counts the writers which have got a copy in this step; the last
+# keeps the block. The manager moves numbers only. The pairs (2, 4), (2, 1), (2, 0) travel with the plan of the step,
+# and the tensors are copied before the step writes (`KVCache.copy_blocks`; `kernels/copy_blocks.py` is the same as a
+# GPU kernel).
 #
 # ### Beam search
 #
@@ -157,14 +157,14 @@ for name, kind in (("4 completions", several), ("4 beams", four_beams)):
     print(f"{name}: {entries - held} of {entries} blocks saved, over all steps: {savings[name]:.1%}")
 
 # %% [markdown]
-# The paper counts the same share on real lengths: 6 to 10 % for completions and 37 to 55 % for beams (Alpaca, widths 2
-# to 6). Ours is a toy with random weights: look at which is larger, not at the numbers. Beams save more, because they
-# also share what they have generated.
+# The paper counts the same share on real lengths: 6.09 to 9.79 % for completions and 37.56 to 55.16 % for beams
+# (Alpaca, 2 to 6 of them). Ours is a toy with random weights: look at which is larger, not at the numbers. Beams save
+# more: they also share what they have generated.
 #
 # ### The prefix cache
 #
-# The six chats are different requests; nobody forks. Here blocks are found *by their content*. Every full block gets a
-# name: a **hash**, 32 bytes computed from tokens, other bytes for other tokens.
+# The six chats are different requests; none of them forks. Here blocks are found *by their content*. Every full block
+# gets a name: a **hash**, 32 bytes computed from the tokens; other tokens give other bytes.
 
 # %%
 show_source(Sequence.block_hash)
@@ -200,7 +200,7 @@ print(f"hit rate: {hit_rate:.1%}; blocks held: {max(used)[1]}, not {most_alone}"
 # ### What is overwritten first
 #
 # When a request is done, its blocks go back to the free queue, *with their names*. They are free and findable at the
-# same time, until somebody takes them for something else. So the order of the queue decides what is remembered:
+# same time, until they are taken for other tokens. So the order of the queue decides what is remembered:
 
 
 # %%
@@ -257,8 +257,9 @@ draw(0)
 draw(1)
 
 # %% [markdown]
-# One step later the upper completion has got block 4, with a copy of "years ago" in it, and has written behind that.
-# The lower one wrote into block 2. Block 7, full and unchanged, still belongs to both. And what the six chats found:
+# One step later the upper completion has block 4, with a copy of "years ago", and has written behind that.
+# The lower completion wrote into block 2. Block 7, full and unchanged, still belongs to both. And what the six chats
+# found:
 
 # %%
 fig = new_figure(9.5, 3.0)
@@ -321,7 +322,7 @@ claim("they differ at position 6, the new one, and nowhere else", differ == [Fal
 # %%
 class NeverCopies(KVCacheManager):
     def _shared_last_blocks(self, tables, starts):
-        return []  # the bug: everybody writes into the shared block
+        return []  # the bug: all holders write into the shared block
 
 
 wrong_texts = texts(example_llm(kv_cache_manager_cls=NeverCopies), prompt, pair)
@@ -330,7 +331,7 @@ print("without:           ", " | ".join(wrong_texts))
 claim("without the copy a text changes", right_texts != wrong_texts)
 
 # %% [markdown]
-# The second completion wrote last and has its text. The first then read the other's key and value at position 6.
+# The second completion wrote last and has its text. The first then read the second's key and value at position 6.
 #
 # Lastly the texts.
 
@@ -383,8 +384,8 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # <details><summary>A block is in the free queue, and a prompt finds it by its name. What has to happen?</summary>
 #
-# It leaves the queue, from wherever it stands, and has one holder. `touch` does both. If it stayed in the queue, it
-# would be overwritten while somebody reads it.
+# It leaves the queue, from wherever it stands, and has one holder. `touch` does both. In the queue it would be
+# overwritten while a sequence still reads it.
 # </details>
 #
 # ## In real vLLM

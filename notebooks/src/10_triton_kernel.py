@@ -3,7 +3,7 @@
 #
 # ## Before you start
 #
-# **You need:** chapter 04: block tables. Chapter 05: slots and the gather. Softmax, and PyTorch's broadcasting.
+# **You need:** chapter 04: block tables. Chapter 05: slots and the gather. PyTorch's broadcasting.
 #
 # **You will be able to:** read and write an attention kernel that follows a block table, explain the online softmax
 # with numbers, and say what grouped heads, tiles and split-KV each save.
@@ -36,8 +36,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# PyTorch has no operator that follows a block table. So chapter 05 *gathered*: it copied the keys and values of each
-# sequence into one piece, and then attended. Here is the example request with a companion in its fourth step.
+# PyTorch has no operator for the CPU that follows a block table. So chapter 05 *gathered*: it copied the keys and
+# values of each sequence into one piece, and then attended. The example request and a companion in their fourth step:
 
 
 # %%
@@ -54,19 +54,19 @@ needed, copied = sum(lens) * 2 * key_cache[0, 0].nbytes, sum(map(len, blocks)) *
 print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, read these: {2 * copied + needed:,}")
 
 # %% [markdown]
-# With one query a sequence attention calculates little and reads much, so bytes are what counts, and with the copy
-# almost four times as many move as needed. The cure is to write the operator ourselves, as a **kernel**: a function
-# that a GPU runs many times at once. Each run is a **program**; it learns its number from `tl.program_id`, returns
-# nothing, and touches memory by address only. `kernel[(2, 4)](...)` starts a **grid** of 2 x 4 programs. The language
-# is Triton: Python in form, its values small tensors, called **tiles**.
+# With one query per sequence attention calculates little and reads much, so bytes are what counts; the copy moves
+# almost four times as many as needed. The cure is to write the operator ourselves, as a **kernel**: a function that a
+# GPU runs many times at once. Each run is a **program**; it learns its number from `tl.program_id`, returns nothing,
+# and touches memory by address only. `kernel[(2, 4)](...)` starts a **grid** of 2 x 4 programs. The language is Triton:
+# Python in form, its values small tensors, called **tiles**.
 #
 # Without a GPU there is Triton's *interpreter*, which runs one program after the other in numpy. It shows *what* a
-# kernel computes, and every address it touches. It cannot show how long a GPU would take, whether programs that run at
-# the same time disturb each other (a *race*), or whether the tiles fit into a processor's small fast memory (*shared
+# kernel computes and which addresses it touches. It cannot show how long a GPU would take, whether programs that run at
+# the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
 # memory*). So this chapter counts, and times nothing.
 #
 # To count, we put our own function around the interpreter's method for loads. It notes which program loads which keys
-# and values. What a mask leaves out is not loaded and not noted.
+# and values, without those that a mask leaves out.
 
 
 # %%
@@ -103,24 +103,24 @@ _, naive = record(attention.paged_attention_naive, *batch)
 reveal(guess, len(naive["K"]), "keys")
 
 # %% [markdown]
-# Twice as many as there are: two query heads share each KV head, and each program fetches its keys for itself.
+# Twice as many as there are: two query heads share a KV head, and each program fetches its own keys.
 #
 # ## How the code does it
 #
-# ### One query head a program
+# ### One query head per program
 #
-# Pointers are plain addresses: `key_cache_ptr + 5` is the sixth number. A load takes a whole tile of addresses at
-# once, a mask that says which of them to follow, and what to put in place of the others. The size of a tile must be
-# known when the kernel is compiled (a `tl.constexpr`), and be a power of two.
+# Pointers are plain addresses: `key_cache_ptr + 5` is the sixth number. A load takes a tile of addresses, a mask that
+# says which of them to follow, and what to put in place of the others. The size of a tile must be known when the kernel
+# is compiled (a `tl.constexpr`), and be a power of two.
 
 # %%
 show_source(_naive_kernel.fn)
 
 # %% [markdown]
-# Read it in four parts. *Who am I?* Program (1, 3) is query head 3 of sequence 1; it reads KV head 3 // 2 = 1. *The
-# walk*: for each logical block it asks the block table for the physical one and computes an address from it; nothing
-# is copied together. *The mask*: in the last block only some slots hold tokens. Masking the load is not enough: a key
-# that was loaded as 0 has the score 0, and $e^0$ takes a share of the softmax. So its score becomes $-\infty$.
+# Read it in four parts. *Which one am I?* Program (1, 3) is query head 3 of sequence 1; it reads KV head 3 // 2 = 1.
+# *The walk*: for each logical block it asks the block table for the physical one and computes an address from it;
+# nothing is copied together. *The mask*: in the last block only some slots hold tokens. Masking the load is not enough:
+# a key that was loaded as 0 has the score 0, and $e^0$ takes a share of the softmax. So its score becomes $-\infty$.
 #
 # ### The online softmax
 #
@@ -129,7 +129,7 @@ show_source(_naive_kernel.fn)
 # three things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of
 # $e^{S_j - m} V_j$. When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by
 # the same factor, and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1,
-# 2, 3, one key a tile, out of a running kernel:
+# 2, 3, one key per tile, out of a running kernel:
 
 
 # %%
@@ -157,7 +157,7 @@ print(f"acc / l = {out:.3f}")
 
 # %% [markdown]
 # After key 1 the first key's $e^0 = 1$ has become $e^{-2} = 0.135$, in both sums. The answer, 2.155, is the softmax
-# average of 1, 2 and 3, and no exponent was ever positive, so nothing can overflow.
+# average of 1, 2 and 3. No exponent is ever positive, so nothing can overflow.
 #
 # ### Grouped heads, and tiles apart from blocks
 #
@@ -171,14 +171,14 @@ show_source(attention.load_keys_and_values.fn)
 show_source(attention.online_update.fn)
 
 # %% [markdown]
-# The same letters as before, with a row for each head. (Powers of two instead of $e$, because that is one
-# instruction; the scores were multiplied by $\log_2 e$.)
+# The same letters as before, with a row for each head. (Powers of two, because that is one instruction; the scores were
+# multiplied by $\log_2 e$.)
 #
 # ### Split-KV
 #
-# One long sequence with 8 KV heads gives 8 programs, and a large GPU has more than a hundred processors for them. So
-# the tokens of a sequence are divided among several programs, each ends with its own $(m, l, acc)$, and a second small
-# kernel merges them: the same $\alpha$ as above, for all parts at once. This is its slow twin in PyTorch:
+# One long sequence with 8 KV heads gives 8 programs, and a large GPU has more than a hundred processors. So the tokens
+# of a sequence are divided among several programs, each ends with its own $(m, l, acc)$, and a second kernel merges
+# them: the $\alpha$ from above, for all parts at once. Its slow twin in PyTorch:
 
 # %%
 show_source(combine_reference)
@@ -186,8 +186,8 @@ show_source(combine_reference)
 # %% [markdown]
 # ## The picture
 #
-# What each program loaded from the keys of layer 0, as recorded. Rows are the eight blocks; each slot has two cells,
-# one for each KV head. The number in a cell says in which turn of the loop it was loaded.
+# What each program loaded from the keys of layer 0. Rows are the eight blocks; a slot has two cells, one
+# per KV head. The number in a cell says in which turn of the loop it was loaded.
 
 # %%
 tiles = attention.Tiles(16, 8, 4, 1)  # 8 keys; the other numbers matter on a GPU only
@@ -213,8 +213,8 @@ alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the group
 show(fig, alt=alt)
 
 # %% [markdown]
-# Nobody touches the rest of a last block, or a block of the other sequence. On the right a turn spans two blocks: tiles
-# of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# No program touches the rest of a last block, or a block of the other sequence. On the right a turn spans two blocks:
+# tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
@@ -239,8 +239,8 @@ alt = f"Online softmax: m rises from {m[0]:.2f} to {m[-1]:.2f}, the largest scor
 show(fig, alt=f"{alt} to {l[4]:.2f} as m jumps, and ends at {l[-1]:.2f}; two passes give {total:.2f}.")
 
 # %% [markdown]
-# Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. Put on one scale it only ever grows, and
-# it ends where the two passes end. Last, what grouping saves, for 8 query heads and 40 tokens.
+# Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. On one scale the sum only grows, and it
+# ends where the two passes end. Last, what grouping saves, for 8 query heads and 40 tokens.
 
 
 # %%
@@ -267,26 +267,43 @@ for name, kernel in both.items():
     ax.plot(groups, kib[name], "o-")
     ax.text(8, kib[name][-1] + 2, name, ha="right")
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
-show(fig, alt=f"KiB loaded for {groups} query heads a KV head: {kib}".translate({39: None}))
+show(fig, alt=f"KiB loaded for {groups} query heads per KV head: {kib}".translate({39: None}))
 
 # %% [markdown]
-# Is a kernel that loads half the bytes twice as fast? Only a GPU can tell. What the machine code tells without one is
-# in `docs/gpu.md` (`python -m minivllm bench resources`). With the heads of Llama-3.1-8B, an H100 whose memory runs at
-# full speed would spend 20 % of its time for instructions on the grouped kernel. The naive one needs 159 %, so the
-# memory has to wait. Where there is a GPU, this cell measures:
+# Is a kernel that loads half the bytes twice as fast? Only a GPU can tell. What the machine code tells is in
+# `docs/gpu.md`. With the heads of Llama-3.1-8B and its memory at full speed, an H100 would spend 20 % of its time on
+# the instructions of the grouped kernel. The naive one needs 159 %, so the memory has to wait. Where there is a GPU,
+# this cell measures:
 
-# %%
+# %% tags=["machine"]
 command = "-m minivllm bench kernels --only B16"
-if torch.cuda.is_available():
-    print(subprocess.getoutput(f"TRITON_INTERPRET=0 {sys.executable} {command}"))
-else:
-    print("no GPU here; with one, this would run: python", command)
+measure = f"TRITON_INTERPRET=0 {sys.executable} {command}"
+print(subprocess.getoutput(measure) if torch.cuda.is_available() else f"no GPU here; with one: python {command}")
+
+# %% [markdown]
+# PyTorch has such an operator for GPUs: `varlen_attn` takes a `block_table` (torch 2.13), and its layout is ours, with
+# `seqused_k` for `seq_lens`. It needs numbers of 16 bits and an installed FlashAttention 3 or 4 that was chosen with
+# `activate_flash_attention_impl`; PyTorch's own FlashAttention 2 refuses tables (pytorch/pytorch#175924). Writing K and
+# V to their slots stays with the caller. Where it runs, it is one more contender:
+
+# %% tags=["machine"]
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v, table, n = (each.cuda() if torch.cuda.is_available() else each for each in batch[:5])
+    q, k, v, starts = q.bfloat16(), k.bfloat16(), v.bfloat16(), torch.arange(3, device=q.device).int()
+    paged = {"seqused_k": n.int(), "block_table": table, "enable_gqa": True, "scale": batch[5]}
+    theirs = varlen_attn(q, k, v, starts, None, 1, max(lens), **paged).float().cpu()
+    off = (theirs - attention.paged_attention_reference(*batch)).abs().max()
+    print(f"varlen_attn runs here; in bfloat16 it is off by {off:.1e}")
+except (ImportError, TypeError, RuntimeError) as error:  # an older torch, no GPU, no FlashAttention 3
+    print(f"varlen_attn does not run here: {type(error).__name__}: {str(error)[:83]}")
 
 # %% [markdown]
 # ## Claims
 #
-# The batches: one token; exactly a block; a ragged batch with four query heads for one KV head; blocks of 5. The
-# grouped kernel takes tiles of 8. Every slot without a token holds NaN, and the tables are padded with -1.
+# The batches: one token; exactly a block; a ragged batch with four query heads for one KV head; blocks of 5. Every slot
+# without a token holds NaN, and the tables are padded with -1.
 
 # %%
 shapes = (([1], (4, 2), 4), ([16], (4, 4), 16), ([7, 33, 16, 1], (4, 1), 16), ([5, 12, 26], (6, 2), 5))
@@ -324,7 +341,7 @@ claim("split-KV with 1, 2 and 4 parts gives the same", spread <= 1e-6, measured=
 claim("each of 50 tokens belongs to one part", all(sum(share) == 50 for share in shares), measured=shares)
 
 # %% [markdown]
-# Last, the whole engine with its attention in the interpreter, against PyTorch.
+# Last, the whole engine, with its attention in the interpreter.
 
 
 # %%
@@ -339,8 +356,8 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # In `notebooks/exercises/ch10_triton_kernel.py`:
 #
 # - **ex10a** `merge`: two parts of a softmax become one, in PyTorch.
-# - **ex10b** `decode_kernel`: a kernel of your own, with one query head a program and tiles apart from blocks. About
-#   twenty lines; the launch is given.
+# - **ex10b** `decode_kernel`: a kernel of your own, with one query head per program and tiles apart from blocks. About
+#   twenty lines.
 # - **ex10c** `split_kv`: divide the tokens fairly among several programs, and merge what they bring back.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex10a`:
@@ -360,29 +377,28 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 #
 # <details><summary>Why does a part of split-KV store m and l, and not its finished output alone?</summary>
 #
-# Two averages cannot be averaged without knowing what each weighs. $m$ and $l$ are the weight: a part weighs
-# $l \cdot e^m$. (Some kernels store the output and $m + \log l$.)
+# Two averages cannot be averaged without their weights: a part weighs $l \cdot e^m$. (Some kernels store the output and
+# $m + \log l$.)
 # </details>
 #
 # <details><summary>All tests pass in the interpreter. Name two bugs that may still be there.</summary>
 #
-# A race: the interpreter runs programs one after the other. A tile too large for shared memory. And whatever makes it
-# slow.
+# A race, since programs run one after the other. A tile too large for shared memory. And everything that makes it slow.
 # </details>
 #
 # ## In real vLLM
 #
-# The kernel of the paper, one query head a program like our naive one, was written in CUDA:
+# The paper's kernel, one query head per program like our naive one, was written in CUDA:
 # `csrc/attention/attention_kernels.cu` in version 0.1, removed in 0.25. Its nearest relative today is
-# `vllm/v1/attention/ops/triton_unified_attention.py`: prompts and decode steps in one kernel, whose rows are several
-# query tokens times the heads of a group. Its split-KV cuts into 16 segments, whenever the batch is small and has one
-# query token a sequence, and `reduce_segments` merges them. It loads the block table without a mask, so its tables must
-# be wide enough; ours may hold anything behind the end. On many GPUs vLLM takes FlashAttention instead, which reads
-# block tables too.
+# `vllm/v1/attention/ops/triton_unified_attention.py`: prompts and decode steps in one kernel; a row is a query token
+# and a head of a group. Its split-KV cuts into 16 segments, whenever the batch is small and has one query token per
+# sequence, and `reduce_segments` merges them. It loads the block table without a mask, so its tables must be wide
+# enough. On many GPUs vLLM takes FlashAttention instead.
 #
 # ## Key points
 #
-# - A kernel is one function run by many programs; each asks who it is, and finds its keys through the block table.
+# - A kernel is one function run by many programs; each asks which one it is, and finds its keys through the block
+#   table.
 # - $m$, $l$ and $acc$ make softmax a matter of one pass; a new maximum rescales both sums.
 # - Parts of a softmax can be merged in any order. Tiles, splits and online softmax are this one fact.
-# - Grouped heads load each key once. The interpreter counts that; only a GPU can time it.
+# - Grouped heads load each key once. Only a GPU can time that.

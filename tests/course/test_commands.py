@@ -1,5 +1,6 @@
 """The commands of the course: what a student and a teacher are told, and that nobody is graded by the wrong code."""
 
+import ast
 import csv
 import io
 import json
@@ -27,38 +28,46 @@ from minivllm.course import (
 from minivllm.course.catalog import CourseError, Target
 from minivllm.course.grading import Submission
 from minivllm.course.implementations import WHOLE_FILE, Implementation
+from minivllm.course.private_copy import CourseFiles
 from minivllm.course.records import (
     NOT_WRITTEN,
     PASSED,
     PROCESS_ENDED,
+    TAMPERED,
     TIME_LIMIT,
     WRONG,
+    Receiver,
     Record,
-    RecordWriter,
-    read_log,
 )
 from tests.exercises import conftest as exercises_conftest
 
 FILE = "ch04_block_table.py"
 STUB = (catalog.STUBS / FILE).read_text()
+# What is graded here is ex03b: its tests need no torch.
+GRADED = "ch03_naive_batching.py"
 ANSWERS = {
-    "ex04a": "return -(-num_tokens // block_size)",
-    "wrong": "return num_tokens // block_size + 1",
+    "right": """batches = [output_lengths[i : i + batch_size] for i in range(0, len(output_lengths), batch_size)]
+    steps = sum(max(batch) for batch in batches)
+    return steps, steps * batch_size - sum(output_lengths)""",
+    "wrong": """batches = [output_lengths[i : i + batch_size] for i in range(0, len(output_lengths), batch_size)]
+    steps = sum(max(batch) for batch in batches)
+    return steps, sum(max(batch) * len(batch) for batch in batches) - sum(output_lengths)""",
     "crashing": "import os; os._exit(0)",
     "endless": "while True: pass",
     "deaf": "while True:\n        try:\n            while True: pass\n        except BaseException: pass",
-    "cheating": "from minivllm.block_table import cdiv; return cdiv(num_tokens, block_size)",
+    "cheating": "from minivllm.baselines import StaticBatchScheduler; return 0, 0",
 }
 
 
-def with_answer(answer, exercise="ex04a"):
-    """The stub of chapter 4 with one exercise filled in."""
-    return STUB.replace(f'raise NotImplementedError("{exercise}")', ANSWERS[answer])
+def with_answer(answer):
+    """The stub of chapter 3 with ex03b filled in."""
+    stub = (catalog.STUBS / GRADED).read_text()
+    return stub.replace('raise NotImplementedError("ex03b")', ANSWERS[answer])
 
 
-def write(folder, text):
+def write(folder, text, file=FILE):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(text)
+    (folder / file).write_text(text)
     return folder
 
 
@@ -104,7 +113,9 @@ def test_a_mark_without_its_partner_is_refused(text):
 
 def test_reset_restores_one_exercise_and_keeps_the_others(tmp_path):
     """Would catch a reset that takes a student's other answers with it, or keeps no copy, or buries it."""
-    text = with_answer("ex04a").replace('raise NotImplementedError("ex04c")', "pass  # mine")
+    text = STUB.replace('NotImplementedError("ex04a")', "ValueError").replace(
+        'raise NotImplementedError("ex04c")', "pass  # mine"
+    )
     write(tmp_path, text)
     backup = stubs.reset(Target("ch04_block_table", "ex04a"), tmp_path)
     assert (tmp_path / FILE).read_text() == STUB.replace('raise NotImplementedError("ex04c")', "pass  # mine")
@@ -142,9 +153,9 @@ def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
     write(student, STUB)
     assert stubs.write_stubs() == [student / FILE, pristine / FILE]
     write(pristine, STUB)
-    write(student, with_answer("ex04a"))
+    write(student, STUB + "# mine\n")
     assert stubs.write_stubs() == [pristine / FILE]
-    assert (student / FILE).read_text() == with_answer("ex04a")
+    assert (student / FILE).read_text() == STUB + "# mine\n"
 
 
 # -- whose code -------------------------------------------------------------------------------------
@@ -165,6 +176,9 @@ def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
         ("def free():\n    from minivllm.block_table import cdiv\n", "free", "uses the reference"),
         ("def free():\n    import importlib\n", "free", "uses the reference"),
         ("def free():\n    exec('import minivllm')\n", "free", "uses the reference"),
+        ("def free():\n    import sys\n    sys.modules['x']\n", "free", "uses the reference"),
+        ("def free():\n    import gc\n", "free", "uses the reference"),
+        ("x = " + "-" * 3000 + "1\n", WHOLE_FILE, "syntax error"),
         ("def helper():\n    from minivllm.block_table import cdiv\n", WHOLE_FILE, "uses the reference"),
         (
             "class C:\n    def f(self):\n        __import__('minivllm.block_table')\n",
@@ -199,18 +213,22 @@ def test_an_implementation_that_does_not_exist_is_an_error():
             Implementation.from_option(option)
 
 
-def test_a_graded_process_cannot_open_the_solutions():
+def test_a_graded_process_cannot_open_the_solutions(tmp_path):
     """Would catch a submission that reads its answer from the solutions folder; other files stay readable."""
     solution, stub = catalog.SOLUTIONS / FILE, catalog.STUBS / FILE
     for way in (
         f"open({str(solution)!r})",
         f"open({os.fsencode(solution)!r})",
         f"os.open({str(solution)!r}, 0)",
+        f"os.chdir({str(solution.parent)!r}); open({FILE!r})",
+        f"os.open({FILE!r}, 0, dir_fd=os.open({str(solution.parent)!r}, 0))",
+        f"os.link({str(solution)!r}, {str(tmp_path / 'x.py')!r})",
+        f"os.symlink({str(solution)!r}, {str(tmp_path / 'y.py')!r}); open({str(tmp_path / 'y.py')!r})",
     ):
         code = (
             "import os\n"
-            "from minivllm.course.implementations import block_solutions\n"
-            f"block_solutions(); open({str(stub)!r}).read()\n"
+            "from minivllm.course.implementations import ROOT, guard_course\n"
+            f"guard_course(ROOT); open({str(stub)!r}).read()\n"
             f"try: {way}\n"
             "except PermissionError as error: print(error)"
         )
@@ -247,27 +265,33 @@ def test_all_tests_together_leave_the_exercises_out():
 # -- records and reports ----------------------------------------------------------------------------
 
 
-def test_a_run_that_breaks_off_loses_no_test(tmp_path):
+def test_a_run_that_breaks_off_loses_no_test():
     """Would catch tests that vanish from a grade because the process was gone before their turn."""
-    tests = [{"test": f"test_{i}", "exercise": "ex04a", "points": 1} for i in "abc"]
-    writer = RecordWriter(tmp_path / "records.jsonl")
-    for line in ({"collected": tests}, {"start": "f.py::test_a"}):
-        writer.write(line)
-    writer.add(record("ex04a", "test_a", 1, PASSED))
-    writer.write({"start": "f.py::test_b"})
+    cases = [run.Case(f"test_{i}", "ex04a", 1, "Why.", "A hint.", ()) for i in "abc"]
+    received = Receiver(b"", [{"test": "test_a", "status": PASSED}], running="test_b")
     for timed_out, status in ((False, PROCESS_ENDED), (True, TIME_LIMIT)):
-        records = run.complete(read_log(writer.path), timed_out)
+        records = run.complete(cases, run.Outcome(received, timed_out, ""))
         assert [(r.test, r.status) for r in records] == [
             ("test_a", PASSED),
             ("test_b", status),
             ("test_c", status),
         ]
         assert "not run" in records[2].message and "not run" not in records[1].message
+        assert [(r.reason, r.hint, r.points) for r in records] == [("Why.", "A hint.", 1)] * 3
+
+
+def test_a_test_that_is_reported_twice_or_does_not_exist_spoils_the_run():
+    """Would catch a run that gives more points than there are; negative control: each test once."""
+    cases = [run.Case("test_a", "ex04a", 1, "Why.", "A hint.", ())]
+    for names, status in ((["test_a"], PASSED), (["test_a"] * 2, TAMPERED), (["test_a", "test_b"], TAMPERED)):
+        received = Receiver(b"", [{"test": name, "status": PASSED} for name in names])
+        assert [r.status for r in run.complete(cases, run.Outcome(received, False, ""))] == [status]
 
 
 def test_a_run_without_tests_is_an_error(monkeypatch):
     """Would catch "no tests ran" taken for "all tests passed"."""
-    monkeypatch.setattr(run, "_run_pytest", lambda *arguments: ("ImportError: no torch", False))
+    nothing = run.Outcome(Receiver(b""), False, "ImportError: no torch")
+    monkeypatch.setattr(run, "run_process", lambda *arguments: nothing)
     with pytest.raises(CourseError, match=r"no test ran(.|\n)*no torch"):
         run.run_tests("student", [Target("ch04_block_table", None)])
 
@@ -343,21 +367,21 @@ def test_the_report_tells_a_problem_of_the_file_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """Folders of made-up submissions, graded on ex04a; those that never end apart, with a limit of a second."""
+    """Folders of made-up submissions, graded on ex03b; those that never end apart, with a limit of a second."""
     folder = tmp_path_factory.mktemp("submissions")
-    write(folder / "right", with_answer("ex04a"))
-    write(folder / "wrong" / "notebooks" / "exercises", with_answer("wrong"))
-    write(folder / "empty", "")
-    for name in ("crashing", "cheating"):
-        write(folder / name, with_answer(name))
+    write(folder / "wrong" / "notebooks" / "exercises", with_answer("wrong"), GRADED)
+    write(folder / "empty", "", GRADED)
+    for name in ("right", "crashing", "cheating"):
+        write(folder / name, with_answer(name), GRADED)
+    write(folder / "copy", "# mine\n" + (catalog.SOLUTIONS / GRADED).read_text(), GRADED)
     (folder / "nothing").mkdir()
     slow = tmp_path_factory.mktemp("slow-submissions")
     for name in ("endless", "deaf"):
-        write(slow / name, with_answer(name))
+        write(slow / name, with_answer(name), GRADED)
     (folder / "right" / "conftest.py").write_text(
         "raise SystemExit('a submission must not bring its own tests')"
     )
-    target = [catalog.parse_target("ex04a")]
+    target = [catalog.parse_target("ex03b")]
     submissions = grading.grade(folder, target, run.RunOptions(time_limit=120.0))
     submissions += grading.grade(slow, target, run.RunOptions(time_limit=1.0))
     return {each.name: each for each in submissions}
@@ -368,7 +392,7 @@ def test_each_submission_gets_what_it_deserves(graded):
     scores = {name: submission.score for name, submission in graded.items()}
     most = graded["right"].max_score
     assert scores.pop("right") == most > scores.pop("wrong") > 0
-    assert set(scores.values()) == {0.0} and len(scores) == 6
+    assert set(scores.values()) == {0.0} and len(scores) == 7
     assert all(submission.max_score == most for submission in graded.values())
 
 
@@ -381,7 +405,7 @@ def test_each_submission_is_told_what_is_wrong_with_it(graded):
     assert statuses["crashing"] == {PROCESS_ENDED}
     assert statuses["endless"] == {TIME_LIMIT}
     assert TIME_LIMIT in statuses["deaf"] <= {TIME_LIMIT, PROCESS_ENDED}
-    assert statuses["cheating"] == {"uses the reference"}
+    assert statuses["cheating"] == statuses["copy"] == {"uses the reference"}
     assert statuses["nothing"] == {"missing file"}
 
 
@@ -420,18 +444,20 @@ def test_a_place_for_the_grades_is_asked_for_before_the_grading(tmp_path, monkey
     assert "give a folder" in error and "there is no folder" in error
 
 
-def test_the_shipped_solutions_are_never_graded(tmp_path):
-    """Would catch a grade for the solutions folder, and full points for a copy of a solution."""
+def test_the_shipped_solutions_are_never_graded(tmp_path, monkeypatch):
+    """Would catch a grade for the solutions folder, and points for a copy of a solution with other comments."""
     for folder in (catalog.SOLUTIONS, catalog.TESTS, catalog.STUBS):
         with pytest.raises(CourseError, match="not a submission"):
             grading.grade(folder, [], run.RunOptions())
-    copy = write(tmp_path, (catalog.SOLUTIONS / FILE).read_text()) / FILE
-    assert grading.is_shipped_solution(copy)
-    without_marks = [line for line in copy.read_text().splitlines() if " SOLUTION" not in line]
-    assert grading.is_shipped_solution(write(tmp_path, "# mine\n" + "\n".join(without_marks)) / FILE)
-    assert not grading.is_shipped_solution(write(tmp_path, "def f(:") / FILE)
-    assert not grading.is_shipped_solution(write(tmp_path, STUB) / FILE)
-    assert grading.without_points(record(status=PASSED)).score == 0
+    digests = tmp_path / "digests.txt"
+    digests.write_bytes(CourseFiles.read().files[implementations.DIGESTS.relative_to(catalog.ROOT)][0])
+    monkeypatch.setattr(implementations, "DIGESTS", digests)
+    solution = (catalog.SOLUTIONS / FILE).read_text()
+    without_marks = [line for line in solution.splitlines() if " SOLUTION" not in line]
+    for text in (solution, "# mine\n" + "\n".join(without_marks)):
+        problem = implementations.find_problems(write(tmp_path, text) / FILE)[WHOLE_FILE]
+        assert problem.kind == "uses the reference" and "copy of the solution" in str(problem)
+    assert implementations.find_problems(write(tmp_path, STUB) / FILE) == {}
 
 
 def test_a_folder_without_submissions_says_what_was_expected(tmp_path):
@@ -444,21 +470,20 @@ def test_a_folder_without_submissions_says_what_was_expected(tmp_path):
         grading.find_submissions(tmp_path / "none")
 
 
-def test_one_exercise_that_ends_the_process_does_not_cost_the_others(monkeypatch):
+def test_one_exercise_that_ends_the_process_does_not_cost_the_others():
     """Would catch a crash in ex04a that takes the points of ex04b; what did run is not run again."""
     calls = []
 
-    def run_alone(impl, targets, options):
+    def run_alone(targets):
         calls.append(targets)
         return [record("ex04b", "test_b", 2, PASSED)]
 
-    monkeypatch.setattr(grading, "run_tests", run_alone)
     broken = [
         record("ex04a", "test_a", 1, PASSED),
         record("ex04b", "test_b", 2, PROCESS_ENDED),
         record("ex04c", "test_c", 1, WRONG),
     ]
-    got = grading.run_again_alone(broken, catalog.STUBS, [], run.RunOptions())
+    got = grading.run_again_alone(broken, run_alone)
     assert calls == [[Target("ch04_block_table", "ex04b")]]
     assert [(r.exercise, r.status) for r in got] == [("ex04a", PASSED), ("ex04b", PASSED), ("ex04c", WRONG)]
 
@@ -548,6 +573,18 @@ def test_the_solutions_page_is_up_to_date_and_folds_every_exercise():
     exercises = [exercise for chapter in catalog.chapters() for exercise in catalog.exercises_of(chapter)]
     assert page.count("<details>") == page.count("</details>") == len(exercises)
     assert "SOLUTION" not in page
+
+
+def test_the_built_site_has_no_page_of_solutions():
+    """Would catch answers that students find with the search of the site; the other pages for teachers are there."""
+    settings = (catalog.ROOT / "docs" / "conf.py").read_text()
+    (excluded,) = re.findall(r"^exclude_patterns = (\[.*\])$", settings, re.MULTILINE)
+    page = solutions_page.PAGE.relative_to(catalog.ROOT / "docs").as_posix()
+    assert page in ast.literal_eval(excluded)
+    toctree = re.search(
+        r"```\{toctree\}(.*?)```", solutions_page.PAGE.with_name("index.md").read_text(), re.DOTALL
+    )
+    assert "grading" in toctree[1] and "solutions" not in toctree[1]
 
 
 def test_the_magic_is_registered_and_says_what_is_wrong(capsys):

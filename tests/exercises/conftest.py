@@ -17,9 +17,10 @@ import hypothesis
 import pytest
 
 from minivllm.course import implementations, records
+from minivllm.course.cases import TEXT_FIXTURE
 from minivllm.course.catalog import exercises_of
 from minivllm.course.implementations import SubmissionError
-from tests.exercises.session import STUCK, Session, StudentCode, TimeLimit, time_limit
+from tests.exercises.session import Session, StudentCode, TimeLimit
 
 HERE = Path(__file__).parent
 SESSION = pytest.StashKey()  # a `Session`, if anything here is collected
@@ -31,7 +32,8 @@ def pytest_addoption(parser):
     group.addoption("--impl", help="whose code: student, reference, stub, mutant:NAME, alternate:NAME, a folder; "
                                    "several with commas between them, and mutants or alternates for all of them")  # fmt: skip
     group.addoption("--exercise", default="", help="only the tests of this exercise, for example ex04b")
-    group.addoption("--grade", default="", help="write one JSON line a test to this file")
+    group.addoption("--report", default="", help="two pipes, as minivllm/course/run.py makes them")
+    group.addoption("--course", default="", help="the course's own folder, if these tests are a copy of it")
     group.addoption("--seed", type=int, default=0, help="draw the random workloads anew")
     group.addoption("--real", action="store_true", help="only the tests inside the engine, with SmolLM2-135M")
     group.addoption("--time-limit", type=float, default=20.0, help="seconds a test may take")
@@ -121,20 +123,20 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
+    """Keep the tests that are asked for. Tests of other folders, in the same command, are not our business."""
     session = config.stash.get(SESSION, None)
     if session is None:
         return
     wanted = config.getoption("exercise")
-    items[:] = [item for item in items if wanted in ("", marker_of(item)[0]) and choice_of(item) is not None]
-    if config.getoption("real"):
-        items[:] = [item for item in items if "reference_text" in item.fixturenames]
-    if session.writer is not None:
-        rows = []
-        for item in items:
-            exercise, points, hint = marker_of(item)
-            row = {"test": item.originalname, "exercise": exercise, "points": points}
-            rows.append(row | {"reason": reason_of(item), "hint": hint, "variant": choice_of(item)})
-        session.writer.write({"collected": rows})
+
+    def is_wanted(item):
+        if HERE not in item.path.parents:
+            return True
+        if config.getoption("real") and TEXT_FIXTURE not in item.fixturenames:
+            return False
+        return wanted in ("", marker_of(item)[0]) and choice_of(item) is not None
+
+    items[:] = [item for item in items if is_wanted(item)]
 
 
 @pytest.fixture
@@ -157,11 +159,11 @@ def tiny_model(ex, request, tmp_path_factory):
         session.model = resolve_model("smollm2-135m-instruct")
     if session.model is None:
         # Imported and compiled here, where nobody is timed.
-        from minivllm.llm import LLM
         from minivllm.weights.random_model import random_llama
+        from tests.exercises.engine import make_llm
 
         session.model = random_llama(tmp_path_factory.mktemp("models") / "tiny")
-        LLM(session.model, skip_tokenizer_init=True, num_blocks=4)
+        make_llm(session.model, num_blocks=4)
     return session.model
 
 
@@ -181,25 +183,21 @@ def pytest_runtest_call(item):
     session = item.config.stash.get(SESSION, None)
     if session is None:
         return (yield)
-    with time_limit(session.seconds, lambda: write_record(item, session, records.TIME_LIMIT, message=STUCK)):
+    with session.timed():
         return (yield)
 
 
 # -- the records ------------------------------------------------------------------------------------
 
 MOST_PRINTED = 2000  # characters: a loop that prints must not fill the disk
-
-
-def reason_of(item):
-    """First paragraph of the test's docstring, on one line."""
-    return " ".join((item.function.__doc__ or "").strip().split("\n\n")[0].split())
+MOST_SAID = 20_000  # characters of a message: a wrong answer may be a list of a million slots
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     session = item.config.stash.get(SESSION, None)
-    if session is not None and session.writer is not None:
-        session.writer.write({"start": item.nodeid})
+    if session is not None:
+        session.send({"start": item.originalname})
     return (yield)
 
 
@@ -214,18 +212,12 @@ def pytest_runtest_makereport(item, call):
     status, message, where = describe(error, exercise)
     if status == records.TIME_LIMIT:
         session.out_of_time.add((choice_of(item) or session.choices[0], exercise))
-    exception = "" if error is None else type(error).__name__
-    printed = dict(report.sections).get("Captured stdout call", "")[-MOST_PRINTED:]
-    write_record(item, session, status, message=message, where=where, exception=exception, printed=printed)
+    session.send({
+        "test": item.originalname, "variant": choice_of(item), "status": status, "message": message[:MOST_SAID],
+        "where": where, "exception": "" if error is None else type(error).__name__,
+        "printed": dict(report.sections).get("Captured stdout call", "")[-MOST_PRINTED:],
+    })  # fmt: skip
     return report
-
-
-def write_record(item, session, status, **details):
-    if session.writer is None:
-        return
-    exercise, points, hint = marker_of(item)
-    about = {"reason": reason_of(item), "hint": hint, "variant": choice_of(item)}
-    session.writer.add(records.Record(item.originalname, exercise, points, status, **about, **details))
 
 
 def describe(error, exercise):
@@ -242,7 +234,7 @@ def describe(error, exercise):
     if isinstance(error, TimeLimit):
         return records.TIME_LIMIT, str(error), where
     if isinstance(error, PermissionError) and "holds a solution" in str(error):
-        return "uses the reference", str(error), where
+        return records.COPIED, str(error), where
     if isinstance(error, AssertionError | pytest.fail.Exception):
         return records.WRONG, str(error), ""
     return records.CRASHED, f"{type(error).__name__}: {error}", where
@@ -255,9 +247,3 @@ def place_in_student_file(error):
     if not frames:
         return ""
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
-
-
-def pytest_sessionfinish(session):
-    state = session.config.stash.get(SESSION, None)
-    if state is not None and state.writer is not None:
-        state.writer.write({"finished": session.testscollected})

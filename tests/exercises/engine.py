@@ -51,6 +51,8 @@ def make_llm(model, **options):
         "block_size": BLOCK_SIZE,
         "max_model_len": 64,
         "enable_prefix_caching": False,
+        # Not "auto", which would import Numba, longer than all these tests take.
+        "attention_backend": "torch",
     }
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 

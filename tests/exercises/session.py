@@ -6,17 +6,15 @@
                                      Session.implementations    {"student": the folder notebooks/exercises}
     first test of chapter 4          Session.load(...)          runs ch04_block_table.py, timed, and keeps it
     its other tests                  Session.load(...)          the same module, or the same error, at once
-    each test                        time_limit(20, ...)        TimeLimit after 20 s; the process dies at 25
+    each test                        session.timed()            TimeLimit after 20 s
 
-The time limit has two stages because code that loops may also swallow what interrupts it. Stage one raises
-`TimeLimit` in the main thread, twice a second until it gets through; the run goes on, without the other tests
-of that exercise. Stage two, five seconds later, ends the process; `minivllm.course.run` then gives the tests
-that had no turn their records.
+The time limit here is an exception in the main thread, raised twice a second until it gets through; the run goes on,
+without the other tests of that exercise. Code that loops may swallow it, or loop inside C, where no exception comes
+through. So `minivllm.course.run` is told when code under test begins to run, and kills the process from outside.
 """
 
 import os
 import signal
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,41 +25,40 @@ from minivllm.course.implementations import Implementation, SubmissionError
 
 # -- the time limit ---------------------------------------------------------------------------------
 
-STUCK = "the process had to be killed: a loop that does not end, and that swallows every exception?"
-
 
 class TimeLimit(BaseException):
     """Not an Exception: neither the student's `except Exception` nor hypothesis may swallow it."""
 
 
 @contextmanager
-def time_limit(seconds, when_stuck):
-    """Raise TimeLimit in what runs too long, again and again until it is heard; at last, kill the process.
+def time_limit(seconds):
+    """Raise TimeLimit in what runs too long, again and again until it is heard.
 
-    Only the code under test and the test are timed, not the fixtures: importing torch is nobody's fault.
+    Only the code under test and the test are timed, not the fixtures: importing torch takes its time.
     """
 
     def on_alarm(signum, frame):
         raise TimeLimit(f"no result after {seconds:g} seconds: a loop that does not end?")
 
-    def kill():
-        when_stuck()
-        os._exit(1)
-
-    killer = threading.Timer(seconds + 5, kill)
-    killer.daemon = True
-    killer.start()
-    has_alarm = hasattr(signal, "setitimer")  # not on Windows; there the killer is all there is
-    if has_alarm:
-        previous = signal.signal(signal.SIGALRM, on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    if not hasattr(signal, "setitimer"):  # not on Windows
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
     finally:
-        if has_alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
-        killer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def open_sender(descriptors):
+    """A `records.Sender` for "R,W": the run's secret is read from R and is nowhere else afterwards."""
+    secret, lines = map(int, descriptors.split(","))
+    with os.fdopen(secret, "rb") as file:
+        key = file.read()
+    os.set_inheritable(lines, False)
+    return records.Sender(lines, key)
 
 
 class Session:
@@ -81,10 +78,7 @@ class Session:
             self.implementations = {each: Implementation.from_option(each) for each in self.choices}
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
-        self.writer = None
-        if config.getoption("grade"):
-            self.writer = records.RecordWriter(Path(config.getoption("grade")))
-            self.writer.path.unlink(missing_ok=True)
+        self.sender = open_sender(config.getoption("report")) if config.getoption("report") else None
         self.seconds = config.getoption("time_limit")
         self.stub = Implementation.from_option("stub")
         self.loaded = {}
@@ -92,7 +86,20 @@ class Session:
         self.model = self.text = None
         self.has_submission = any(each.is_submission for each in self.implementations.values())
         if self.has_submission:
-            implementations.block_solutions()
+            implementations.guard_course(Path(config.getoption("course") or implementations.ROOT))
+
+    def send(self, line):
+        """Tell the process that started this one, if there is one."""
+        if self.sender is not None:
+            self.sender.send(line)
+
+    @contextmanager
+    def timed(self):
+        """What runs in here is code under test: it may take `seconds`, and is killed from outside soon after."""
+        self.send({"timed": True})
+        with time_limit(self.seconds):
+            yield
+        self.send({"timed": False})
 
     def choices_for(self, test, exercise):
         """Those of `choices` that a test has to run with, when there are several."""
@@ -114,7 +121,7 @@ class Session:
             )
             self.stub.load(chapter)  # imports what the stub imports, untimed
             try:
-                with time_limit(self.seconds, lambda: None):
+                with self.timed():
                     self.loaded[key] = self.implementations[choice].load(chapter)
             except SubmissionError as error:
                 self.loaded[key] = error

@@ -5,7 +5,7 @@ import cmath
 import pytest
 
 from tests.exercises.engine import default_prompts, generate
-from tests.exercises.expect import expect, expect_close, same_text
+from tests.exercises.expect import expect, expect_close, expect_unchanged, same_text
 
 TOLERANCE = 2e-5  # float32, results of size 1
 
@@ -78,6 +78,19 @@ def test_half_precision_does_not_overflow(ex, rng):
     expect_close(got, norm_oracle(x, torch.ones(8), 1e-5), "rms_norm of float16 numbers of size 1000", 5e-3)
 
 
+@pytest.mark.exercise("ex01a", points=1, hint="x * ... makes a new tensor; x *= ... writes into the old one.")
+def test_the_norm_leaves_its_input_alone_and_keeps_its_dtype(ex, rng):
+    """The model adds x to the result of the layer: a norm that writes into x changes what is added."""
+    import torch
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, weight = (3 * normal(rng, 4, 8)).to(dtype), normal(rng, 8).to(dtype)
+        before = x.clone(), weight.clone()
+        got = ex.rms_norm(x, weight, 1e-5)
+        expect_unchanged((x, weight), before, f"rms_norm of {dtype} numbers")
+        expect(got.dtype, dtype, f"dtype of rms_norm of {dtype} numbers")
+
+
 @pytest.mark.exercise(
     "ex01a",
     points=1,
@@ -142,6 +155,21 @@ def test_the_angles_are_those_of_the_formula(ex, rng):
     for theta in (1e4, 500.0):
         got = ex.apply_rope(heads, positions, theta)
         expect_close(got, rope_oracle(heads, positions, theta), f"apply_rope at positions [0, 7, 3, 41, 100], theta={theta:g}", 2e-4)  # fmt: skip
+
+
+@pytest.mark.exercise(
+    "ex01b", points=1, hint="positions.float() and float32 frequencies; cast the result only."
+)
+def test_far_positions_are_told_apart(ex, rng):
+    """bfloat16 has 8 bits: 257 becomes 256, and 100,001 becomes 99,840. Neighbours would get one position."""
+    import torch
+
+    for dtype, tolerance in ((torch.float32, 0.05), (torch.float16, 0.05), (torch.bfloat16, 0.1)):
+        heads, positions = normal(rng, 4, 2, 8).to(dtype), positions_of(257, 4099, 30_001, 100_001)
+        got = ex.apply_rope(heads, positions, 1e4)
+        call = f"apply_rope of {dtype} heads at positions {positions.tolist()}"
+        expect(got.dtype, dtype, f"dtype of {call}")
+        expect_close(got, rope_oracle(heads, positions, 1e4), call, tolerance)
 
 
 @pytest.mark.exercise("ex01b", points=1, hint="Turn query and key in the same direction.")
@@ -222,6 +250,27 @@ def test_neighbouring_query_heads_share_a_kv_head(ex, rng):
     """Heads 0 and 1 use KV head 0: repeating the KV heads as a whole gives 0, 1, 0, 1, which is another model."""
     check_attention(ex, rng, 6, 4, 2, 4)
     check_attention(ex, rng, 6, 9, 3, 8)
+
+
+@pytest.mark.exercise(
+    "ex01c",
+    points=2,
+    hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
+)
+def test_scores_of_any_size_give_the_right_weights(ex, rng):
+    """Heads whose scores lie hundreds apart, and a future that scores higher than all the past."""
+    from tests.exercises.backends import attend
+
+    query, key, value = normal(rng, 5, 4, 4), normal(rng, 5, 2, 4), normal(rng, 5, 2, 4)
+    query[:, :, 0], key[:, :, 0] = 1.0, 0.0
+    # The first number of query and key makes the offset: 600 and -600 for the two KV heads.
+    key[:, 0, 0], key[:, 1, 0] = 1200.0, -1200.0
+    key[:, :, 0] += 400.0 * normal(rng, 5, 1).abs().cumsum(0)  # later keys score higher
+    before = query.clone(), key.clone(), value.clone()
+    got = ex.grouped_attention(query, key, value)
+    expected = attend(*(each.double() for each in before), 0.5).to(query.dtype)
+    call = "grouped_attention with scores from -600 to 600 and more"
+    expect_close(got, expected, call, 1e-3)
 
 
 @pytest.mark.exercise("ex01c", points=1, hint="sqrt of D = head_dim, not of hidden_size.")

@@ -30,6 +30,7 @@ def test_the_models_of_the_paper_and_of_this_course(ex):
     """Forgetting that both K and V are stored, or that every layer has its own, is off by 2 or by 40."""
     check_bytes(ex, 819_200, 40, 40, 40, 128, 5120, 2)
     check_bytes(ex, 46_080, 30, 9, 3, 64, 576, 4)
+    check_bytes(ex, 11_520, 30, 9, 3, 64, 576, 1)
 
 
 @pytest.mark.exercise("ex02a", points=1, hint="Which heads have keys and values?")
@@ -70,10 +71,10 @@ def drawn(rng, num_tokens, heads=2, dim=4):
     return [torch.randn(num_tokens, heads, dim, generator=generator) for _ in range(3)]
 
 
-def empty_caches(max_len, heads=2, dim=4):
+def empty_caches(max_len, heads=2, dim=4, garbage=float("nan")):
     import torch
 
-    return [torch.full((max_len, heads, dim), float("nan")) for _ in range(2)]
+    return [torch.full((max_len, heads, dim), garbage) for _ in range(2)]
 
 
 def oracle(query, key, value):
@@ -155,6 +156,26 @@ def test_the_scores_are_scaled_by_the_head_size(ex, rng):
         expect_close(
             got, oracle(query, key, value), f"decode_step with {heads} heads of size {dim}", TOLERANCE
         )
+
+
+@pytest.mark.exercise(
+    "ex02b",
+    points=2,
+    hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
+)
+def test_neither_garbage_nor_large_scores_disturb(ex, rng):
+    """Heads whose scores lie hundreds apart, a future that scores higher, and rows that nobody has written."""
+    for garbage in (float("nan"), float("inf"), float("-inf"), 1e4):
+        query, key, value = drawn(rng, 6)
+        query[:, :, 0] = 1.0
+        key[:, 0, 0], key[:, 1, 0] = 1200.0, -1200.0
+        key[:, :, 0] += 400.0 * drawn(rng, 6, 1, 1)[0][:, :, 0].abs().cumsum(0)  # later keys score higher
+        caches = empty_caches(9, garbage=garbage)
+        caches[0][:2], caches[1][:2] = key[:2], value[:2]
+        new = [each[2:].clone() for each in (query, key, value)]
+        got = ex.decode_step(*new, *caches, 2)
+        call = f"decode_step with scores from -600 to 600 and more, and {garbage} in the rows behind"
+        expect_close(got, oracle(query, key, value)[2:], call, 1e-3)
 
 
 class ContiguousAttention:

@@ -32,6 +32,8 @@ def test_the_three_kinds_are_told_apart(ex):
     """Empty and set aside is not the same as empty and free: only the second can be given to somebody."""
     check_shares(ex, 0.125, 0.375, 0.5, [6, 2], [16, 16], 64)
     check_shares(ex, 0.25, 0.0, 0.75, [16], [16], 64)
+    check_shares(ex, 1.0, 0.0, 0.0, [16, 48], [16, 48], 64)
+    check_shares(ex, 1 / 3, 1 / 3, 1 / 3, [1], [2], 3)
 
 
 @pytest.mark.exercise("ex03a", points=1, hint="Divide all three by the same number: the capacity.")

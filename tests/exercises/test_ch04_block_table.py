@@ -1,7 +1,5 @@
 """Chapter 4: blocks_needed, append_tokens, free; each alone and inside the engine."""
 
-from collections import OrderedDict
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -105,16 +103,34 @@ def test_a_prompt_may_end_at_a_block_boundary(ex):
     "ex04b", points=2, hint="Count what is missing first, and compare with len(free_blocks)."
 )
 def test_out_of_blocks_changes_nothing(ex):
-    """When memory runs out half way, the blocks taken so far must not be lost: first check, then act."""
+    """When memory runs out half way, the blocks taken so far must not be lost, nor change places: check, then act."""
     for block_table, num_tokens, num_new, free_blocks in [
         ([], 0, 1, []),
         ([7, 2], 6, 9, [5]),
         ([7], 4, 1, []),
+        ([7, 2], 6, 20, [5, 0, 3]),
+        ([], 0, 9, [6, 1]),
     ]:
         table, free = list(block_table), list(free_blocks)
         call = f"append_tokens({block_table}, {num_tokens}, {num_new}, {free_blocks}, 4)"
         expect_raises(ValueError, call, ex.append_tokens, table, num_tokens, num_new, free, 4)
         expect((table, free), (block_table, free_blocks), f"block_table and free_blocks after {call} raised")
+
+
+@pytest.mark.exercise(
+    "ex04b", points=1, hint="Blocks are numbered from 0: `if block` is false for the first of them."
+)
+def test_block_zero_holds_tokens_too(ex):
+    """0 is a block number like any other, not "none": taken for none, a slot or the block itself is lost."""
+    table, free_blocks = [0], []
+    got = ex.append_tokens(table, 2, 2, free_blocks, 4)
+    expect((got, table), ([2, 3], [0]), "(slots, block_table) of append_tokens([0], 2, 2, [], 4)")
+    table, free_blocks = [3], [0]
+    got = ex.append_tokens(table, 4, 1, free_blocks, 4)
+    expect(
+        (got, table, free_blocks), ([0], [3, 0], []),
+        "(slots, block_table, free_blocks) of append_tokens([3], 4, 1, [0], 4)",
+    )  # fmt: skip
 
 
 @pytest.mark.exercise(
@@ -199,6 +215,7 @@ def test_a_double_free_is_an_error_and_changes_nothing(ex):
         ([1], [1], [0, 0]),
         ([0, 2], [2, 1], [1, 0, 0]),
         ([2, 0], [2, 1], [1, 0, 0]),
+        ([4, 2, 3, 1], [5, 1, 0], [0, 0, 1, 2, 1, 0]),
     ]:
         before = (list(table), list(free_blocks), list(ref_counts))
         call = f"free({table}, {free_blocks}, {ref_counts})"
@@ -236,12 +253,14 @@ def test_the_engine_gets_its_blocks_back(ex, tiny_model, reference_text):
 
     class Pool(BlockPool):
         def free(self, blocks):
-            block_ids = [block.block_id for block in reversed(list(blocks))]
-            free_blocks, ref_counts = list(self._free), [block.ref_count for block in self.blocks]
+            blocks = list(blocks)
+            block_ids = [block.block_id for block in reversed(blocks)]
+            free_blocks, ref_counts = list(self.free_block_ids), [block.ref_count for block in self.blocks]
+            call = f"free({block_ids}, {free_blocks}, {ref_counts})"
             ex.free(block_ids, free_blocks, ref_counts)
-            for block, count in zip(self.blocks, ref_counts, strict=True):
-                block.ref_count = count
-            self._free = OrderedDict((block_id, self.blocks[block_id]) for block_id in free_blocks)
+            super().free(blocks)
+            expect(ref_counts, [block.ref_count for block in self.blocks], f"ref_counts after {call}")
+            expect(sorted(free_blocks), sorted(self.free_block_ids), f"free_blocks, sorted, after {call}")
 
     class Manager(KVCacheManager):
         def __init__(self, *args, **kwargs):

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.exercises.engine import generate
-from tests.exercises.expect import expect, expect_close, expect_that, same_text
+from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 # -- ex05a ------------------------------------------------------------------------------------------
 
@@ -20,6 +20,8 @@ def test_the_example_request_has_these_slots(ex):
         [28, 29, 30, 31, 8, 9],
         "slot_mapping([7, 2], 0, 6, block_size=4)",
     )
+    got = list(ex.slot_mapping([7, 2, 5], 0, 6, 4))
+    expect(got, [28, 29, 30, 31, 8, 9], "slot_mapping([7, 2, 5], 0, 6, block_size=4): a table that goes on")
 
 
 @pytest.mark.exercise(
@@ -95,12 +97,17 @@ def paged(rng, block_tables, seq_lens, block_size=4, num_blocks=9):
     return cache, tables, torch.tensor(seq_lens, dtype=torch.int32), contiguous
 
 
-def check_gather(ex, rng, block_tables, seq_lens, **sizes):
+def check_gather(ex, rng, block_tables, seq_lens, dtype="float32", **sizes):
+    import torch
+
     cache, tables, lengths, contiguous = paged(rng, block_tables, seq_lens, **sizes)
+    cache, contiguous = (each.to(getattr(torch, dtype)) for each in (cache, contiguous))
+    before = cache.clone(), tables.clone()
     got = ex.gather_kv(cache, tables, lengths)
-    expect_close(
-        got, contiguous, f"gather_kv with block_tables {tables.tolist()} and seq_lens {seq_lens}", 0.0
-    )
+    call = f"gather_kv with block_tables {tables.tolist()} and seq_lens {seq_lens}"
+    expect_close(got, contiguous, call, 0.0)
+    expect(got.dtype, contiguous.dtype, f"dtype of {call}, key_cache in {dtype}")
+    expect_unchanged((cache, tables), before, call)
 
 
 @pytest.mark.exercise("ex05b", points=1, hint="key_cache.flatten(0, 1) is the same memory as a row of slots.")
@@ -125,6 +132,27 @@ def test_a_ragged_batch_is_packed(ex, rng):
     check_gather(ex, rng, [[7, 2], [5]], [6, 3])
     check_gather(ex, rng, [[4], [7, 2, 1], [5, 8]], [4, 9, 5])
     check_gather(ex, rng, [[7, 2], [3], [5]], [6, 0, 3])
+
+
+@pytest.mark.exercise(
+    "ex05b", points=1, hint="How many entries count follows from seq_lens, not from the entries."
+)
+def test_block_zero_is_a_block_like_any_other(ex, rng):
+    """Tables are padded with 0, but a 0 among the first entries names block 0: without it a sequence has a hole."""
+    check_gather(ex, rng, [[0]], [4])
+    check_gather(ex, rng, [[0, 4], [6]], [7, 2])
+    check_gather(ex, rng, [[3, 0, 5], [7, 1, 8]], [9, 12])
+    check_gather(ex, rng, [[3, 0]], [8])
+
+
+@pytest.mark.exercise(
+    "ex05b", points=1, hint="Index or concatenate the cache itself: nothing is computed here."
+)
+def test_the_dtype_of_the_cache_is_kept(ex, rng):
+    """A result made by torch.zeros is float32: twice the memory, and attention refuses two dtypes. Empty ones too."""
+    for dtype in ("float16", "bfloat16", "float64"):
+        check_gather(ex, rng, [[7, 2], [5]], [6, 3], dtype)
+        check_gather(ex, rng, [[7, 2], [5]], [0, 0], dtype)
 
 
 @pytest.mark.exercise("ex05b", points=1, hint="Read the block size from key_cache.shape, do not assume 4.")

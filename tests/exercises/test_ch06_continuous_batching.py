@@ -1,5 +1,6 @@
 """Chapter 6: admit, finish_reason, ShortestJobFirst; each alone and inside the engine."""
 
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from minivllm.sequence import SequenceStatus
 from tests.exercises.engine import generate
 from tests.exercises.expect import expect, expect_that, same_text
 from tests.exercises.simulate import Job, draw_jobs, expected_tokens, simulate
+from tests.helpers import make_group, make_scheduler
 
 # -- ex06a ------------------------------------------------------------------------------------------
 
@@ -20,9 +22,28 @@ def call_of(waiting, seats, budget, blocks, block_size=4):
     return f"admit({waiting}, seats={seats}, token_budget={budget}, free_blocks={blocks}, block_size={block_size})"
 
 
+def walk(waiting, seats, budget, blocks, block_size=4):
+    """What is left of the three limits after each request, up to the first that cannot join; as lines of text."""
+    lines = [f"at first: {seats} seats, {budget} tokens, {blocks} blocks of {block_size} left"]
+    for number, asked in enumerate(waiting):
+        tokens = min(asked, budget)
+        needed = -(-tokens // block_size)
+        lacks = [name for name, left in (("seat", seats), ("token", budget)) if left == 0]
+        if lacks or needed > blocks:
+            reason = (
+                f"no {lacks[0]} is left" if lacks else f"its {tokens} tokens need {needed} blocks of {blocks}"
+            )
+            return [*lines, f"request {number} asks for {asked}: {reason}. It waits, and all behind it"]
+        seats, budget, blocks = seats - 1, budget - tokens, blocks - needed
+        left = f"{seats} seats, {budget} tokens, {blocks} blocks"
+        lines.append(f"request {number} asks for {asked}, gets {tokens} in {needed} blocks: {left} left")
+    return lines
+
+
 def check_admit(ex, expected, waiting, seats, budget, blocks, block_size=4):
+    call = call_of(waiting, seats, budget, blocks, block_size)
     got = ex.admit(list(waiting), seats, budget, blocks, block_size)
-    expect(list(got), expected, call_of(waiting, seats, budget, blocks, block_size))
+    expect(list(got), expected, "\n  ".join([call, *walk(waiting, seats, budget, blocks, block_size)]))
 
 
 @pytest.mark.exercise("ex06a", points=1, hint="Keep three numbers that count down: seats, budget, blocks.")
@@ -81,20 +102,27 @@ def test_seats_limit_the_batch(ex):
 def test_no_limit_is_broken_and_no_room_is_wasted(ex, waiting, seats, budget, blocks, block_size):
     """Whatever the numbers: within all three limits, and the first who stays out really did not fit."""
     got = list(ex.admit(list(waiting), seats, budget, blocks, block_size))
-    call = call_of(waiting, seats, budget, blocks, block_size)
+    call = "\n  ".join(
+        [
+            call_of(waiting, seats, budget, blocks, block_size),
+            *walk(waiting, seats, budget, blocks, block_size),
+        ]
+    )
+    expect_that(len(got) <= len(waiting) and 0 not in got, f"each number is that of a request that joins\n  {call}",
+                got=got)  # fmt: skip
     for count, asked in zip(got, waiting, strict=False):
-        expect_that(seats > 0 and budget > 0, f"{call} stays within seats and budget", got=got)
+        expect_that(seats > 0 and budget > 0, f"the result stays within seats and budget\n  {call}", got=got)
         expect(
             count,
             min(asked, budget),
-            f"tokens of a request that asks for {asked} of a budget of {budget}, in {call}",
+            f"tokens of a request that asks for {asked} of a budget of {budget}\n  {call}",
         )
         seats, budget, blocks = seats - 1, budget - count, blocks - -(-count // block_size)
-        expect_that(blocks >= 0, f"{call} stays within the free blocks", got=got)
+        expect_that(blocks >= 0, f"the result stays within the free blocks\n  {call}", got=got)
     if len(got) < len(waiting):
         tokens = min(waiting[len(got)], budget)
         fits = seats > 0 and budget > 0 and -(-tokens // block_size) <= blocks
-        expect_that(not fits, f"{call} admits request {len(got)} too, which fits", got=got)
+        expect_that(not fits, f"request {len(got)} is admitted too, for it fits\n  {call}", got=got)
 
 
 @pytest.mark.exercise("ex06a", points=2, hint="The engine has 3 seats, 16 tokens a step and 12 blocks here.")
@@ -212,6 +240,36 @@ def test_a_short_job_that_comes_later_passes_too(ex):
     jobs = [Job(0, 2, 9), Job(0, 2, 20), Job(3, 2, 4), Job(5, 2, 2)]
     got = order_of_completion(ex.ShortestJobFirst, jobs, max_num_seqs=1)
     expect(got, [0, 3, 2, 1], "order of completion; jobs 2 and 3 come while job 0 is running")
+    jobs = [Job(0, 2, 50), Job(0, 2, 10), Job(1, 2, 40), Job(3, 2, 3)]
+    got = order_of_completion(ex.ShortestJobFirst, jobs, max_num_seqs=2)
+    expect(got, [1, 3, 0, 2], "order in which jobs of 50, 10, 40 and 3 output tokens finish, on two seats; the last "
+           "two come while the first two are running, and one of these runs on when the other's seat is free")  # fmt: skip
+
+
+@pytest.mark.exercise(
+    "ex06c",
+    points=1,
+    hint="max_num_tokens - len(group.seqs[0]): what is yet to generate, not what was asked for.",
+)
+def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
+    """A preempted job has tokens already: judged by all it asked for, one that is nearly done waits again for long."""
+    scheduler = ex.ShortestJobFirst(make_scheduler().kv, max_num_seqs=1, max_num_batched_tokens=64)
+    for name, output, so_far in (("new", 6, 0), ("nearly done", 20, 17), ("half way", 20, 10)):
+        group = make_group(name, 3, output, seq_id=scheduler.new_seq_id())
+        for token in range(so_far):
+            group.seqs[0].append(token)
+        scheduler.add(group)
+    plan = scheduler.schedule()
+    admitted = [row.request_id for row in plan.scheduled]
+    what = "which of three jobs is admitted, with 6, 3 and 10 tokens yet to generate"
+    expect(admitted, ["nearly done"], what)
+    expect_that(isinstance(scheduler.waiting, deque), "self.waiting is still a collections.deque",
+                got=type(scheduler.waiting).__name__)  # fmt: skip
+    expect(
+        sorted(group.request_id for group in scheduler.waiting),
+        ["half way", "new"],
+        "who waits after that step",
+    )
 
 
 @pytest.mark.exercise(

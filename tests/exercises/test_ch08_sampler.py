@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.exercises.engine import generate
-from tests.exercises.expect import expect, expect_close, expect_that, same_text
+from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 TOLERANCE = 1e-5  # float32 probabilities
 NEVER = float("-inf")
@@ -70,7 +70,9 @@ def check_sample(ex, expected, logits, temperature, u):
 
     row = torch.tensor(logits) if isinstance(logits, list) else logits
     call = f"sample({shown(row)}, temperature={temperature}, u={u:.6g})"
-    expect(token_of(ex.sample(row.clone(), temperature, u), call), expected, call)
+    given = row.clone()
+    expect(token_of(ex.sample(given, temperature, u), call), expected, call)
+    expect_unchanged([given], [row], call)
 
 
 def token_of(got, call):
@@ -141,6 +143,37 @@ def test_large_logits_do_not_overflow(ex):
                 check_sample(ex, token, logits, temperature, u)
 
 
+@pytest.mark.exercise("ex08a", points=1, hint="Only temperature == 0 is greedy; 0.01 is a temperature.")
+def test_a_low_temperature_is_not_zero(ex):
+    """At 0.05 two tokens 0.02 apart still have 60 and 40 %: below 0.1 is not greedy, and 0.01 is not the limit."""
+    for temperature in (0.09, 0.05, 0.02, 0.01):
+        # The first token has 60 %, whatever the temperature: the gap shrinks with it.
+        logits = [3.0, 3.0 - temperature * math.log(1.5)]
+        check_sample(ex, 0, logits, temperature, 0.55)
+        check_sample(ex, 1, logits, temperature, 0.65)
+
+
+@pytest.mark.exercise(
+    "ex08a", points=1, hint="Look at all V tokens: no top-k, no 16-bit index, no 16-bit sum."
+)
+def test_a_large_vocabulary_is_reached_to_its_end(ex, rng):
+    """Llama 3 has 128,256 tokens, and ids and shares of all of them count: the last one as much as the first."""
+    import torch
+
+    size = 128_256
+    for token in (size - 1, 65_536, 32_768, 255):
+        logits = torch.full((size,), -30.0)
+        logits[token] = 10.0
+        for temperature in (0.0, 1.0):
+            check_sample(ex, token, logits, temperature, 0.5)
+    # All equal: each id has the same share, to the end. 200 ids is what rounding of the sum may cost.
+    logits = torch.zeros(size)
+    for u in (0.25, 0.6, 0.95):
+        call = f"sample(zeros({size}), temperature=1.0, u={u})"
+        got = token_of(ex.sample(logits.clone(), 1.0, u), call)
+        expect_that(abs(got - u * size) < 200, f"{call} is about {u * size:.0f}", got=got)
+
+
 @pytest.mark.exercise(
     "ex08a", points=1, hint="Compare with u times the last sum, or look among the possible tokens only."
 )
@@ -195,7 +228,13 @@ def cut_of(ex, probs, p):
     import torch
 
     row = torch.tensor(probs)
-    return ex.top_p(row.clone(), p), f"top_p({shown(row)}, p={p})"
+    given, call = row.clone(), f"top_p({shown(row)}, p={p})"
+    got = ex.top_p(given, p)
+    expect_that(
+        isinstance(got, torch.Tensor) and got.dtype == row.dtype, f"{call} is a float32 tensor", got=got
+    )
+    expect_unchanged([given], [row], call)
+    return got, call
 
 
 def check_cut(ex, expected, probs, p):
@@ -253,6 +292,31 @@ def test_p_of_one_keeps_every_token(ex):
     check_kept(ex, [0, 1, 2, 3], probs, 1.0)
     check_kept(ex, [0, 1, 2, 3], probs[::-1], 1.0)
     check_kept(ex, [1, 2], [0.0, 0.5, 0.5], 1.0)
+
+
+@pytest.mark.exercise("ex08b", points=1, hint="Only p = 1 means no cut.")
+def test_a_p_of_nearly_one_is_a_cut(ex):
+    """p = 0.99 is what many use against the long tail: taken for 1, the tail is back."""
+    for p in (0.95, 0.99):
+        check_kept(ex, [1], [0.001, 0.996, 0.003], p)
+    check_kept(ex, [1, 2], [0.001, 0.996, 0.003], 0.998)
+    check_kept(ex, [0, 1, 2], [0.001, 0.996, 0.003], 0.9995)
+
+
+@pytest.mark.exercise("ex08b", points=1, hint="Cut by p alone; how many tokens that are does not matter.")
+def test_a_flat_row_keeps_as_many_tokens_as_it_takes(ex, rng):
+    """A model that has no idea: half of 3,000 tokens are kept, where a top-k of 1,000 inside top_p cuts again."""
+    probs = (1.0 + 0.2 * normal(rng, 3000).clamp(-3, 3)).double()
+    probs = (probs / probs.sum()).float()
+    got = ex.top_p(probs.clone(), 0.5)
+    kept = got > 0
+    call = "top_p(3,000 tokens of about the same probability, p=0.5)"
+    mass = probs.double()[kept].sum().item()
+    expect_that(
+        abs(mass - 0.5) < 1e-3, f"{call} keeps tokens of probability 0.5 together", got=round(mass, 4)
+    )
+    lowest, highest = probs[kept].min().item(), probs[~kept].max().item()
+    expect_that(lowest >= highest, f"{call} keeps the likeliest", least_kept=lowest, most_cut=highest)
 
 
 @pytest.mark.exercise("ex08b", points=1, hint="The likeliest token stays, whatever p is.")
@@ -374,8 +438,10 @@ def check_sigma(ex, expected, logits, n):
     import torch
 
     row = torch.tensor(logits)
-    got = ex.top_n_sigma(row.clone(), n)
+    given = row.clone()
+    got = ex.top_n_sigma(given, n)
     call = f"top_n_sigma({shown(row)}, n={n})"
+    expect_unchanged([given], [row], call)
     expect_that(isinstance(got, torch.Tensor) and got.shape == row.shape, f"{call} is a tensor like its input",
                 got=got)  # fmt: skip
     expect(got.tolist(), expected, call)
@@ -421,6 +487,15 @@ def test_the_temperature_does_not_change_what_is_kept(ex, rng):
         for temperature in (0.5, 1.0, 2.0, 8.0):
             got = ex.top_n_sigma(logits / temperature, n)
             expect(torch.isfinite(got).tolist(), kept, f"tokens kept by top_n_sigma(logits / {temperature}, n={n:.3f})")  # fmt: skip
+
+
+@pytest.mark.exercise("ex08c", points=1, hint="Subtract the mean first, then square: mean((x - mean) ** 2).")
+def test_an_offset_of_all_logits_changes_nothing(ex):
+    """Only differences count. mean(x ** 2) - mean ** 2 loses them: at 16,384 the squares are exact to 16 only."""
+    for offset in (-16_384.0, 4096.0, 16_384.0):
+        logits = [offset + each for each in EIGHT]
+        check_sigma(ex, [NEVER] * 6 + logits[6:], logits, 1)
+        check_sigma(ex, [NEVER] * 4 + logits[4:], logits, 2)
 
 
 @pytest.mark.exercise(

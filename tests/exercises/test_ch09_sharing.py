@@ -1,6 +1,5 @@
 """Chapter 9: block_names, SharedBlocks, eviction_order; each alone and inside the engine."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import pytest
@@ -93,6 +92,40 @@ def test_tokens_do_not_run_into_each_other(ex):
     check_equal_up_to(ex, 0, [1, 23, 4, 5], [12, 3, 4, 5])
     check_equal_up_to(ex, 0, [1, 2, 3, 4], [257, 2, 3, 4])
     check_equal_up_to(ex, 1, [1, 2, 3, 4, 70000, 1, 1, 1], [1, 2, 3, 4, 4464, 1, 1, 1])
+
+
+@pytest.mark.exercise(
+    "ex09a", points=1, hint="4 bytes for each token: token.to_bytes(4, 'little'); or the numbers."
+)
+def test_every_bit_of_a_token_counts(ex):
+    """Vocabularies of 128,256 and more: ids that agree in their lowest 8, 16 or 24 bits are still other words."""
+    for base in (0, 5, 128_255, 2**31 - 1):
+        for bit in range(31):
+            other = base ^ (1 << bit)
+            names = names_of(ex, [base, 2, 3, 4]), names_of(ex, [other, 2, 3, 4])
+            expect_that(names[0] != names[1], f"[{base}, 2, 3, 4] and [{other}, 2, 3, 4] have different names",
+                        got=names)  # fmt: skip
+
+
+@pytest.mark.exercise(
+    "ex09a",
+    points=2,
+    hint="How many different names can there be? 2 bytes: 65,536. hashlib.sha256 has 32 bytes.",
+)
+def test_a_hundred_thousand_blocks_have_as_many_names(ex, rng):
+    """A server holds more blocks than a checksum has values: two that collide, and one user reads another's text."""
+    for largest in (3, 2**31 - 1):  # few different tokens, and any
+        seen = {}
+        for number in range(7_500):
+            # The number makes each beginning, and so each name, different.
+            token_ids = [number % 128, number // 128, *(rng.randint(0, largest) for _ in range(78))]
+            for index, name in enumerate(ex.block_names(list(token_ids), 4)):
+                if name in seen:
+                    same, other = token_ids[: 4 * index + 4], seen[name]
+                    raise AssertionError(
+                        f"two sequences whose last blocks have one name, {name!r}\n  {same}\n  {other}"
+                    )
+                seen[name] = token_ids[: 4 * index + 4]
 
 
 @pytest.mark.exercise(
@@ -355,35 +388,38 @@ def manager_with(ex):
     """A KVCacheManager whose forks and decode steps are the student's."""
 
     class Manager(KVCacheManager):
-        def _shared(self):
+        def shared(self):
             tables = {seq_id: list(table.block_ids) for seq_id, table in self.block_tables.items()}
             counts = [block.ref_count for block in self.pool.blocks]
             return ex.SharedBlocks(tables, counts, list(self.pool.free_block_ids), self.block_size)
 
-        def _take_over(self, shared):
-            for block, count in zip(self.pool.blocks, shared.ref_counts, strict=True):
-                block.ref_count = count
-            self.pool._free = OrderedDict(
-                (block_id, self.pool.blocks[block_id]) for block_id in shared.free_blocks
-            )
+        def take_over(self, shared):
+            old = [block for table in self.block_tables.values() for block in table.blocks]
             self.block_tables = {
                 seq_id: BlockTable(self.block_size, [self.pool.blocks[block_id] for block_id in table])
                 for seq_id, table in shared.tables.items()
             }
+            # The new holders first: no block is without any on the way.
+            self.pool.touch([block for table in self.block_tables.values() for block in table.blocks])
+            self.pool.free(old)
+            counts = [block.ref_count for block in self.pool.blocks]
+            expect(list(shared.ref_counts), counts, f"ref_counts in the engine, tables {shared.tables}")
+            free_blocks = sorted(self.pool.free_block_ids)
+            expect(sorted(shared.free_blocks), free_blocks, f"free_blocks, sorted, tables {shared.tables}")
 
         def fork(self, parent, child):
-            shared = self._shared()
+            shared = self.shared()
             shared.fork(parent.seq_id, child.seq_id)
-            self._take_over(shared)
+            self.take_over(shared)
 
         def allocate_slots(self, chunks, computed_blocks=()):
             if any(seq.seq_id not in self.block_tables or count > 1 for seq, count in chunks):
                 return super().allocate_slots(chunks, computed_blocks)
-            shared, copies = self._shared(), []
+            shared, copies = self.shared(), []
             for seq, _ in chunks:
                 _, copy = append(shared, seq.seq_id, seq.num_computed_tokens)
                 copies += [] if copy is None else [copy]
-            self._take_over(shared)
+            self.take_over(shared)
             return copies
 
     return Manager
@@ -497,35 +533,32 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
     """Inside the engine with 12 blocks: who overwrites the wrong block finds fewer tokens of later prompts."""
 
     class Pool(BlockPool):
-        """Replays its whole history with the student's function after each change."""
+        """After each change: the student's order of the whole history has to be the engine's own."""
 
         def __init__(self, num_blocks):
             super().__init__(num_blocks)
             self.history = []
 
-        def _note(self, event, blocks):
+        def note(self, event, blocks):
             self.history.append((event, [block.block_id for block in blocks]))
             order = ex.eviction_order([(name, list(ids)) for name, ids in self.history], self.num_blocks)
-            held = [block.block_id for block in self.blocks if block.ref_count]
-            expect(
-                sorted([*order, *held]), list(range(self.num_blocks)), "blocks free (by your order) and held"
-            )
-            self._free = OrderedDict((block_id, self.blocks[block_id]) for block_id in order)
+            expect(list(order), list(self.free_block_ids), f"eviction_order after {len(self.history)} events in the "
+                   f"engine, the last of them {self.history[-1]}")  # fmt: skip
 
         def allocate(self, count):
             blocks = super().allocate(count)
-            self._note("take", blocks)
+            self.note("take", blocks)
             return blocks
 
         def touch(self, blocks):
             blocks = list(blocks)
             super().touch(blocks)
-            self._note("take", blocks)
+            self.note("take", blocks)
 
         def free(self, blocks):
             blocks = list(blocks)  # the engine gives the last block first
             super().free(blocks)
-            self._note("free", blocks[::-1])
+            self.note("free", blocks[::-1])
 
     class Manager(KVCacheManager):
         def __init__(self, *args, **kwargs):

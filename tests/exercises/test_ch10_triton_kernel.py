@@ -22,13 +22,13 @@ INF = math.inf
 # -- what several exercises need --------------------------------------------------------------------
 
 
-def part_of(scores, values):
-    """(m, l, acc) of scores (..., n) and values (..., n, D); (-inf, 0, NaN) without keys, as nobody writes there."""
+def part_of(scores, values, garbage=NAN):
+    """(m, l, acc) of scores (..., n) and values (..., n, D); (-inf, 0, garbage) without keys: it is not written."""
     import torch
 
     if scores.shape[-1] == 0:
         empty = scores.new_zeros(scores.shape[:-1])
-        return empty - INF, empty, scores.new_full((*empty.shape, values.shape[-1]), NAN)
+        return empty - INF, empty, scores.new_full((*empty.shape, values.shape[-1]), garbage)
     m = scores.amax(-1)
     p = torch.exp(scores - m[..., None])
     return m, p.sum(-1), (p[..., None] * values).sum(-2)
@@ -104,13 +104,34 @@ def test_any_cut_gives_the_same_attention(ex, lengths, seed):
 def test_a_part_without_keys_changes_nothing(ex, rng):
     """A program that got no tokens leaves m = -inf, l = 0 and memory that nobody wrote: it must not count."""
     scores, values = draw(rng, 2, 3), draw(rng, 2, 3, 4)
-    full, empty = part_of(scores, values), part_of(scores[:, :0], values[:, :0])
-    check_merged(ex.merge(full, empty), scores, values, "merge(a part, a part without keys)")
-    check_merged(ex.merge(empty, full), scores, values, "merge(a part without keys, a part)")
-    m, l, _ = both = ex.merge(empty, empty)  # noqa: E741
-    numbers = [[float(each) for each in row] for row in (m, l)]
-    expect(numbers, [[-INF] * 2, [0.0] * 2], "m and l of merge(without keys, without keys)")
-    check_merged(ex.merge(both, full), scores, values, "merge(merge(without keys, without keys), a part)")
+    full = part_of(scores, values)
+    for garbage in (NAN, INF, -INF, 1e30):
+        empty = part_of(scores[:, :0], values[:, :0], garbage)
+        note = f" (its acc holds {garbage})"
+        check_merged(ex.merge(full, empty), scores, values, "merge(a part, a part without keys)" + note)
+        check_merged(ex.merge(empty, full), scores, values, "merge(a part without keys, a part)" + note)
+        m, l, _ = both = ex.merge(empty, empty)  # noqa: E741
+        numbers = [[float(each) for each in row] for row in (m, l)]
+        expect(numbers, [[-INF] * 2, [0.0] * 2], "m and l of merge(without keys, without keys)" + note)
+        what = "merge(merge(without keys, without keys), a part)" + note
+        check_merged(ex.merge(both, full), scores, values, what)
+
+
+@pytest.mark.exercise(
+    "ex10a",
+    points=1,
+    hint="[..., None] puts D behind any leading dimensions; new tensors take their dtype from a.",
+)
+def test_any_shape_and_dtype_will_do(ex, rng):
+    """One row for each head, or for each head of each sequence; in float32 as in float64."""
+    import torch
+
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        scores, values = draw(rng, 2, 3, 6).to(dtype), draw(rng, 2, 3, 6, 4).to(dtype)
+        for cut in (0, 2, 6):
+            a, b = (part_of(scores[..., at], values[..., at, :]) for at in (slice(cut), slice(cut, 6)))
+            what = f"merge(part of keys 0..{cut}, part of keys {cut}..6) of 2 sequences and 3 heads, {dtype}"
+            check_merged(ex.merge(a, b), scores, values, what, tolerance)
 
 
 @pytest.mark.exercise(
@@ -142,6 +163,16 @@ def test_large_scores_do_not_overflow(ex):
         tensor = torch.tensor(scores, dtype=torch.float64)
         a, b = part_of(tensor[:1], values[:1]), part_of(tensor[1:], values[1:])
         check_merged(ex.merge(a, b), tensor, values, f"merge(key 0, keys 1 and 2) with scores {scores}")
+    # Two heads, 2,000 apart: each has its own maximum.
+    tensor = torch.tensor([[1000.0, 1001.0, 998.0], [-1000.0, -1002.0, -999.0]], dtype=torch.float64)
+    values = torch.stack((values, 2 * values))
+    a, b = part_of(tensor[:, :1], values[:, :1]), part_of(tensor[:, 1:], values[:, 1:])
+    check_merged(
+        ex.merge(a, b),
+        tensor,
+        values,
+        "merge(key 0, keys 1 and 2) of two heads with scores near 1000 and -1000",
+    )
 
 
 def attend_in_parts(parts_to_out):
@@ -203,30 +234,29 @@ def guarded(tensor, fill):
 
 
 class Batch:
-    """One decode batch in which every slot that holds no token is NaN, as are all neighbours of the cache.
+    """One decode batch in which every slot that holds no token is `garbage`, as are all neighbours of the cache.
 
     `tables` names the blocks of each sequence. `key_step` makes the scores rise: it is added to the first number of
-    each key, once more for every position, and the first number of the queries is 1.
+    each key, once more for every position, and the first number of the queries is 1; `key_offset` is added once.
     """
 
-    def __init__(
-        self, rng, lens, tables, heads=(4, 2), head_dim=16, block_size=4, key_step=0.0, one_tensor=False
-    ):
+    def __init__(self, rng, lens, tables, heads=(4, 2), head_dim=16, block_size=4, key_step=0.0, key_offset=0.0,
+                 one_tensor=False, garbage=NAN):  # fmt: skip
         import torch
 
         num_heads, num_kv_heads = heads
         num_blocks = max((block for table in tables for block in table), default=0) + 2
         # (B, 2, S, Hkv, D): K and V of a block side by side, so that a block is further from the next
         shape = (num_blocks, 2 if one_tensor else 1, block_size, num_kv_heads, head_dim)
-        caches = [guarded(torch.full(shape, NAN), NAN)[0] for _ in range(1 if one_tensor else 2)]
+        caches = [guarded(torch.full(shape, garbage), garbage)[0] for _ in range(1 if one_tensor else 2)]
         self.key_cache, self.value_cache = caches[0][:, 0], caches[-1][:, -1]
         self.query = guarded(draw(rng, len(lens), num_heads, head_dim, dtype="float32"), NAN)[0]
-        self.query[:, :, 0] = 1.0 if key_step else self.query[:, :, 0]
+        self.query[:, :, 0] = 1.0 if key_step or key_offset else self.query[:, :, 0]
         for cache in (self.key_cache, self.value_cache):
             for length, table in zip(lens, tables, strict=True):
                 for position in range(length):
                     token = draw(rng, num_kv_heads, head_dim, dtype="float32").to(cache.device)
-                    token[:, 0] += key_step * position if cache is self.key_cache else 0.0
+                    token[:, 0] += key_offset + key_step * position if cache is self.key_cache else 0.0
                     cache[table[position // block_size], position % block_size] = token
         width = max(len(table) for table in tables) + 1
         rows = [[*table, *(STALE * width)][:width] for table in tables]
@@ -266,6 +296,31 @@ def told_as_it_is():
         raise cause from None
 
 
+@contextmanager
+def reads_outside(tensor):
+    """The number of addresses next to `tensor`, in its guard, that kernels load meanwhile: a list of one number.
+
+    Only the interpreter can be watched. Compiled on a GPU, a kernel is checked by its numbers alone.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load, count = InterpreterBuilder.create_masked_load, [0]
+    size = tensor.element_size()
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * size
+
+    def counting(builder, pointers, mask, *others):
+        read = pointers.data[mask.data.astype(bool)]
+        near = (read >= begin - GUARD * size) & (read < end + GUARD * size)
+        count[0] += int((near & ((read < begin) | (read >= end))).sum())
+        return load(builder, pointers, mask, *others)
+
+    InterpreterBuilder.create_masked_load = counting
+    try:
+        yield count
+    finally:
+        InterpreterBuilder.create_masked_load = load
+
+
 def check_kernel(ex, batch, block_n=16, tolerance=1e-4):
     """Launch the student's kernel on a batch and compare with the definition, in float64."""
     import torch
@@ -276,16 +331,20 @@ def check_kernel(ex, batch, block_n=16, tolerance=1e-4):
     )
     out, buffer = guarded(torch.full_like(batch.query, UNTOUCHED), UNTOUCHED)
     tensors = (batch.query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
-    with told_as_it_is():
+    with told_as_it_is(), reads_outside(batch.block_tables) as entries:
         ex.decode_attention(*tensors, batch.scale, block_n, out)
+    expect_that(
+        entries == [0], f"{what} reads no entry outside of block_tables", entries_read_there=entries[0]
+    )
     outside = torch.cat([buffer[:GUARD], buffer[-GUARD:]]) != UNTOUCHED
     expect_that(not outside.any().item(), f"{what} writes to out only", numbers_elsewhere=int(outside.sum()))
     missing = [tuple(i) for i in (out == UNTOUCHED).any(-1).nonzero().tolist()]
     expect_that(not missing, f"{what} writes out[sequence, head] for each", not_written=missing)
-    lost = [tuple(i) for i in out.isnan().any(-1).nonzero().tolist()]
+    lost = [tuple(i) for i in (~out.isfinite()).any(-1).nonzero().tolist()]
     expect_that(
         not lost,
-        f"{what} gives no NaN (slots that hold no token of the sequence are NaN: is one read, or 0 / 0 computed?)",
+        f"{what} gives finite numbers (slots that hold no token of the sequence are NaN or infinite: is one read, "
+        f"or 0 / 0 computed?)",
         sequence_and_head=lost,
     )
     expect_close(out.cpu(), batch.expected().cpu(), f"out of {what}", tolerance)
@@ -310,6 +369,30 @@ def test_only_tokens_of_the_sequence_count(ex, rng):
     """One token, one short of a tile, a full tile, one more: what lies behind the end takes no share."""
     check_kernel(ex, Batch(rng, [1], [[3]], heads=(2, 1)))
     check_kernel(ex, Batch(rng, [15, 16, 17], [[5, 0, 2, 7], [1, 4, 6, 3], [8, 11, 9, 10, 12]], heads=(1, 1)))
+    for garbage in (INF, -INF):
+        check_kernel(ex, Batch(rng, [1, 17], [[3], [5, 4, 2, 7, 1]], heads=(1, 1), garbage=garbage))
+
+
+@pytest.mark.exercise(
+    "ex10b", points=1, hint="mask=n < seq_len, other=0 for the load of the block numbers, too."
+)
+def test_the_table_is_read_under_a_mask(ex, rng):
+    """A tile is longer than the row of the table: behind the last row is memory that is not the table's."""
+    check_kernel(ex, Batch(rng, [5], [[2, 1]], heads=(1, 1)), block_n=16)
+    check_kernel(ex, Batch(rng, [3, 9], [[4], [0, 3, 5]], heads=(1, 1), block_size=4), block_n=32)
+
+
+@pytest.mark.exercise(
+    "ex10b",
+    points=2,
+    hint="m starts at -inf and not at 0; what does not exist has the score -inf and not -100.",
+)
+def test_scores_far_from_zero_count_as_any_other(ex, rng):
+    """All scores near -200, or 200: beside a maximum of 0, or a mask of -100, exp(-200) is nothing at all."""
+    for offset in (-800.0, 800.0):  # times the scale, 1/4
+        batch = Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(2, 1), key_offset=offset)
+        check_kernel(ex, batch, tolerance=1e-3)
+        check_kernel(ex, batch, block_n=4, tolerance=1e-3)
 
 
 @pytest.mark.exercise(
@@ -406,7 +489,7 @@ def test_the_engine_attends_with_the_kernel(ex, tiny_model):
 # -- ex10c ------------------------------------------------------------------------------------------
 
 
-def run_split(ex, seq_len, num_splits, tile, scores, values):
+def run_split(ex, seq_len, num_splits, tile, scores, values, garbage=NAN):
     """(what, out, ranges): one call of the student's function, and the ranges for which it asked."""
     import torch
 
@@ -420,7 +503,7 @@ def run_split(ex, seq_len, num_splits, tile, scores, values):
             asked_for=[low, high],
         )
         ranges.append((low, high))
-        return part_of(scores[:, low : max(low, high)], values[:, low : max(low, high)])
+        return part_of(scores[:, low : max(low, high)], values[:, low : max(low, high)], garbage)
 
     out = ex.split_kv(seq_len, num_splits, tile, attend_part)
     expect_that(isinstance(out, torch.Tensor), f"{what} gives a tensor", got=out)
@@ -447,11 +530,12 @@ def check_ranges(what, ranges, seq_len, num_splits, tile):
     )
 
 
-def check_split(ex, rng, seq_len, num_splits, tile, factor=1.0):
-    scores, values = factor * draw(rng, 2, seq_len), draw(rng, 2, seq_len, 3)
-    what, out, ranges = run_split(ex, seq_len, num_splits, tile, scores, values)
+def check_split(ex, rng, seq_len, num_splits, tile, factor=1.0, garbage=NAN, dtype="float64"):
+    scores, values = factor * draw(rng, 2, seq_len, dtype=dtype), draw(rng, 2, seq_len, 3, dtype=dtype)
+    what, out, ranges = run_split(ex, seq_len, num_splits, tile, scores, values, garbage)
     check_ranges(what, ranges, seq_len, num_splits, tile)
-    check_close(out, attention(scores, values), f"result of {what} for 2 heads, D = 3", 1e-9)
+    tolerance = 1e-9 if dtype == "float64" else 1e-5
+    check_close(out, attention(scores, values), f"result of {what} for 2 heads, D = 3, in {dtype}", tolerance)
 
 
 @pytest.mark.exercise("ex10c", points=1, hint="Round up twice: tokens to tiles, then tiles to a range.")
@@ -482,6 +566,7 @@ def test_parts_weigh_what_their_scores_say(ex, rng):
     for factor in (1.0, 5.0):
         for num_splits in (1, 2, 4, 8):
             check_split(ex, rng, 61, num_splits, 4, factor)
+    check_split(ex, rng, 61, 4, 4, dtype="float32")
 
 
 @pytest.mark.exercise("ex10c", points=1, hint="Subtract the largest m before exp.")
@@ -491,13 +576,19 @@ def test_scores_of_any_size_can_be_merged(ex, rng):
         scores, values = draw(rng, 2, 20) + shift, draw(rng, 2, 20, 3)
         what, out, _ = run_split(ex, 20, 4, 4, scores, values)
         check_close(out, attention(scores, values), f"result of {what} with scores near {shift:g}", 1e-9)
+    scores[0] += 2000.0  # the other head stays near -1000: each has its own maximum
+    what, out, _ = run_split(ex, 20, 4, 4, scores, values)
+    check_close(
+        out, attention(scores, values), f"result of {what} with scores near 1000 and -1000 in two heads", 1e-9
+    )
 
 
 @pytest.mark.exercise("ex10c", points=1, hint="Where l is 0, take 0 for acc before you multiply.")
 def test_splits_without_tokens_do_not_count(ex, rng):
     """The number of splits is fixed before the lengths are known, so short sequences leave some of them empty."""
     for seq_len, num_splits in ((1, 8), (5, 4), (8, 3), (9, 16)):
-        check_split(ex, rng, seq_len, num_splits, 4)
+        for garbage in (NAN, INF, -INF):
+            check_split(ex, rng, seq_len, num_splits, 4, garbage=garbage)
 
 
 @pytest.mark.exercise(

@@ -4,14 +4,17 @@ They are run in `test_notebooks_run.py` and `test_notebooks_timed.py`.
 """
 
 import ast
+import inspect
 import re
+import shutil
+import textwrap
 
 import nbformat
 import pytest
 
 from minivllm.block_table import BlockTable
-from minivllm.course.notebook import CLAIM_PREFIX, claim, reveal, source_of
-from tests.notebooks.helpers import NOTEBOOKS, ROOT, SOURCES, TIMED, build
+from minivllm.course.notebook import CLAIM_PREFIX, SHOWN, claim, current_source, reveal, source_of
+from tests.notebooks.helpers import NOTEBOOKS, ROOT, SOURCES, TIMED, build, differences, same, says
 
 SKELETON = [
     "## Before you start",
@@ -32,9 +35,13 @@ def source(request):
     return request.param
 
 
+def read_notebook(source):
+    return nbformat.read(build.notebook_path(source), as_version=4)
+
+
 @pytest.fixture
 def notebook(source):
-    return nbformat.read(build.notebook_path(source), as_version=4)
+    return read_notebook(source)
 
 
 def markdown_of(notebook):
@@ -90,7 +97,7 @@ def test_notebook_is_of_classroom_size(source, notebook):
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert 1000 <= words <= 1600, words
     assert len(code_cells) <= 25
-    assert len(code_of(notebook).splitlines()) <= 180
+    assert len(code_of(notebook).splitlines()) <= 190
     assert build.notebook_path(source).stat().st_size <= 300 * 1024
 
 
@@ -160,34 +167,103 @@ def test_the_worked_example_runs_through_all_chapters(source):
 
 
 def test_staleness_sees_each_kind_of_change(tmp_path, monkeypatch):
-    """Negative control of the stale check: source, cells, code, and a notebook that was never built."""
+    """Negative control of the stale check: cells edited on either side, `timed`, and a notebook never built."""
     (tmp_path / "src").mkdir()
     source = tmp_path / "src" / "07_test.py"
     source.write_text("# %%\nx = 1\n")
-    module = tmp_path / "module.py"
-    module.write_text("a = 1\n")
     monkeypatch.setattr(build, "HERE", tmp_path)
-    monkeypatch.setattr(build, "ROOT", tmp_path)
     assert "never been built" in build.staleness(source)
 
     def write(change=lambda notebook: None):
         notebook = build.load_source(source)
-        notebook.metadata.minivllm = build.stamp(source, False, ["module.py"], 1.0)
         change(notebook)
         nbformat.write(notebook, build.notebook_path(source))
 
     write()
     assert build.staleness(source) is None
     source.write_text("# %%\nx = 2\n")
-    assert "source has changed" in build.staleness(source)
+    assert "other cells than its source" in build.staleness(source)
     write(lambda notebook: notebook.cells[0].update(source="x = 3"))
-    assert "edit notebooks/src" in build.staleness(source)
-    write()
-    module.write_text("a = 2\n")
-    assert "code it runs has changed" in build.staleness(source)
-    write()
-    module.unlink()
-    assert "code it runs has changed" in build.staleness(source)
+    assert "other cells than its source" in build.staleness(source)
+    write(lambda notebook: notebook.metadata.minivllm.update(timed=True))
+    assert "other cells than its source" in build.staleness(source)
+
+
+@pytest.fixture
+def copy_of_the_code(tmp_path, monkeypatch):
+    """A copy of what notebooks display, which the stale check reads in place of the real files."""
+    for folder in ("minivllm", "kernels"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    return tmp_path
+
+
+def notebooks_with_outdated_code():
+    return {path.name[:2] for path in SOURCES if build.outdated_code(read_notebook(path))}
+
+
+def test_another_line_of_the_engine_makes_no_notebook_stale(copy_of_the_code):
+    """Would catch a stamp of whole files: one new line in the scheduler, and twelve notebooks to build again."""
+    for name in ("scheduler.py", "engine.py", "kv_cache_manager.py", "llama.py"):
+        path = copy_of_the_code / "minivllm" / name
+        path.write_text(path.read_text() + "\n\ndef something_new() -> None:\n    pass\n")
+        lines = path.read_text().splitlines(keepends=True)
+        imports = (ast.Import, ast.ImportFrom)
+        after = max(node.end_lineno for node in ast.parse("".join(lines)).body if isinstance(node, imports))
+        path.write_text("".join([*lines[:after], "import this\n", *lines[after:]]))
+    assert notebooks_with_outdated_code() == set()
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("minivllm/scheduler.py", "Scheduler.schedule_running"),
+        ("minivllm/engine.py", "LLMEngine.step"),
+        ("minivllm/attention.py", "paged_attention_reference"),
+        ("kernels/online_softmax.py", "online_update"),
+    ],
+)
+def test_a_line_of_a_shown_function_makes_exactly_its_notebooks_stale(copy_of_the_code, path, name):
+    """Would catch a page that displays code of yesterday, with its docstring or without, method or kernel."""
+    text = (copy_of_the_code / path).read_text()
+    code = current_source(copy_of_the_code / path, name)
+    last_line = code.splitlines()[-1].strip()
+    start = text.index(f"def {name.rpartition('.')[2]}(")
+    at = text.index(last_line, start)
+    (copy_of_the_code / path).write_text(f"{text[:at]}{last_line}  # changed{text[at + len(last_line) :]}")
+    shown = re.compile(rf"show_source\((?:\w+\.)?{re.escape(name)}(?:\.fn)?[,)]")
+    expected = {source.name[:2] for source in SOURCES if shown.search(source.read_text())}
+    assert notebooks_with_outdated_code() == expected != set()
+
+
+def test_code_that_is_gone_is_stale(copy_of_the_code):
+    """Would catch a page that displays a function which was renamed, or a file which has moved."""
+    path = copy_of_the_code / "minivllm" / "block_table.py"
+    path.write_text(path.read_text().replace("def slot(", "def place("))
+    assert "04" in notebooks_with_outdated_code()
+    path.unlink()
+    assert "04" in notebooks_with_outdated_code()
+
+
+def test_comparison_of_outputs_sees_words_and_numbers():
+    """Negative control of the comparison with the page: another word, count or number is seen, rounding is not."""
+    assert same("3 blocks, 0.853, off by 2.4e-07", "3 blocks, 0.854, off by 1e-06")
+    for other in ("4 blocks, 0.853, off by 2.4e-07", "3 slots, 0.853, off by 2.4e-07",
+                  "3 blocks, 0.953, off by 2.4e-07", "3 blocks, 0.853, off by 0.24"):  # fmt: skip
+        assert not same("3 blocks, 0.853, off by 2.4e-07", other)
+
+    def page(text, tags=()):
+        output = nbformat.v4.new_output("stream", text=text)
+        cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": list(tags)})
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    assert differences(page("12 steps"), page("12 steps")) == []
+    assert len(differences(page("12 steps"), page("13 steps"))) == 1
+    assert differences(page("12 s"), page("13 s", tags=["machine"])) == []
+    picture = nbformat.v4.new_output(
+        "display_data", {"text/html": '<img src="data:base64,QUJD" alt="8 bars">'}
+    )
+    assert says(nbformat.v4.new_code_cell("x", outputs=[picture])).strip() == '<img src="data:" alt="8 bars">'
 
 
 def test_check_reports_and_runs_nothing(tmp_path, monkeypatch, capsys):
@@ -242,14 +318,13 @@ def test_reveal_says_how_far_off_a_guess_is(capsys):
 
 def test_shown_source_is_the_module_s_own():
     """Would catch source that is not what runs, or that names a path of this machine."""
-    text = source_of(BlockTable.slot)
-    line = int(re.match(r"`minivllm/block_table.py`, line (\d+)\n", text)[1])
-    module = (ROOT / "minivllm" / "block_table.py").read_text().splitlines()
-    code = re.search(r"```python\n(.*)\n```", text, re.S)[1].splitlines()
-    assert [each.strip() for each in code] == [
-        each.strip() for each in module[line - 1 : line - 1 + len(code)]
-    ]
-    assert "def block_ids" in source_of(BlockTable.block_ids)
-    short = source_of(BlockTable.slot, docstring=False)
+    shown = SHOWN.fullmatch(source_of(BlockTable.slot))
+    assert (shown["path"], shown["name"]) == ("minivllm/block_table.py", "BlockTable.slot")
+    assert shown["code"] == textwrap.dedent(inspect.getsource(BlockTable.slot)).rstrip()
+    assert SHOWN.fullmatch(source_of(BlockTable.block_ids))["code"].startswith("@property\ndef block_ids")
+    assert SHOWN.fullmatch(source_of(BlockTable))["code"].startswith("class BlockTable:")
+    short = SHOWN.fullmatch(source_of(BlockTable.slot, docstring=False))["code"]
     assert "Physical slot" not in short and "return block.block_id" in short
-    ast.parse(re.search(r"```python\n(.*)\n```", short, re.S)[1])
+    ast.parse(short)
+    with pytest.raises(ValueError, match="nothing to show"):
+        source_of(lambda: None)

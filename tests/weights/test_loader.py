@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minivllm import LLM, SamplingParams
 from minivllm.attention_kernels import make_attention_backend
 from minivllm.weights.loader import (
     iterate_weights,
@@ -68,7 +70,7 @@ def edit_weights(folder, edit):
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "default"}},
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "linear", "factor": 8.0}},
         {"rope_parameters": {"rope_theta": 2e4, "rope_type": "llama3", **LLAMA3, **TRAINED}},
-        {"architectures": ["LlamaForCausalLM"], "bos_token_id": None, "eos_token_id": [3, 4]},
+        {"architectures": ["LlamaForCausalLM"], "eos_token_id": [3, 4]},
     ],
 )  # fmt: skip
 def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
@@ -80,7 +82,7 @@ def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
     for key in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias",
-        "mlp_bias", "tie_word_embeddings", "bos_token_id",
+        "mlp_bias", "tie_word_embeddings",
     ):  # fmt: skip
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.rope.rope_type == theirs.rope_parameters["rope_type"]
@@ -99,6 +101,10 @@ def test_config_means_what_transformers_takes_it_to_mean(tmp_path, keys):
         (5, {"eos_token_id": [5, 6]}, (5, 6)),
         (5, {"eos_token_id": 7}, (7,)),
         (5, {"temperature": 0.6}, (5,)),
+        (5, {"eos_token_id": None}, (5,)),
+        (5, {"eos_token_id": []}, ()),
+        (-1, None, ()),
+        ([5, -1, 6], None, (5, 6)),
     ],
 )
 def test_eos_ids_of_generation_config_win(tmp_path, eos, generation, expected):
@@ -107,13 +113,31 @@ def test_eos_ids_of_generation_config_win(tmp_path, eos, generation, expected):
     assert load_model_config(folder).eos_token_ids == expected
 
 
+@pytest.mark.parametrize("eos", ["5", True, [None], [5, "6"], 5.0, {"a": 5}, [[5]]])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_eos_id_that_is_no_number_is_refused_by_name(tmp_path, eos, file):
+    """Would catch `true` taken for token 1, and a string that breaks each request in the middle of a step."""
+    keys, generation = ({"eos_token_id": eos}, None) if file == "config.json" else ({}, {"eos_token_id": eos})
+    with pytest.raises(ValueError, match=f"/{file}: eos_token_id must be an int or a list of ints, got"):
+        load_model_config(write_config(tmp_path, generation, **keys))
+
+
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "architecture MistralForCausalLM; minivllm runs Llama"),
+        (
+            {"architectures": ["MistralForCausalLM"]},
+            "config.json: the architecture MistralForCausalLM is not supported; known: LlamaForCausalLM",
+        ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"model_type": "qwen2"}, "architecture model_type 'qwen2'"),
-        ({"hidden_act": "gelu"}, 'hidden_act = "gelu", which changes what the model computes'),
+        ({"model_type": "qwen2"}, "got architectures = [] and model_type = 'qwen2'"),
+        (
+            {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
+            "LlamaForCausalLM does not go with model_type = 'mistral'",
+        ),
+        ({"architectures": ["LlamaForCausalLM", "OtherForCausalLM"]}, "expected one of the architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "expected one of the architectures"),
+        ({"hidden_act": "gelu"}, 'hidden_act = "gelu" changes what the model computes'),
         ({"pretraining_tp": 2}, "pretraining_tp = 2"),
         ({"quantization_config": {"quant_method": "gptq"}}, 'quantization_config = {"quant_method": "gptq"}'),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
@@ -141,7 +165,7 @@ def test_what_would_change_the_maths_is_refused_by_name(tmp_path, keys, text):
         (None, "config.json is missing"),
         ('{"model_type": "llama", ', "config.json is not valid JSON"),
         ("[]", "must hold a JSON object, got a list"),
-        ('{"model_type": "llama"}', "lacks vocab_size"),
+        ('{"model_type": "llama"}', "vocab_size is missing"),
     ],
 )
 def test_a_broken_config_is_an_error_that_names_the_file(tmp_path, content, text):
@@ -185,8 +209,70 @@ def test_a_truncated_weight_file_is_named(tmp_path):
 def test_an_index_without_files_is_refused(tmp_path):
     """Catches an empty weight_map: a model of no weights at all."""
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"lacks the weight file \(its index names none\)"):
+    with pytest.raises(ValueError, match=r'index\.json has no "weight_map"'):
         next(iterate_weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/tmp/x.safetensors", "a/../../x.safetensors", "a/x.safetensors", "..\\x.safetensors",
+     "C:x.safetensors", "x.bin", "", ".", "\0.safetensors", None, 5, ["x.safetensors"]],
+)  # fmt: skip
+def test_an_index_names_files_of_its_own_folder_only(tmp_path, name):
+    """Would catch weights read in silence from anywhere on the disk because a download says so."""
+    folder = random_llama(tmp_path / "model", num_shards=2)
+    random_llama(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "x.safetensors")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"index\.json names the weight file .*, expected the plain name"):
+        load_tiny(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], ["model.safetensors"], {}, "model.safetensors", 5])
+def test_a_weight_map_that_is_no_map_is_refused(tmp_path, weight_map):
+    """Would catch "list has no attribute values"."""
+    folder = random_llama(tmp_path, num_shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r'index\.json has no "weight_map"'):
+        load_tiny(folder)
+
+
+def test_links_out_of_the_folder_are_followed(tmp_path):
+    """Would catch the hub's cache refused: there each file of a snapshot is a link to a store beside it."""
+    folder, store = random_llama(tmp_path / "snapshot", num_shards=2), tmp_path / "blobs"
+    store.mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(store / path.name)
+        path.symlink_to(f"../blobs/{path.name}")
+    load_tiny(folder)
+
+
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}', "{"]
+)
+def test_a_whole_file_wins_over_a_stale_index(tmp_path, index):
+    """Would catch the refusal of a model that was saved again in one file. transformers takes that one too."""
+    from transformers import AutoModelForCausalLM
+
+    folder = random_llama(tmp_path)
+    (folder / "model.safetensors.index.json").write_text(index)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(load_tiny(folder).model.embed_tokens, theirs.model.embed_tokens.weight)
+
+
+def test_one_tensor_in_two_shards_is_refused(tmp_path):
+    """Would catch shards of two checkpoints mixed in one folder: the last one read would win."""
+    folder = random_llama(tmp_path, num_shards=2)
+    first, second = sorted(folder.glob("*.safetensors"))
+    weights = load_file(second)
+    save_file(weights | {"model.embed_tokens.weight": load_file(first)["model.embed_tokens.weight"]}, second)
+    with pytest.raises(
+        ValueError, match=r"model\.embed_tokens\.weight is stored twice: in .*00001-of.*00002-of"
+    ):
+        load_tiny(folder)
 
 
 def test_rotary_buffers_of_old_checkpoints_are_left_out(tmp_path):
@@ -228,7 +314,7 @@ def test_a_tied_config_over_two_different_matrices_is_refused(tmp_path):
 def test_a_model_of_one_lost_weight_is_refused(tmp_path):
     """Catches a layer that keeps whatever was in memory before."""
     folder = edit_weights(random_llama(tmp_path), lambda weights: weights.pop("model.norm.weight"))
-    with pytest.raises(ValueError, match=r"missing \['model\.norm\.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing model\.norm\.weight; unexpected none"):
         load_tiny(folder)
 
 
@@ -347,6 +433,60 @@ def test_a_tokenizer_of_a_named_class_goes_through_auto_tokenizer(tiny_llama, tm
     assert type(ours) is type(theirs)
     assert type(ours) is not type(load_tokenizer(tiny_llama))
     assert ours("ab c")["input_ids"] == theirs("ab c")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer_class", [None, "MyTokenizer", "LlamaTokenizer", "PreTrainedTokenizerFast"]
+)
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoTokenizer": ["evil.MyTokenizer", None]}, ["evil.MyTokenizer", None]]
+)
+def test_code_in_a_model_folder_is_never_run(tiny_llama, tmp_path, monkeypatch, auto_map, tokenizer_class):
+    """Would catch transformers' question on the terminal, whose answer "y" runs what came with the model."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass MyTokenizer: pass\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class, "auto_map": auto_map}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names code of its own .* never run"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("auto_class", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("model_type", ["llama", "mine"])
+def test_code_that_config_json_names_is_not_run_either(
+    tiny_llama, tmp_path, monkeypatch, auto_class, model_type
+):
+    """Would catch AutoTokenizer following `auto_map` of config.json, which it reads to choose its class."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {auto_class: "evil.Mine"}, "model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["tokenizer_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(folder).eos_token_id == 257
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("skip_tokenizer_init", "reason"), [(False, "stop"), (True, "length")])
+def test_generation_ends_at_a_token_that_only_the_tokenizer_names(
+    tiny_llama, tmp_path, skip_tokenizer_init, reason
+):
+    """Would catch a ChatML fine-tune that talks on past <|im_end|>. Without a tokenizer none can know it."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
+    llm = LLM(folder, num_blocks=8, skip_tokenizer_init=skip_tokenizer_init)
+    params = SamplingParams(temperature=0, max_tokens=5, logit_bias={257: 100.0}, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": [104, 105]}], params, use_tqdm=False)
+    assert output.outputs[0].finish_reason == reason
+    assert output.outputs[0].stop_reason is None
+    assert output.outputs[0].token_ids == [257] * (1 if reason == "stop" else 5)
 
 
 def test_a_folder_without_tokenizer_says_what_to_do(tmp_path):

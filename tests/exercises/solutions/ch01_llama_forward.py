@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Example: x = [[3., 4.]], weight = [1., 1.], eps = 0. The mean square is 12.5, so y = [[0.8485, 1.1314]].
 
     Args:
-        x: (T, size).
+        x: (T, size), float32, float16 or bfloat16. Not changed: return a new tensor.
         weight: (size,), the dtype of x.
         eps: keeps a row of zeros from being divided by zero.
     """
@@ -45,7 +45,8 @@ def apply_rope(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
 
     Args:
         heads: (T, H, D), query or key heads, D even. Not changed: return a new tensor.
-        positions: (T,) int64, each token's position in its own text. Not always 0, 1, 2, ...
+        positions: (T,) int64, each token's position in its own text. Not always 0, 1, 2, ..., and up to some
+            hundred thousand: compute the angles in float32, whatever the dtype of heads.
         theta: 10000.0 in most models.
 
     Returns:
@@ -70,6 +71,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
         softmax(query[t] . key[0..t] / sqrt(D)) value[0..t]
 
+    Scores may be of any size, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
     Do not call `scaled_dot_product_attention`; it is what you are writing.
 
     Args:

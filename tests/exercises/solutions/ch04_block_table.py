@@ -58,7 +58,7 @@ def append_tokens(
         One slot for each new token, in order.
 
     Raises:
-        ValueError: there are not enough free blocks. Then neither list has changed.
+        ValueError: there are not enough free blocks. Then neither list has changed, its order included.
     """
     # BEGIN SOLUTION ex04b
     from types import SimpleNamespace
@@ -86,7 +86,8 @@ def free(block_table: list[int], free_blocks: list[int], ref_counts: list[int]) 
     ref_counts[7] == 1, ref_counts[2] == 0, and free_blocks holds 5 and 2, in any order.
 
     Raises:
-        ValueError: a block of the table has no holder, so it is free already. Then nothing has changed.
+        ValueError: a block of the table has no holder, so it is free already. Then nothing has changed, the
+            order of the lists included.
     """
     # BEGIN SOLUTION ex04c
     for block_id in block_table:

@@ -25,7 +25,8 @@ def slot_mapping(block_table: list[int], start: int, end: int, block_size: int) 
     slot_mapping([7, 2], 6, 7, block_size=4) == [10], the first token generated after it.
 
     Args:
-        block_table: physical block numbers in logical order. It covers position end - 1.
+        block_table: physical block numbers in logical order. It covers position end - 1, and may go on behind
+            it.
         start: first position.
         end: one past the last position.
         block_size: tokens a block.
@@ -45,17 +46,18 @@ def gather_kv(key_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> Tens
     behind the end of a sequence hold whatever was there before; none of it may appear.
 
     Example: block_size 4, block_tables [[7, 2], [5, 0]], seq_lens [6, 3]: the result has 9 rows, from slots
-    28, 29, 30, 31, 8, 9, then 20, 21, 22. (The 0 in the second table is padding.)
+    28, 29, 30, 31, 8, 9, then 20, 21, 22. (The 0 in the second table is padding. Block 0 is a block like any
+    other, too: it is seq_lens that says which entries count.)
 
     The engine calls it for the values, too. A loop over the sequences is fine; a loop over tokens is slow.
 
     Args:
-        key_cache: (B, S, Hkv, D).
-        block_tables: (R, max_blocks) int32.
+        key_cache: (B, S, Hkv, D), of any dtype. Not changed.
+        block_tables: (R, max_blocks) int32. Not changed.
         seq_lens: (R,) int32, 0 or more.
 
     Returns:
-        (sum of seq_lens, Hkv, D).
+        (sum of seq_lens, Hkv, D), in the dtype of key_cache.
     """
     # BEGIN SOLUTION ex05b
     from minivllm.block_pool import KVCacheBlock

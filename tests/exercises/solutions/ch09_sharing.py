@@ -25,7 +25,8 @@ def block_names(token_ids: list[int], block_size: int) -> list[Hashable]:
     `c = block_names([7, 7, 7, 7, 9, 9, 9, 9], 4)`: c[0] != b[0], and c[1] != b[1] as well, because
     the same four tokens follow another beginning.
 
-    Any names will do that can be compared and be keys of a dictionary. The engine uses `hashlib.sha256` of the
+    Any names will do that can be compared and be keys of a dictionary. "Equal exactly if" is meant: there are more
+    blocks than 16 or 32 bits have numbers, and two that share a name are one prompt with the text of another. The engine uses `hashlib.sha256` of the
     parent's name and the tokens; that is 32 bytes a block, however long the sequence. Equal sequences must get
     equal names in every call.
 

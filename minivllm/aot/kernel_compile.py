@@ -1,6 +1,6 @@
 """Compile every kernel for chips that are not there, and say what the machine code needs.
 
-    $ TRITON_INTERPRET=0 python -m minivllm.bench.kernel_compile 80 90       one JSON object a line
+    $ TRITON_INTERPRET=0 python -m minivllm.aot.kernel_compile 80 90       one JSON object a line
 
 `python -m minivllm bench resources` calls this in a process of its own, because a process either compiles
 kernels or interprets them. It calls the public functions on small CPU tensors, with two things replaced.
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import minivllm.kernels.common
-from minivllm.bench.chips import CHIPS
+from minivllm.aot.chips import CHIPS
 from minivllm.kernels import paged_attention as decode_module
 from minivllm.kernels import prefill_attention as prefill_module
 from minivllm.kernels.common import tl, triton
@@ -54,19 +55,9 @@ FLOAT32_TOO = (75, 80, 90, 120)
 
 @triton.jit
 def load_contiguous(
-    key,
-    value,
-    table,
-    n,
-    in_range,
-    d_mask,
-    key_stride_block,
-    key_stride_slot,
-    value_stride_block,
-    value_stride_slot,
-    S: tl.constexpr,
-    DOT_F32: tl.constexpr,
-):
+    key, value, table, n, in_range, d_mask, key_stride_block, key_stride_slot, value_stride_block,
+    value_stride_slot, S: tl.constexpr, DOT_F32: tl.constexpr,
+):  # fmt: skip
     """`load_keys_and_values` without paging: token n lies in row n. For comparison; nobody launches it."""
     row = n.to(tl.int64)
     mask = in_range[:, None] & d_mask[None, :]
@@ -88,24 +79,20 @@ def pretend_to_be(capability: int) -> None:
     decode_module.chip_of = prefill_module.chip_of = lambda device: chip
 
 
-def resource_usage(cubin: Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack: 0 unless values were spilled."""
-    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
-    return int(registers), int(stack)
+def dump(tool: str, option: str, cubin: Path) -> str:
+    """What one of NVIDIA's tools, which come with Triton, says about machine code."""
+    command = [getattr(knobs.nvidia, tool).path, option, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def longest_loop(cubin: Path) -> int | None:
+def longest_loop(machine_code: str) -> int | None:
     """Instructions of the longest loop, jump included; None if there is no loop.
 
     A jump to a label that has been passed closes a loop. (A program ends in a jump to itself, which is none.)
     """
-    command = [knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     labels: dict[str, int] = {}
     count, lengths = 0, []
-    for line in text.splitlines():
+    for line in machine_code.splitlines():
         if label := re.match(r"\.(L_x_\d+):", line.strip()):
             labels[label[1]] = count
         if not re.match(r"\s*/\*[0-9a-f]{4,}\*/", line):
@@ -127,16 +114,25 @@ class Recorder:
             lambda *args, **kwargs: self.compile(kernel, grid, *args, **kwargs)
         )
 
-    def label(self, capability: int, dtype: str, heads: str, **more: object) -> None:
+    def label(self, capability: int, dtype: torch.dtype, heads: str, **more: object) -> None:
         """Say what the next launches are."""
-        self.case = {"capability": capability, "dtype": dtype, "heads": heads, **more}
+        self.case = {
+            "capability": capability,
+            "dtype": str(dtype).removeprefix("torch."),
+            "heads": heads,
+            **more,
+        }
 
     def compile(self, kernel: JITFunction, grid: tuple, *args: object, **kwargs: object) -> None:
-        """Compile `kernel` for the arguments of a launch, and print a record of it."""
+        """Compile `kernel` for the arguments of a launch, and print a record of it.
+
+        The stack is where values go for which there is no register: 0 bytes unless some were spilled.
+        """
         compiled = kernel.run(*args, grid=grid, warmup=True, **kwargs)
         ptx = compiled.asm["ptx"]
         self.cubin.write_bytes(compiled.asm["cubin"])
-        registers, stack = resource_usage(self.cubin)
+        usage = dump("cuobjdump", "--dump-resource-usage", self.cubin)
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
         names = ("BLOCK_H", "BLOCK_M", "BLOCK_N", "D", "G", "NUM_SPLITS")
         record = {
             **self.case,
@@ -145,7 +141,7 @@ class Recorder:
             "shared": compiled.metadata.shared,
             "registers": registers,
             "stack": stack,
-            "loop_instructions": longest_loop(self.cubin),
+            "loop_instructions": longest_loop(dump("nvdisasm", "-c", self.cubin)),
             "mma": "mma.sync" in ptx,
             "wgmma": "wgmma" in ptx,
             "async_copy": "cp.async" in ptx,
@@ -154,28 +150,34 @@ class Recorder:
         print(json.dumps(record), flush=True)
 
 
-def call_decode(heads: str, dtype: torch.dtype, num_splits: int, **options) -> None:
+# -- launches ---------------------------------------------------------------------------------------
+
+
+def small_cache(heads: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """K, V (B, S, Hkv, D), block table (1, B) and the length of one sequence of 1,200 tokens."""
+    _, num_kv_heads, head_dim = HEADS[heads]
+    kv = torch.zeros(80, BLOCK_SIZE, num_kv_heads, head_dim, dtype=dtype)
+    return kv, kv, torch.zeros(1, 80, dtype=torch.int32), torch.tensor([1200], dtype=torch.int32)
+
+
+def call_decode(heads: str, dtype: torch.dtype, num_splits: int = 1, **options) -> None:
     """Launch the decode kernel, and the combine kernel if there are several splits."""
-    num_heads, num_kv_heads, head_dim = HEADS[heads]
-    kv = torch.zeros(80, BLOCK_SIZE, num_kv_heads, head_dim, dtype=dtype)  # (B, S, Hkv, D)
-    table, lens = torch.zeros(1, 80, dtype=torch.int32), torch.tensor([1200], dtype=torch.int32)
-    query = torch.zeros(1, num_heads, head_dim, dtype=dtype)
-    paged_attention(query, kv, kv, table, lens, head_dim**-0.5, num_splits=num_splits, **options)
+    num_heads, _, head_dim = HEADS[heads]
+    query, cache = torch.zeros(1, num_heads, head_dim, dtype=dtype), small_cache(heads, dtype)
+    paged_attention(query, *cache, head_dim**-0.5, num_splits=num_splits, **options)
 
 
-def call_prefill(heads: str, dtype: torch.dtype, query_len: int, **options) -> None:
+def call_prefill(heads: str, dtype: torch.dtype, query_len: int = 100, **options) -> None:
     """Launch the prefill kernel; the heuristics choose its tiles by the query's length."""
-    num_heads, num_kv_heads, head_dim = HEADS[heads]
-    kv = torch.zeros(80, BLOCK_SIZE, num_kv_heads, head_dim, dtype=dtype)  # (B, S, Hkv, D)
-    table, lens = torch.zeros(1, 80, dtype=torch.int32), torch.tensor([1200], dtype=torch.int32)
+    num_heads, _, head_dim = HEADS[heads]
     query = torch.zeros(query_len, num_heads, head_dim, dtype=dtype)
-    start = torch.tensor([0, query_len], dtype=torch.int32)
-    prefill_attention(query, kv, kv, table, lens, start, head_dim**-0.5, **options)
+    starts = torch.tensor([0, query_len], dtype=torch.int32)
+    prefill_attention(query, *small_cache(heads, dtype), starts, head_dim**-0.5, **options)
 
 
-def call_the_rest(dtype: torch.dtype) -> None:
+def call_the_rest(heads: str, dtype: torch.dtype) -> None:
     """Launch every other kernel, in Llama-3.1-8B's shapes."""
-    kv = torch.zeros(80, BLOCK_SIZE, 8, 128, dtype=dtype)
+    kv, _, _, _ = small_cache(heads, dtype)
     key, query = torch.zeros(4, 8, 128, dtype=dtype), torch.zeros(4, 32, 128, dtype=dtype)
     slots = torch.arange(4)
     reshape_and_cache(key, key, kv, kv, slots)
@@ -189,31 +191,34 @@ def call_the_rest(dtype: torch.dtype) -> None:
     silu_and_mul(torch.zeros(4, 2 * 14336, dtype=dtype))
 
 
-def compile_for(capability: int, recorder: Recorder) -> None:
-    """Every kernel in float16; other dtypes, shapes and options where they can differ in what matters."""
-    pretend_to_be(capability)
-    recorder.label(capability, "float16", "llama8b")
-    call_the_rest(torch.float16)
-    call_decode("llama8b", torch.float16, num_splits=4)
-    call_prefill("llama8b", torch.float16, query_len=1200)
-    recorder.label(capability, "float16", "wide")
-    call_prefill("wide", torch.float16, query_len=100)
+# (chips, heads, dtype, launch, options): every kernel in float16 everywhere; other dtypes, shapes and options
+# where they can differ in what matters.
+WINDOW = {"sliding_window": 100, "soft_cap": 30.0}
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+CASES: list[tuple[Collection[int], str, torch.dtype, Callable[..., None], dict]] = [
+    (CHIPS, "llama8b", F16, call_the_rest, {}),
+    (CHIPS, "llama8b", F16, call_decode, {"num_splits": 4}),
+    (CHIPS, "llama8b", F16, call_prefill, {"query_len": 1200}),
+    (CHIPS, "wide", F16, call_prefill, {}),
     # The widest numbers: what needs most shared memory, and products without tensor cores.
-    for heads in ("llama8b", "wide") if capability in FLOAT32_TOO else ():
-        recorder.label(capability, "float32", heads)
-        call_decode(heads, torch.float32, num_splits=1)
-        call_prefill(heads, torch.float32, query_len=100)
-    if capability not in FULLY:
-        return
-    recorder.label(capability, "bfloat16", "llama8b")
-    call_decode("llama8b", torch.bfloat16, num_splits=1)
-    for query_len in (1, 100, 1200):  # as long as the heuristics distinguish
-        call_prefill("llama8b", torch.bfloat16, query_len)
-    recorder.label(capability, "float16", "wide")
-    call_decode("wide", torch.float16, num_splits=1)
-    recorder.label(capability, "float16", "smollm2")
-    call_decode("smollm2", torch.float16, num_splits=1, sliding_window=100, soft_cap=30.0)
-    call_prefill("smollm2", torch.float16, query_len=100, sliding_window=100, soft_cap=30.0)
+    *((FLOAT32_TOO, heads, F32, call_decode, {}) for heads in ("llama8b", "wide")),
+    *((FLOAT32_TOO, heads, F32, call_prefill, {}) for heads in ("llama8b", "wide")),
+    (FULLY, "llama8b", BF16, call_decode, {}),
+    # As long as the heuristics distinguish.
+    *((FULLY, "llama8b", BF16, call_prefill, {"query_len": length}) for length in (1, 100, 1200)),
+    (FULLY, "wide", F16, call_decode, {}),
+    (FULLY, "smollm2", F16, call_decode, WINDOW),
+    (FULLY, "smollm2", F16, call_prefill, WINDOW),
+]  # fmt: skip
+
+
+def compile_for(capability: int, recorder: Recorder) -> None:
+    """All cases for one chip."""
+    pretend_to_be(capability)
+    for chips, heads, dtype, call, options in CASES:
+        if capability in chips:
+            recorder.label(capability, dtype, heads)
+            call(heads, dtype, **options)
 
 
 def compile_without_paging(capability: int, recorder: Recorder) -> None:
@@ -223,19 +228,20 @@ def compile_without_paging(capability: int, recorder: Recorder) -> None:
     """
     pretend_to_be(capability)
     decode_module.load_keys_and_values = prefill_module.load_keys_and_values = load_contiguous
-    recorder.label(capability, "float16", "llama8b", contiguous=True)
-    call_decode("llama8b", torch.float16, num_splits=4)
-    call_prefill("llama8b", torch.float16, query_len=1200)
+    recorder.label(capability, F16, "llama8b", contiguous=True)
+    call_decode("llama8b", F16, num_splits=4)
+    call_prefill("llama8b", F16, query_len=1200)
 
 
 def compile_too_large(recorder: Recorder) -> None:
     """The negative control: what the heuristics must not choose on an RTX 3090, or on an A100."""
-    pretend_to_be(86)
-    recorder.label(86, "float16", "too_large")
-    call_prefill("wide", torch.float16, query_len=100, tiles=Tiles(128, 64, 8, 3))
-    pretend_to_be(80)
-    recorder.label(80, "float16", "spills")
-    call_prefill("llama8b", torch.float16, query_len=100, tiles=Tiles(64, 64, 4, 3))
+    for capability, name, heads, tiles in (
+        (86, "too_large", "wide", Tiles(128, 64, 8, 3)),
+        (80, "spills", "llama8b", Tiles(64, 64, 4, 3)),
+    ):
+        pretend_to_be(capability)
+        recorder.label(capability, F16, name)
+        call_prefill(heads, F16, tiles=tiles)
 
 
 def main(arguments: list[str]) -> None:
@@ -246,11 +252,11 @@ def main(arguments: list[str]) -> None:
         if arguments == ["too_large"]:
             compile_too_large(recorder)
         elif arguments[0] == "contiguous":
-            for capability in arguments[1:]:
-                compile_without_paging(int(capability), recorder)
+            for capability in map(int, arguments[1:]):
+                compile_without_paging(capability, recorder)
         else:
-            for capability in arguments:
-                compile_for(int(capability), recorder)
+            for capability in map(int, arguments):
+                compile_for(capability, recorder)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 
 from minivllm import LLM
 from minivllm.__main__ import main
-from minivllm.bench.compare import compare
+from minivllm.baselines.compare import compare
 from minivllm.bench.hf_backends import load_hf_model
 
 PROMPTS = ["hello", "The capital of France is", "x"]

@@ -27,19 +27,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from minivllm.bench import report
+from minivllm.bench import options, report
 from minivllm.bench.hf_backends import load_hf_model
-from minivllm.bench.report import provenance, write_json
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
 
 # The first four are vLLM's own example prompts; code, prose and numbers differ in how sure a model is.
-PROMPTS = (
+PROMPTS = [
     "Hello, my name is",
     "The president of the United States is",
     "The capital of France is",
@@ -48,21 +46,19 @@ PROMPTS = (
     "In a village at the foot of the mountains there lived",
     "Water boils at a temperature of",
     "1, 1, 2, 3, 5, 8,",
-)
+]
 
 
 @dataclass(frozen=True)
 class Divergence:
     """The first token at which two greedy texts differ.
 
-    `gap` is the difference between Hugging Face's logits of the two tokens there, for the same past: how
-    sure the model was. A gap within the rounding error is a tie, and a large one would be a bug.
-
     Attributes:
         prompt: the text that was continued.
         position: index of the token in the output, from 0.
         ours, theirs: the two token ids.
-        gap: in logits; at least 0.
+        gap: the difference between Hugging Face's logits of the two tokens there, for the same past. Within
+            the rounding error it is a tie, and a large one would be a bug.
     """
 
     prompt: str
@@ -80,6 +76,8 @@ class Comparison:
         dtype, batch_size, backend: the setting; batch_size is our `max_num_seqs`.
         num_prompts: texts compared.
         divergences: those that differ, each at its first token.
+        layer_differences: largest absolute difference of the hidden states after each layer, over all
+            prompts. layer_scales: the largest absolute value in them, which says what is large.
     """
 
     dtype: str
@@ -87,26 +85,22 @@ class Comparison:
     backend: str
     num_prompts: int
     divergences: tuple[Divergence, ...]
-    # Largest absolute difference of the hidden states after each layer, over all prompt tokens ...
     layer_differences: tuple[float, ...]
-    # ... beside the largest absolute value in them, which sets the scale.
     layer_scales: tuple[float, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options.
-
-    Everything is compared with everything: two types, two batch sizes and one backend are four settings.
-    """
-    parser.add_argument("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
-    parser.add_argument("--max-tokens", type=int, default=48, help="tokens to generate for each prompt")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types to compare in")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], help="our max_num_seqs")
-    parser.add_argument("--backends", nargs="+", default=["torch"], help="our attention backends")
-    parser.add_argument("--device", default="auto", help="where both run")
-    parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), help="prompts")
-    parser.add_argument("--output-json", help="write everything to this file")
+    """Everything is compared with everything: two types, two batch sizes, one backend: four settings."""
+    add = parser.add_argument
+    add("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
+    add("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
+    add("--max-tokens", type=int, default=48, help="tokens to generate for each prompt")
+    add("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types to compare in")
+    add("--batch-sizes", nargs="+", type=int, default=[1, 8], help="our max_num_seqs")
+    add("--backends", nargs="+", default=["torch"], help="our attention backends")
+    add("--device", default="auto", help="where both run")
+    add("--prompt", nargs="+", default=PROMPTS, help="prompts")
+    options.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,46 +109,22 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit status, 0 also where texts differ, as a difference is a finding here, no failure.
     """
-    results: dict[tuple[str, str, int], Comparison] = {}
+    result = report.new_result("compare", model=args.model, max_tokens=args.max_tokens)
+    found: dict[tuple[str, str, int], Comparison] = {}
     # A bar, because a type takes a minute or more and nothing is printed before the last one.
     for dtype in tqdm(args.dtypes, desc="types"):
-        # Once for each type, and used by all settings of that type.
-        hf = load_hf_model(args.model, dtype, args.device)
+        hf = load_hf_model(args.model, dtype, args.device)  # once for all settings of a type
         for backend in args.backends:
             for batch_size in args.batch_sizes:
-                llm = LLM(
-                    args.model, dtype=dtype, device=args.device, attention_backend=backend,
-                    # The prefix cache would compute a repeated prompt in another way than the first time, and
-                    # blur the picture.
-                    max_num_seqs=batch_size, enable_prefix_caching=False,
-                )  # fmt: skip
+                # The prefix cache would compute a repeated prompt in another way than the first time, and
+                # blur the picture.
+                llm = LLM(args.model, dtype=dtype, device=args.device, attention_backend=backend,
+                          max_num_seqs=batch_size, enable_prefix_caching=False)  # fmt: skip
                 setting = (dtype, llm.llm_engine.attention.name, batch_size)
-                if setting not in results:  # "auto" may turn out to be one of the others
-                    results[setting] = compare(llm, hf, args.prompt, args.max_tokens)
-    result = {
-        "benchmark": "compare",
-        "provenance": provenance(),
-        "model": args.model,
-        "max_tokens": args.max_tokens,
-        "comparisons": [asdict(each) for each in results.values()],
-    }
-    print_report(result)
-    if args.output_json:
-        write_json(args.output_json, result)
-    return 0
-
-
-def print_report(result: dict[str, Any]) -> None:
-    """Print texts and layers, from what `--output-json` writes."""
-    comparisons = [
-        Comparison(**each | {"divergences": tuple(Divergence(**text) for text in each["divergences"])})
-        for each in result["comparisons"]
-    ]
-    print(report.describe(result["provenance"]))
-    print(f"{result['model']}, {result['max_tokens']} greedy tokens a prompt")
-    for comparison in comparisons:
-        print(describe(comparison))
-    print("\n" + layer_table(comparisons))
+                if setting not in found:  # "auto" may turn out to be one of the others
+                    found[setting] = compare(llm, hf, args.prompt, args.max_tokens)
+    result["comparisons"] = [asdict(each) for each in found.values()]
+    return report.finish(args, result, print_report)
 
 
 def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) -> Comparison:
@@ -166,28 +136,26 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
         prompts: texts.
         max_tokens: tokens generated for each; end-of-sequence tokens are ignored, so that all have this many.
     """
-    config = llm.llm_engine.config
-    tokenizer = llm.get_tokenizer()
+    engine = llm.llm_engine
     # Tokenized once for both: a difference of tokenizers would be another subject.
-    token_ids = [tokenizer.encode(prompt) for prompt in prompts]
+    token_ids = [llm.get_tokenizer().encode(prompt) for prompt in prompts]
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in token_ids], params, use_tqdm=False)
-    divergences = [
-        difference
+    differences = [
+        first_difference(hf, prompt, ids, output.outputs[0].token_ids)
         for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
-        if (difference := first_difference(hf, prompt, ids, output.outputs[0].token_ids)) is not None
     ]
-    # One prompt after the other, whatever the batch size: this is about depth and type alone.
+    # One prompt after the other, whatever the batch size: this is about depth and type alone. Tokens and
+    # channels are reduced to the one that differs most: relative differences would say little, as most hidden
+    # values are near 0, where any difference is relatively large.
     pairs = [(hidden_states(llm, ids), hf_hidden_states(hf, ids)) for ids in token_ids]
     layers = range(len(pairs[0][0]))
     return Comparison(
-        dtype=str(llm.llm_engine.dtype).removeprefix("torch."),
-        batch_size=config.max_num_seqs,
-        backend=llm.llm_engine.attention.name,
+        dtype=str(engine.dtype).removeprefix("torch."),
+        batch_size=engine.config.max_num_seqs,
+        backend=engine.attention.name,
         num_prompts=len(prompts),
-        divergences=tuple(divergences),
-        # Tokens and channels are reduced to the one that differs most. Relative differences would say little:
-        # most hidden values are near 0, where any difference is relatively large.
+        divergences=tuple(each for each in differences if each is not None),
         layer_differences=tuple(
             max((a[i].float() - b[i].float()).abs().max().item() for a, b in pairs) for i in layers
         ),
@@ -215,8 +183,7 @@ def first_difference(
     )[0, len(prompt_ids) :].tolist()
     for position, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
-            # Up to here both texts are equal, so this past is ours as well. One more forward pass gives the
-            # logits.
+            # Up to here both texts are equal, so this past is ours as well.
             past = torch.tensor([prompt_ids + theirs[:position]], device=hf.device)
             logits = hf(past).logits[0, -1].float()
             return Divergence(prompt, position, a, b, (logits[b] - logits[a]).abs().item())
@@ -226,22 +193,19 @@ def first_difference(
 def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
     """The hidden states (T, hidden) after each layer of ours, the last one after the final norm.
 
-    All layers but the last are looked at after the layer, the last one after the norm that follows it: that
-    is what Hugging Face's `output_hidden_states` holds, so that entry i means the same in both lists.
+    That is what Hugging Face's `output_hidden_states` holds, so that entry i means the same in both lists.
     """
     model = llm.llm_engine.runner.model.model
     states: list[torch.Tensor] = []
-    # A copy: the residual stream is one tensor that every layer adds to.
-    # PyTorch's own way of looking into a model: the model has no code for it.
+    # PyTorch's own way of looking into a model. A copy: every layer adds to one tensor, the residual stream.
     hooks = [
         layer.register_forward_hook(lambda _module, _inputs, output: states.append(output.clone()))
         for layer in [*model.layers[:-1], model.norm]
     ]
     try:
         # One token of output is one step, the prefill of the whole prompt: each hook is called once.
-        llm.generate(
-            {"prompt_token_ids": token_ids}, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False
-        )
+        params = SamplingParams(temperature=0, max_tokens=1)
+        llm.generate({"prompt_token_ids": token_ids}, params, use_tqdm=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -250,44 +214,44 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def hf_hidden_states(hf: torch.nn.Module, token_ids: list[int]) -> list[torch.Tensor]:
-    """The same of Hugging Face's model, whose last entry is after the final norm as well.
-
-    Its first entry is the embedding, before any layer, and is left out.
-    """
+    """The same of Hugging Face's model, whose first entry is the embedding, before any layer: left out."""
     output = hf(torch.tensor([token_ids], device=hf.device), output_hidden_states=True)
     return [state[0] for state in output.hidden_states[1:]]
 
 
-def describe(result: Comparison) -> str:
-    """One line a setting, and one for each text that differs."""
-    equal = result.num_prompts - len(result.divergences)
-    lines = [
-        f"{result.dtype:<9} batch {result.batch_size:<3} {result.backend:<7} "
-        f"{equal} of {result.num_prompts} texts equal"
-    ]
-    for each in result.divergences:
-        lines.append(
-            f"    {each.prompt!r}: token {each.position}, ours {each.ours}, theirs {each.theirs}, "
-            f"logits gap {each.gap:.2g}"
+# -- printing ---------------------------------------------------------------------------------------
+
+
+def print_report(result: report.Result) -> None:
+    """Print texts and layers, from what `--output-json` writes."""
+    print(report.describe(result["provenance"]))
+    print(f"{result['model']}, {result['max_tokens']} greedy tokens per prompt")
+    for each in result["comparisons"]:
+        equal = each["num_prompts"] - len(each["divergences"])
+        print(
+            f"{each['dtype']:<9} batch {each['batch_size']:<3} {each['backend']:<7} "
+            f"{equal} of {each['num_prompts']} texts equal"
         )
-    return "\n".join(lines)
+        for text in each["divergences"]:
+            print(
+                f"    {text['prompt']!r}: token {text['position']}, ours {text['ours']}, theirs "
+                f"{text['theirs']}, logits gap {text['gap']:.2g}"
+            )
+    print("\nLargest difference of the hidden states (in brackets: largest value)")
+    print(layer_table(result["comparisons"]))
 
 
-def layer_table(results: list[Comparison]) -> str:
-    """Largest difference after each layer, one column a setting (batch sizes share: prompts run alone).
+def layer_table(comparisons: list[report.Result]) -> str:
+    """Largest difference after each layer, a column per setting (batch sizes share: prompts run alone).
 
     Example of a column::
 
-        layer          float32 torch
-            0        1.2e-06 (3.41)         largest difference 1.2e-06, largest value 3.41
+        layer        float32 torch
+        0          1.2e-06 (3.41)         largest difference 1.2e-06, largest value 3.41
     """
-    columns = {(each.dtype, each.backend): each for each in results}
-    lines = ["Largest difference of the hidden states (in brackets: largest value)"]
-    lines.append("layer  " + "".join(f"{dtype + ' ' + backend:>26}" for dtype, backend in columns))
-    for layer in range(len(results[0].layer_differences)):
-        cells = (
-            f"{each.layer_differences[layer]:.2e} ({each.layer_scales[layer]:.3g})"
-            for each in columns.values()
-        )
-        lines.append(f"{layer:>5}  " + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+    columns = {(each["dtype"], each["backend"]): each for each in comparisons}
+    rows = [["layer", *(f"{dtype} {backend}" for dtype, backend in columns)]]
+    for layer in range(len(comparisons[0]["layer_differences"])):
+        cells = [(each["layer_differences"][layer], each["layer_scales"][layer]) for each in columns.values()]
+        rows.append([str(layer), *(f"{difference:.2e} ({scale:.3g})" for difference, scale in cells)])
+    return report.table(rows)

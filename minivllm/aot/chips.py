@@ -5,7 +5,7 @@ its registers, its shared memory and its places for warps allow. That number dec
 waiting for memory is filled by others' work::
 
     H100: 65,536 registers, 228 KiB of shared memory, 64 warps on each of 132 multiprocessors
-    a program of 4 warps (128 threads), 106 registers a thread, 38.2 KiB of shared memory
+    a program of 4 warps (128 threads), 106 registers per thread, 38.2 KiB of shared memory
         registers        32 threads * 112 (106 rounded up to 8) * 4 warps = 14,336    4 programs
         shared memory    38.2 KiB + 1 KiB the system takes                            5 programs
         warps            64 / 4                                                       16 programs
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 REGISTERS_PER_SM = 65_536  # on all of them
 THREADS_PER_WARP = 32
-SCHEDULERS_PER_SM = 4  # each starts one instruction of one warp a cycle
+SCHEDULERS_PER_SM = 4  # each starts one instruction of one warp per cycle
 KIB = 1024
 
 
@@ -38,14 +38,14 @@ class ChipFacts:
     ghz: float  # boost clock
 
     @property
-    def shared_kib_per_program(self) -> int:
-        """The most that one program may have: from 8.0 on the system keeps 1 KiB for each."""
-        return self.shared_kib - self.reserved_kib
+    def reserved_kib(self) -> int:
+        """Shared memory that the system takes for each program, from capability 8.0 on."""
+        return 1 if self.capability >= 80 else 0
 
     @property
-    def reserved_kib(self) -> int:
-        """Shared memory that the system takes for each program."""
-        return 1 if self.capability >= 80 else 0
+    def shared_kib_per_program(self) -> int:
+        """The most that one program may have."""
+        return self.shared_kib - self.reserved_kib
 
     def programs_per_sm(self, registers: int, shared_bytes: int, num_warps: int) -> int:
         """How many programs run side by side on a multiprocessor; 0 if not even one fits.
@@ -53,25 +53,18 @@ class ChipFacts:
         Args:
             registers: of each thread. They are handed out in steps of 8.
             shared_bytes: of each program.
-            num_warps: of each program.
-
-        At 4 warps and more a program, the limit on the number of programs (16 or more) is never the tightest.
+            num_warps: of each program; from 4 on the limit on the number of programs is never the tightest.
         """
         registers_of_program = -(-registers // 8) * 8 * THREADS_PER_WARP * num_warps
-        shared_of_program = shared_bytes + self.reserved_kib * KIB
-        return min(
-            REGISTERS_PER_SM // registers_of_program,
-            self.shared_kib * KIB // max(1, shared_of_program),
-            self.max_warps // num_warps,
-        )
+        shared_of_program = max(1, shared_bytes + self.reserved_kib * KIB)
+        by_memory = min(REGISTERS_PER_SM // registers_of_program, self.shared_kib * KIB // shared_of_program)
+        return min(by_memory, self.max_warps // num_warps)
 
     def bytes_under_way_needed(self, latency_seconds: float = 1e-6) -> float:
         """Bytes each multiprocessor must have asked for, at any time, to keep the memory busy (Little's law).
 
         What is on the way is rate times travel time. A microsecond is longer than a load takes on an idle
-        chip, so this errs on the safe side: a shorter way needs less under way.
-
-        Example, H100: 3,350 GB/s * 1 us / 132 = 25.4 KB.
+        chip, so this errs on the safe side. Example, H100: 3,350 GB/s * 1 us / 132 = 25.4 KB.
         """
         return self.gb_per_second * 1e9 * latency_seconds / self.num_sms
 
