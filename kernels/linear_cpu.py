@@ -23,8 +23,8 @@ All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Ca
     64     119        128   131   77                                                117        111   85
            Zen 4                               Zen 3 (others were at work)          Cascade Lake
 
-So what is best on one machine is worst on the next, and MKL as the default for all was 1.7 to 3.2 times too slow
-on Zen 4. `choose_linear_kernel` measures on the model's own weights, in about a second, and remembers.
+So what is best on one machine is worst on the next, and MKL as the default for all was 1.7 to 3.2 times too
+slow on Zen 4. `choose_linear_kernel` measures on the model's own weights, in about a second, and remembers.
 
 The operators of MKL and oneDNN are the ones which torch.compile uses for frozen weights. They are private to
 PyTorch: a way which does not exist here, or does not agree with `F.linear`, is not offered.
@@ -53,8 +53,8 @@ SAMPLE_BYTES = 32 << 20
 SMALLEST_BYTES = 4 << 20
 """A model with fewer bytes of weights is as fast either way."""
 PACKED_FOR_ROWS = 32
-"""Rows which MKL and oneDNN are told to expect. The result is right for any number. On Zen 3 oneDNN is as fast
-(within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
+"""Rows which MKL and oneDNN are told to expect. The result is right for any number. On Zen 3 oneDNN is as
+fast (within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
 TOLERANCE = {torch.float32: 1e-4}
 """Largest difference from `F.linear`, as a part of the largest result; 0.02 for other dtypes."""
 
@@ -150,8 +150,9 @@ def fastest(
 ) -> type[LinearKernel]:
     """Measure; the best is the one with the least sum, over `ROWS`, of its time divided by the shortest time.
 
-    The kinds take turns for `rounds` rounds. Each product is timed alone, and of its times the shortest counts:
-    another program on the machine only ever adds to a time, and one product is short enough to escape it.
+    The kinds take turns for `rounds` rounds. Each product is timed alone, and of its times the shortest
+    counts: another program on the machine only ever adds to a time, and one product is short enough to escape
+    it.
     """
     products = [[kind(weight, None) for weight in weights] for kind in kinds]
     times = torch.full((rounds, len(kinds), len(ROWS), len(weights)), torch.inf)

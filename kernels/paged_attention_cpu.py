@@ -13,10 +13,10 @@ The rescaling is the online softmax of `online_softmax.py`: when a block brings 
 summed up before is multiplied by exp(old maximum - new maximum). Slots beyond a sequence's end are not
 masked: they are not read.
 
-The time goes into arithmetic as well as into memory, so the loops are written for vector instructions: `exp` is a
-polynomial (`rows_cpu.py`), queries are multiplied by `scale` once, and values are added four keys at a time,
-because each addition to `acc` reads and writes all of it. With `NUMBA_DISABLE_JIT=1` in the environment Python
-itself runs these loops, and one can step through them with a debugger.
+The time goes into arithmetic as well as into memory, so the loops are written for vector instructions: `exp`
+is a polynomial (`rows_cpu.py`), queries are multiplied by `scale` once, and values are added four keys at a
+time, because each addition to `acc` reads and writes all of it. With `NUMBA_DISABLE_JIT=1` in the environment
+Python itself runs these loops, and one can step through them with a debugger.
 
 Paper: section 4.1 and figure 5. vLLM V1: `csrc/cpu/cpu_attn.cpp` and `v1/attention/backends/cpu_attn.py`.
 """

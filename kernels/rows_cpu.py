@@ -12,8 +12,9 @@ microseconds before it begins. With 32 rows of 576 numbers that is most of its t
                                                 +-->  t_i / rms * w_i <+            the second one reads it
 
 The loops run on one thread: 32 rows take 10 to 40 microseconds, and waking a second thread and waiting for it
-would take as long. For many rows (`MOST_ROWS`) PyTorch's operators, on all threads, are the faster ones. On Zen 3,
-one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), microseconds, PyTorch / these loops::
+would take as long. For many rows (`MOST_ROWS`) PyTorch's operators, on all threads, are the faster ones. On
+Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), microseconds, PyTorch / these
+loops::
 
     rows     add and norm     rotation      activation
     1        19 / 14          18 / 11       12 / 9
@@ -31,7 +32,8 @@ Its error, for x from -87 to 0, is at most 3e-7 + 6e-8 |x| of the result (t is r
 2^-126 and does not reach 0. All x here are 0 or less, so nothing overflows.
 
 Oracles: `rms_norm_reference`, `rotary_embedding_reference` and `silu_and_mul_reference`, beside the Triton
-kernels. vLLM V1: `csrc/cpu/layernorm.cpp`, `pos_encoding.cpp`, `activation.cpp`, `cpu_types_x86.hpp` (its exp).
+kernels. vLLM V1: `csrc/cpu/layernorm.cpp`, `pos_encoding.cpp`, `activation.cpp`, `cpu_types_x86.hpp` (its
+exp).
 """
 
 import numba
@@ -83,8 +85,8 @@ def rms_norm_cpu(hidden, update, weight, eps, normed, total):
 def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
     """Rotate the first heads of each token, as many as `rotated` (T, heads, D) has.
 
-    heads (T, at least as many, D); positions (T,); cos_sin (max_position, D): D / 2 cosines, then D / 2 sines.
-    Into a tensor of its own: where input and output overlap, the compiler takes one number at a time.
+    heads (T, at least as many, D); positions (T,); cos_sin (max_position, D): D / 2 cosines, then D / 2
+    sines. Into a tensor of its own: where input and output overlap, the compiler takes one number at a time.
     """
     half = rotated.shape[2] // 2
     for token in range(rotated.shape[0]):

@@ -1,17 +1,18 @@
 """Paged attention from PyTorch operators: gather a sequence's blocks, then call PyTorch's own attention.
 
 `scaled_dot_product_attention` (SDPA) wants the keys and values of a sequence side by side, and in a paged
-cache they are not. So a step is cut into pieces, each of one sequence, and for each piece the blocks are copied
-together. Block size 4, sequence A decoding its 7th token, sequence B prefilling the last 3 of 5::
+cache they are not. So a step is cut into pieces, each of one sequence, and for each piece the blocks are
+copied together. Block size 4, sequence A decoding its 7th token, sequence B prefilling the last 3 of 5::
 
                     query rows   blocks     copied              mask (0: may look)
     A   [7, 2]      0            7 2        k0 ... k6 (k7)      none: one query, it sees all 7
     B   [5, 3]      1 2 3        5 3        k0 ... k4 (...)     0 0 0 -inf -inf | 0 0 0 0 -inf | 0 0 0 0 0
 
 A long prompt is cut into pieces of `PIECE` queries, each with the keys up to its last query: the mask stays
-small, and keys which no query of a piece may see are not read. The copy is what paging costs here; a kernel which
-follows the block table does without (`attention_kernels.py`). This backend runs on every device, in every dtype,
-and prefill on a CPU always goes this way: its time is in arithmetic, beside which the copy is small.
+small, and keys which no query of a piece may see are not read. The copy is what paging costs here; a kernel
+which follows the block table does without (`attention_kernels.py`). This backend runs on every device, in
+every dtype, and prefill on a CPU always goes this way: its time is in arithmetic, beside which the copy is
+small.
 
 Paper: section 4.1. vLLM V1: `v1/attention/backends/cpu_attn.py` (its SDPA path).
 """

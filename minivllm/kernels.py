@@ -15,11 +15,13 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries per sequence: prefill, chunked prefill and mixed batches |
 | `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
+| `rows_cpu.py` | norm, rotation and activation there: one pass each, and an exp made for vectors |
+| `linear_cpu.py` | the matrix product there: four ways, and the fastest one found by measurement |
 | `heuristics.py` | tile sizes and splits for each chip, as plain if/else |
 | `common.py` | importing Triton the right way; argument checks whose errors teach |
 
 Beside each kernel stands its twin in plain torch (`*_reference`), slow and obvious, which is its oracle. The
-kernels import torch and triton (the CPU kernel: numba), and nothing of minivllm.
+kernels import torch and triton (the CPU kernels: numba), and nothing of minivllm.
 
 They are imported as `minivllm.kernels.paged_attention`, although their folder is `kernels/` at the top
 level: this module gives the folder a second name. The first one, `kernels`, is Hugging Face's: a package of

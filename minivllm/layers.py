@@ -3,8 +3,8 @@
 Each is PyTorch's or Hugging Face's in meaning, and this is how it is written with PyTorch's operators; one
 kernel instead of several operators is in `layers_kernels.py`. Three things are as serving wants them::
 
-    Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it matters
-                       how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
+    Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
+                       matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
     RMSNorm            comes after an addition, and is one with it: hidden, update -> norm of the sum, sum
     RotaryEmbedding    the angles of a step are looked up once, for all layers
 

@@ -9,8 +9,8 @@ activation      `silu_and_mul`          `silu_and_mul_cpu`              `kernels
 ==============  ======================  ==============================  ================================
 
 They go with the attention backend of that name; any other backend (a student's, a test's) takes the first
-column. The Numba kernels are in `kernels/rows_cpu.py`; with more than 64 rows PyTorch's operators are the faster
-ones on a CPU, so the second column falls back to the first one then.
+column. The Numba kernels are in `kernels/rows_cpu.py`; with more than 64 rows PyTorch's operators are the
+faster ones on a CPU, so the second column falls back to the first one then.
 
 vLLM V1: `model_executor/custom_op.py` (`forward_native`, `forward_cpu`, `forward_cuda` of each layer).
 """
