@@ -203,7 +203,8 @@ def choose_linear_kernel(
     remembered: dict[str, str] = {}
     if memory is not None:
         with suppress(OSError, ValueError):
-            remembered = dict(json.loads(memory.read_text()))
+            content = json.loads(memory.read_text())
+            remembered = content if isinstance(content, dict) else {}
     smallest = [next(weight for weight in weights if tuple(weight.shape) == shape) for shape in shapes]
     kinds = [kind for kind in KINDS if all(agrees(kind, weight) for weight in smallest)]
     for kind in kinds:
