@@ -8,7 +8,6 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `rms_norm.py` | a reduction over a row; float32 inside, the caller's dtype outside |
 | `rotary_embedding.py` | two tiles of one row; writing in place |
 | `reshape_and_cache.py` | scatter: the address comes out of a tensor (`slot_mapping`) |
-| `copy_blocks.py` | the copy of copy-on-write |
 | `paged_attention_naive.py` | gather through the block table; the online softmax, one head per program |
 | `online_softmax.py` | the same for a tile of queries: what both kernels below share |
 | `paged_attention.py` | heads grouped for `tl.dot`; tiles decoupled from blocks; split-KV |

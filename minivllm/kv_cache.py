@@ -153,23 +153,3 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         ) from error
     start = -memory.data_ptr() % _ALIGNMENT
     return memory[start : start + num_bytes].view(dtype).view(shape)
-
-
-def write_kv_reference(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
-    """What `KVCache.write` and the Triton kernel `reshape_and_cache` have to do, one token at a time.
-
-    Args:
-        key: (T, Hkv, D).
-        value: (T, Hkv, D).
-        key_cache: (B, S, Hkv, D), changed in place.
-        value_cache: (B, S, Hkv, D), changed in place.
-        slot_mapping: (T,) int64; a token with slot -1 is padding and is skipped.
-    """
-    block_size = key_cache.shape[1]
-    for token, slot in enumerate(slot_mapping.tolist()):
-        if slot >= 0:
-            block, offset = slot // block_size, slot % block_size
-            key_cache[block, offset] = key[token]
-            value_cache[block, offset] = value[token]

@@ -10,7 +10,8 @@ import torch
 from minivllm import SamplingParams
 from minivllm.attention import paged_attention_reference
 from minivllm.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
-from minivllm.kv_cache import KVCache, write_kv_reference
+from minivllm.kernels.reshape_and_cache import reshape_and_cache_reference
+from minivllm.kv_cache import KVCache
 from minivllm.weights.loader import load_model
 from tests.helpers_tensor import make_metadata, poison_
 
@@ -46,7 +47,7 @@ class ReferenceAttention:
 
     def forward(self, query, key, value, kv_cache, layer, metadata, scale):
         key_cache, value_cache = kv_cache.key[layer], kv_cache.value[layer]
-        write_kv_reference(key, value, key_cache, value_cache, metadata.slot_mapping)
+        reshape_and_cache_reference(key, value, key_cache, value_cache, metadata.slot_mapping)
         return paged_attention_reference(query, key_cache, value_cache, metadata, scale)
 
 

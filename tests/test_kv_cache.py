@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minivllm.kv_cache import KVCache, write_kv_reference
+from minivllm.kernels.reshape_and_cache import reshape_and_cache_reference
+from minivllm.kv_cache import KVCache
 from tests.helpers_tensor import model_config
 
 CONFIG = model_config(heads=6, kv_heads=3, head_dim=64, num_hidden_layers=2)  # a row of 192: no power of two
@@ -90,7 +91,7 @@ def test_write_equals_the_token_loop_on_the_whole_cache(
     expected = snapshot(kv_cache)
     key, value = random_tokens(generator, count, dtype)
     slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator)[:count]
-    write_kv_reference(key, value, expected["key"][0], expected["value"][0], slots)
+    reshape_and_cache_reference(key, value, expected["key"][0], expected["value"][0], slots)
     kv_cache.write(0, key, value, slots)
     assert_holds(kv_cache, expected)
 
@@ -102,7 +103,7 @@ def test_the_comparison_rejects_a_wrong_write(bug: str, generator: torch.Generat
     expected = snapshot(kv_cache)
     key, value = random_tokens(generator, 5, torch.float32)
     slots = torch.tensor([3, 17, 4, 30, 9])
-    write_kv_reference(key, value, expected["key"][0], expected["value"][0], slots)
+    reshape_and_cache_reference(key, value, expected["key"][0], expected["value"][0], slots)
     if bug == "slot + 1":
         kv_cache.write(0, key, value, slots + 1)
     elif bug == "K and V exchanged":
@@ -118,7 +119,7 @@ def test_the_reference_skips_padding_slots(generator: torch.Generator):
     kv_cache = random_cache(generator)
     expected = snapshot(kv_cache)
     key, value = random_tokens(generator, 3, torch.float32)
-    write_kv_reference(key, value, kv_cache.key[0], kv_cache.value[0], torch.tensor([-1, 6, -1]))
+    reshape_and_cache_reference(key, value, kv_cache.key[0], kv_cache.value[0], torch.tensor([-1, 6, -1]))
     expected["key"][0][1, 2], expected["value"][0][1, 2] = key[1], value[1]
     assert_holds(kv_cache, expected)
 
