@@ -35,11 +35,8 @@ class NumbaRMSNorm(RMSNorm):
         from minivllm.kernels.rows_cpu import MOST_ROWS, rms_norm_cpu
 
         super().__init__(build)
-        self._kernel, self._most_rows, self._eps = (
-            rms_norm_cpu,
-            MOST_ROWS,
-            np.float32(build.config.rms_norm_eps),
-        )
+        self._kernel, self._most_rows = rms_norm_cpu, MOST_ROWS
+        self._eps = np.float32(build.config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """See `RMSNorm.forward`."""

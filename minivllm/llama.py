@@ -179,8 +179,8 @@ class LlamaForCausalLM(nn.Module):
             input_ids: (T,) the new tokens of all sequences, packed.
             positions: (T,) int64, each token's place in its own sequence.
             kv_cache: changed in place, at `metadata.slot_mapping`.
-            metadata: if its `plan` is None, `prepare` is called here. (Whoever captures CUDA graphs
-                calls it before, outside of the graph.)
+            metadata: if its `plan` is None, `prepare` is called here. (Where CUDA graphs are
+                captured it is called before, outside of the graph.)
 
         Returns:
             (T, hidden) after the final norm; `compute_logits` takes the rows that are sampled from.

@@ -32,7 +32,7 @@ DECODE_MUTANTS = [
         "head = kv_head * G + head_in_group",
         "head = (kv_head + 1) % 2 * G + head_in_group",
     ),
-    ("paged_attention.py", "low = first + split * tokens_per_split", "low = first"),
+    ("paged_attention.py", "low = split * tokens_per_split", "low = 0"),
     ("paged_attention.py", "tokens_per_split = (tiles + NUM_SPLITS - 1)", "tokens_per_split = (tiles)"),
     ("combine.py", "weight[:, None] * acc", "acc"),
     ("combine.py", "total = tl.sum(weight * l, axis=0)", "total = tl.sum(l, axis=0)"),
