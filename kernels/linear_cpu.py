@@ -24,7 +24,7 @@ All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Ca
            Zen 4                               Zen 3 (others were at work)          Cascade Lake
 
 So what is best on one machine is worst on the next, and MKL as the default for all was 1.7 to 3.2 times too
-slow on Zen 4. `choose_linear_kernel` measures on the model's own weights, in about a second, and remembers.
+slow on Zen 4. `choose_linear_kernel` measures on the model's own weights, for about a second, and remembers.
 
 The operators of MKL and oneDNN are the ones which torch.compile uses for frozen weights. They are private to
 PyTorch: a way which does not exist here, or does not agree with `F.linear`, is not offered.
@@ -32,6 +32,7 @@ PyTorch: a way which does not exist here, or does not agree with `F.linear`, is 
 vLLM V1: `model_executor/layers/utils.py` (`dispatch_cpu_unquantized_gemm`).
 """
 
+import itertools
 import json
 import os
 import platform
@@ -55,6 +56,8 @@ SMALLEST_BYTES = 4 << 20
 PACKED_FOR_ROWS = 32
 """Rows which MKL and oneDNN are told to expect. The result is right for any number. On Zen 3 oneDNN is as
 fast (within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
+ADVANTAGE = 0.95
+"""`F.linear` is taken if it is at most 5% behind: it needs no copy, which for a tied head is a second one."""
 TOLERANCE = {torch.float32: 1e-4}
 """Largest difference from `F.linear`, as a part of the largest result; 0.02 for other dtypes."""
 
@@ -146,27 +149,35 @@ def agrees(kind: type[LinearKernel], weight: Tensor) -> bool:
 
 
 def fastest(
-    kinds: Sequence[type[LinearKernel]], weights: Sequence[Tensor], rounds: int = 5
-) -> type[LinearKernel]:
+    kinds: Sequence[type[LinearKernel]], weights: Sequence[Tensor], rounds: int = 3, seconds: float = 1.0
+) -> tuple[type[LinearKernel], bool]:
     """Measure; the best is the one with the least sum, over `ROWS`, of its time divided by the shortest time.
 
     The kinds take turns for `rounds` rounds. Each product is timed alone, and of its times the shortest
     counts: another program on the machine only ever adds to a time, and one product is short enough to escape
-    it.
+    it. The first of `kinds` has its sum multiplied by `ADVANTAGE`.
+
+    Returns:
+        The best, and whether there was time for all rounds: after `seconds` no further number of rows is
+        begun, and the best is the one of what was measured until then.
     """
     products = [[kind(weight, None) for weight in weights] for kind in kinds]
     times = torch.full((rounds, len(kinds), len(ROWS), len(weights)), torch.inf)
-    for turn in range(rounds):
-        for column, rows in enumerate(ROWS):
-            inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
-            for row in range(len(kinds)):
-                for index, weight in enumerate(weights):
-                    begin = time.perf_counter()
-                    products[row][index](inputs[weight.shape[1]])
-                    times[turn, row, column, index] = time.perf_counter() - begin
+    start = time.perf_counter()
+    for turn, (column, rows) in itertools.product(range(rounds), enumerate(ROWS)):
+        if time.perf_counter() - start > seconds:
+            break
+        inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
+        for row in range(len(kinds)):
+            for index, weight in enumerate(weights):
+                begin = time.perf_counter()
+                products[row][index](inputs[weight.shape[1]])
+                times[turn, row, column, index] = time.perf_counter() - begin
     each = times.amin(0).sum(-1)  # (kinds, ROWS)
+    each = each[:, each[0].isfinite()]
     costs = (each / each.amin(0)).sum(-1)
-    return kinds[int(costs.argmin())]
+    costs[0] *= ADVANTAGE
+    return kinds[int(costs.argmin())], bool(times.isfinite().all())
 
 
 def sample(weights: Sequence[Tensor], most_bytes: int = SAMPLE_BYTES) -> list[Tensor]:
@@ -182,12 +193,13 @@ def sample(weights: Sequence[Tensor], most_bytes: int = SAMPLE_BYTES) -> list[Te
 def choose_linear_kernel(
     weights: Sequence[Tensor],
     memory: Path | None = None,
-    measure: Callable[[Sequence[type[LinearKernel]], Sequence[Tensor]], type[LinearKernel]] = fastest,
+    measure: Callable[..., tuple[type[LinearKernel], bool]] = fastest,
 ) -> type[LinearKernel]:
     """The fastest kind for a model's weights on this machine.
 
     The choice is for all of the model: one name to print. It is remembered, not only to spare the second: the
-    kinds round differently, so with a choice that changes from start to start a text could change too.
+    kinds round differently, so with a choice that changes from start to start a text could change too. What
+    was measured on a machine too busy for all rounds is used, but not remembered.
 
     Args:
         weights: all (out, in) on the CPU, in one dtype.
@@ -210,8 +222,8 @@ def choose_linear_kernel(
     for kind in kinds:
         if kind.name == remembered.get(key):
             return kind
-    choice = measure(kinds, weights)
-    if memory is not None:
+    choice, is_sure = measure(kinds, weights)
+    if memory is not None and is_sure:
         with suppress(OSError):  # a folder that cannot be written: measured anew at the next start
             memory.parent.mkdir(parents=True, exist_ok=True)
             half_written = memory.with_suffix(f".{os.getpid()}")

@@ -1,6 +1,7 @@
 """The products of `linear_cpu.py` against float64, and the choice among them with stand-ins for a machine."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class Never:
 
 def last(kinds, weights):
     """A stand-in for the measurement: the last of the kinds is the fastest one."""
-    return kinds[-1]
+    return kinds[-1], True
 
 
 class Doubled(TorchLinear):
@@ -125,7 +126,7 @@ def test_without_mkl_and_onednn_the_choice_is_among_the_others(error, large, mon
     monkeypatch.setattr(MklLinear, "__init__", error)
     monkeypatch.setattr(OneDnnLinear, "__init__", error)
     offered = []
-    choose_linear_kernel(large, measure=lambda kinds, weights: offered.extend(kinds) or kinds[0])
+    choose_linear_kernel(large, measure=lambda kinds, weights: offered.extend(kinds) or (kinds[0], True))
     assert set(offered) == EVERYWHERE
 
 
@@ -147,11 +148,11 @@ def test_the_choice_is_remembered_for_these_shapes_and_dtype(large, tmp_path):
     """Would catch a second lost at every start, and a choice taken over by a model of other shapes."""
     memory = tmp_path / "new folder" / "choices.json"
     kinds = [TransposedLinear, TorchLinear]
-    assert choose_linear_kernel(large, memory, lambda *_: kinds[0]) is kinds[0]
+    assert choose_linear_kernel(large, memory, lambda *_: (kinds[0], True)) is kinds[0]
     assert choose_linear_kernel(large, memory, Never()) is kinds[0]
     # Other shapes: measured, and remembered beside the first.
     other = [torch.randn(32, 48)]
-    assert choose_linear_kernel(other, memory, lambda *_: kinds[1]) is kinds[1]
+    assert choose_linear_kernel(other, memory, lambda *_: (kinds[1], True)) is kinds[1]
     for weights, kind in ((large, kinds[0]), (other, kinds[1])):
         assert choose_linear_kernel(weights, memory, Never()) is kind
     with pytest.raises(AssertionError, match="measured"):
@@ -176,7 +177,7 @@ def test_a_broken_memory_is_ignored_and_mended(content, large, tmp_path):
     """Would catch a program that does not start because another one was stopped while it wrote."""
     memory = tmp_path / "choices.json"
     memory.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert choose_linear_kernel(large, memory, lambda *_: TransposedLinear) is TransposedLinear
+    assert choose_linear_kernel(large, memory, lambda *_: (TransposedLinear, True)) is TransposedLinear
     assert choose_linear_kernel(large, memory, Never()) is TransposedLinear
 
 
@@ -187,22 +188,31 @@ def test_a_remembered_name_which_is_not_offered_here_is_measured_anew(name, larg
     choose_linear_kernel(large, memory, last)
     (key,) = json.loads(memory.read_text())
     memory.write_text(json.dumps({key: name}))
-    assert choose_linear_kernel(large, memory, lambda *_: TransposedLinear) is TransposedLinear
+    assert choose_linear_kernel(large, memory, lambda *_: (TransposedLinear, True)) is TransposedLinear
 
 
 def test_a_remembered_product_which_disagrees_today_is_not_used(large, tmp_path, monkeypatch):
     """Would catch a check that is skipped because the name was found in a file."""
     memory = tmp_path / "choices.json"
-    choose_linear_kernel(large, memory, lambda *_: TransposedLinear)
+    choose_linear_kernel(large, memory, lambda *_: (TransposedLinear, True))
     monkeypatch.setattr(TransposedLinear, "__call__", lambda self, x: 2 * x.mm(self._weight))
-    assert choose_linear_kernel(large, memory, lambda *_: TorchLinear) is TorchLinear
+    assert choose_linear_kernel(large, memory, lambda *_: (TorchLinear, True)) is TorchLinear
+
+
+def test_a_hurried_choice_is_used_and_not_remembered(large, tmp_path):
+    """Would catch one busy start that makes all later ones slow."""
+    memory = tmp_path / "choices.json"
+    assert choose_linear_kernel(large, memory, lambda *_: (TransposedLinear, False)) is TransposedLinear
+    assert not memory.exists()
+    assert choose_linear_kernel(large, memory, lambda *_: (TorchLinear, True)) is TorchLinear
+    assert choose_linear_kernel(large, memory, Never()) is TorchLinear
 
 
 def test_a_folder_that_cannot_be_written_only_costs_the_memory(large, tmp_path):
     """Would catch an error at start-up in a container whose home is read-only."""
     (tmp_path / "file").write_text("")
     memory = tmp_path / "file" / "choices.json"  # its folder is a file
-    assert choose_linear_kernel(large, memory, lambda *_: TransposedLinear) is TransposedLinear
+    assert choose_linear_kernel(large, memory, lambda *_: (TransposedLinear, True)) is TransposedLinear
 
 
 class Clock:
@@ -232,8 +242,9 @@ def test_the_fastest_is_the_one_with_the_least_relative_time(monkeypatch):
     slow_start = clock.product(lambda rows: 3.0 if rows == 1 else 0.95 * rows)
     even = clock.product(float)
     for kinds in ([slow_start, even], [even, slow_start]):
-        assert fastest(kinds, [torch.ones(2, 3)]) is even
-    assert fastest([slow_start, clock.product(lambda rows: 4.0 * rows)], [torch.ones(2, 3)]) is slow_start
+        assert fastest(kinds, [torch.ones(2, 3)], seconds=math.inf) == (even, True)
+    kinds = [slow_start, clock.product(lambda rows: 4.0 * rows)]
+    assert fastest(kinds, [torch.ones(2, 3)], seconds=math.inf) == (slow_start, True)
 
 
 def test_a_disturbed_round_does_not_decide(monkeypatch):
@@ -241,7 +252,25 @@ def test_a_disturbed_round_does_not_decide(monkeypatch):
     clock = Clock(monkeypatch)
     disturbances = iter([100.0] * 4)
     better = clock.product(lambda rows: 1.0 + next(disturbances, 0.0))
-    assert fastest([clock.product(lambda rows: 1.1), better], [torch.ones(2, 3)]) is better
+    kinds = [clock.product(lambda rows: 1.1), better]
+    assert fastest(kinds, [torch.ones(2, 3)], seconds=math.inf) == (better, True)
+
+
+def test_the_measurement_ends_in_time_and_says_so(monkeypatch):
+    """Would catch a start of half a minute beside a browser, and its hurried choice remembered for good."""
+    clock = Clock(monkeypatch)
+    worse, better = clock.product(lambda rows: 0.2), clock.product(lambda rows: 0.1)
+    assert fastest([worse, better], [torch.ones(2, 3)], rounds=3, seconds=1.0) == (better, False)
+    assert clock.now == pytest.approx(1.2)  # 4 numbers of rows; the last one began before the second was over
+    assert fastest([worse, better], [torch.ones(2, 3)], rounds=3, seconds=10.0) == (better, True)
+
+
+@pytest.mark.parametrize("ahead, wins", [(0.97, False), (0.93, True)])
+def test_a_copy_has_to_pay(ahead, wins, monkeypatch):
+    """Would catch memory spent, and a choice that changes from start to start, for a hundredth of the time."""
+    clock = Clock(monkeypatch)
+    kinds = [clock.product(lambda rows: 1.0), clock.product(lambda rows: ahead)]
+    assert fastest(kinds, [torch.ones(2, 3)], seconds=math.inf) == (kinds[wins], True)
 
 
 def test_a_sample_of_the_weights_is_measured():
