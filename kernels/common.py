@@ -228,8 +228,6 @@ def check_attention(
     value_cache: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
-    sliding_window: int | None,
-    soft_cap: float | None,
 ) -> None:
     """Raise unless the arguments fit together as the attention kernels need them.
 
@@ -268,10 +266,6 @@ def check_attention(
     # A table of 2 blocks of 16 has room for 0 to 32 tokens. A longer sequence would read past its row.
     check_range("seq_lens", seq_lens, 0, block_tables.shape[1] * block_size + 1)
     check_block_tables(block_tables, seq_lens, num_blocks, block_size)
-    if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"sliding_window must be at least 1 (a token sees itself), got {sliding_window}.")
-    if soft_cap is not None and soft_cap <= 0:
-        raise ValueError(f"soft_cap must be positive, got {soft_cap}.")
 
 
 def check_query_start_loc(query_start_loc: torch.Tensor, query: torch.Tensor, seq_lens: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ rows and BLOCK_N keys at once, with the same letters: m, l and acc have one entr
                 n0   n1   n2  ..
     row 0  m  [ S00  S01  S02 .. ]        m (BLOCK_M,)   l (BLOCK_M,)   acc (BLOCK_M, BLOCK_D)
     row 1  m  [ S10  S11  S12 .. ]
-    row 2  m  [ -inf -inf -inf   ]        this row sees none of these keys
+    row 2  m  [ S20  -inf -inf   ]        this row does not see all of these keys
 
 A function decorated with `@triton.jit` and called from a kernel is inlined by the compiler: it costs nothing
 on a GPU.
@@ -53,30 +53,16 @@ def load_keys_and_values(
 
 
 @triton.jit
-def cap_scores(scores, soft_cap):
-    """soft_cap * tanh(scores / soft_cap): bounds the scores smoothly (Gemma 2).
-
-    tanh(x) = (1 - e) / (1 + e) with e = exp(-2|x|), sign put back: the exponent is never positive. The usual
-    form with exp(x) and exp(-x) overflows as soon as a score is 90 times the cap.
-    """
-    x = scores / soft_cap
-    e = tl.exp(-2.0 * tl.abs(x))
-    tanh = (1.0 - e) / (1.0 + e)
-    return soft_cap * tl.where(x < 0, -tanh, tanh)
-
-
-@triton.jit
 def online_update(m, l, acc, scores, v):
     """One step of the online softmax: fold a tile of scores and values into (m, l, acc).
 
     `scores` (BLOCK_M, BLOCK_N) are in units of log 2, so that exp(x) is exp2, which is one instruction; a
-    key that a row does not see has -inf. A row that has seen no key yet keeps m = -inf, and
-    exp2(-inf - -inf) would be NaN: m_safe = 0 makes it exp2(-inf) = 0. `v` is (BLOCK_N, BLOCK_D).
+    key that a row does not see has -inf, and exp2(-inf) is 0. Every row has to see a key of its first tile:
+    with m = -inf after it, exp2(-inf - -inf) would be NaN. `v` is (BLOCK_N, BLOCK_D).
     """
     m_new = tl.maximum(m, tl.max(scores, axis=1))
-    m_safe = tl.where(m_new > float("-inf"), m_new, 0.0)
-    alpha = tl.exp2(m - m_safe)
-    p = tl.exp2(scores - m_safe[:, None])  # (BLOCK_M, BLOCK_N)
+    alpha = tl.exp2(m - m_new)
+    p = tl.exp2(scores - m_new[:, None])  # (BLOCK_M, BLOCK_N)
     l = l * alpha + tl.sum(p, axis=1)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     return m_new, l, acc

@@ -43,7 +43,7 @@ import torch
 from .combine import combine
 from .common import check_attention, needs_float32_dot, tl, triton
 from .heuristics import Tiles, chip_of, choose_num_splits, decode_tiles
-from .online_softmax import cap_scores, load_keys_and_values, online_update
+from .online_softmax import load_keys_and_values, online_update
 from .paged_attention_naive import paged_attention_naive, paged_attention_reference
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
@@ -65,8 +65,6 @@ def _paged_attention_kernel(
     block_tables_ptr,  # (R, max_blocks)
     seq_lens_ptr,  # (R,)
     scale,
-    sliding_window,  # None, or how many tokens a query sees, itself included
-    soft_cap,  # None, or the bound of the scores
     out_stride_seq,
     out_stride_head,
     query_stride_seq,
@@ -103,12 +101,9 @@ def _paged_attention_kernel(
     seq_len = tl.load(seq_lens_ptr + seq)
     # Example, seq_len 2900, BLOCK_N 64, 4 splits: 46 tiles, 12 a split = 768 tokens, so [0, 768),
     # [768, 1536), [1536, 2304), [2304, 2900). A split beyond the end has low >= high and an empty loop.
-    first = 0
-    if sliding_window is not None:
-        first = tl.maximum(seq_len - sliding_window, 0)
-    tiles = (seq_len - first + BLOCK_N - 1) // BLOCK_N
+    tiles = (seq_len + BLOCK_N - 1) // BLOCK_N
     tokens_per_split = (tiles + NUM_SPLITS - 1) // NUM_SPLITS * BLOCK_N
-    low = first + split * tokens_per_split
+    low = split * tokens_per_split
     high = tl.minimum(low + tokens_per_split, seq_len)
 
     h = tl.arange(0, BLOCK_H)
@@ -151,8 +146,6 @@ def _paged_attention_kernel(
         )
         # "ieee": float32 inputs would otherwise be rounded to the 10 bits of TF32. No effect on 16 bits.
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_H, BLOCK_N)
-        if soft_cap is not None:
-            scores = cap_scores(scores, soft_cap)
         # Keys past the end were loaded as 0, and a score of 0 would still take its share, exp(0) = 1;
         # -inf takes none.
         scores = tl.where(in_range[None, :], scores * LOG2_E, float("-inf"))
@@ -182,8 +175,6 @@ def paged_attention(
     scale: float,
     *,
     num_splits: int | None = None,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """Attention of one query token per sequence over its tokens in the paged KV cache.
@@ -200,14 +191,12 @@ def paged_attention(
         scale: usually D ** -0.5.
         num_splits: parts each sequence is cut into; None lets `choose_num_splits` decide. For a given number
             the result of a sequence does not depend on what else is in the batch, to the last bit.
-        sliding_window: each query sees only the last so many tokens, itself included.
-        soft_cap: scores become soft_cap * tanh(scores / soft_cap).
         tiles: launch configuration; None lets `decode_tiles` decide.
 
     Returns:
         (R, Hq, D), contiguous, in the dtype of `query`.
     """
-    check_attention(query, key_cache, value_cache, block_tables, seq_lens, sliding_window, soft_cap)
+    check_attention(query, key_cache, value_cache, block_tables, seq_lens)
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_seqs, num_heads = seq_lens.shape[0], query.shape[1]
     if query.shape[0] != num_seqs:
@@ -241,8 +230,6 @@ def paged_attention(
         block_tables,
         seq_lens,
         scale,
-        sliding_window,
-        soft_cap,
         *out.stride()[:2],
         *query.stride()[:2],
         *key_cache.stride()[:3],

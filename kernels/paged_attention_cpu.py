@@ -11,27 +11,29 @@ the same steps in plain Python, one program per (sequence, KV head), block size 
 
 The rescaling is the online softmax of `online_softmax.py`: when a block brings a larger maximum, what was
 summed up before is multiplied by exp(old maximum - new maximum). Slots beyond a sequence's end are not
-masked: they are not read. With `NUMBA_DISABLE_JIT=1` in the environment Python itself runs these loops, and
-one can step through them with a debugger.
+masked: they are not read.
+
+The time goes into arithmetic as well as into memory, so the loops are written for vector instructions: `exp`
+is a polynomial (`rows_cpu.py`), queries are multiplied by `scale` once, and values are added four keys at a
+time, because each addition to `acc` reads and writes all of it. With `NUMBA_DISABLE_JIT=1` in the environment
+Python itself runs these loops, and one can step through them with a debugger.
 
 Paper: section 4.1 and figure 5. vLLM V1: `csrc/cpu/cpu_attn.cpp` and `v1/attention/backends/cpu_attn.py`.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 
 import numba
 import numpy as np
 
-# query, key_cache, value_cache, block_tables, seq_lens, scale, output; `::1` means C-contiguous.
+from .rows_cpu import FAST_MATH, exp
+
+# query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output; `::1` means C-contiguous.
 SIGNATURE = (
-    "void(float32[:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], int32[:,::1], int32[::1], float32, "
-    "float32[:,:,::1])"
+    "void(float32[:,:,:], float32[:,:,:,::1], float32[:,:,:,::1], int64[::1], int32[:,::1], int32[::1], "
+    "float32, float32[:,:,::1])"
 )
-# What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
-# assume that nothing is infinite: the first maximum is.
-FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @cache
@@ -41,49 +43,68 @@ def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
     It is compiled here and not in the middle of a step: about five seconds, once per machine, because Numba
     keeps the result in a cache on disk. Each sequence has one query::
 
-        kernel(query, key_cache, value_cache, block_tables, seq_lens, scale, output)
+        kernel(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output)
 
-        query, output (R, Hq, D), key_cache and value_cache (B, S, Hkv, D), block_tables (R, max_blocks),
-        seq_lens (R,), all at least 1; `output` is written. Oracle: `paged_attention_reference`.
+        query, output (T, Hq, D), of which only the rows `tokens` (R,) are read and written; query may be a
+        slice. key_cache and value_cache (B, S, Hkv, D), block_tables (R, max_blocks), seq_lens (R,), each at
+        least 1. Oracle: `paged_attention_reference`.
     """
 
     @numba.njit(SIGNATURE, parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
-    def paged_attention_cpu(query, key_cache, value_cache, block_tables, seq_lens, scale, output):
+    def paged_attention_cpu(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output):
         block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
         group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h
-        for program in numba.prange(query.shape[0] * num_kv_heads):
+        for program in numba.prange(len(tokens) * num_kv_heads):
             row, kv_head = program // num_kv_heads, program % num_kv_heads
+            scaled = np.empty((group, head_dim), np.float32)  # the queries, side by side
+            for g in range(group):
+                for d in range(head_dim):
+                    scaled[g, d] = query[tokens[row], kv_head * group + g, d] * scale
             maximum = np.full(group, -np.inf, np.float32)
             total = np.zeros(group, np.float32)
             acc = np.zeros((group, head_dim), np.float32)
             weights = np.empty(block_size, np.float32)
-            in_block = np.empty(head_dim, np.float32)
             for start in range(0, seq_lens[row], block_size):
                 block = block_tables[row, start // block_size]
                 filled = min(block_size, seq_lens[row] - start)
+                fours = filled - filled % 4
                 for g in range(group):  # all of them while the block is in the core's cache
-                    head = kv_head * group + g
                     new_maximum = maximum[g]
                     for slot in range(filled):
                         score = np.float32(0)
                         for d in range(head_dim):
-                            score += query[row, head, d] * key_cache[block, slot, kv_head, d]
-                        weights[slot] = score * scale
-                        new_maximum = max(new_maximum, weights[slot])
-                    rescale = math.exp(maximum[g] - new_maximum)  # 0 for the first block
+                            score += scaled[g, d] * key_cache[block, slot, kv_head, d]
+                        weights[slot] = score
+                        new_maximum = max(new_maximum, score)
+                    rescale = exp(maximum[g] - new_maximum)  # first block: acc and total are 0
                     maximum[g] = new_maximum
-                    total[g] *= rescale
-                    in_block[:] = 0
+                    in_block = np.float32(0)
                     for slot in range(filled):
-                        weights[slot] = math.exp(weights[slot] - new_maximum)
-                        total[g] += weights[slot]
-                        for d in range(head_dim):
-                            in_block[d] += weights[slot] * value_cache[block, slot, kv_head, d]
+                        weights[slot] = exp(weights[slot] - new_maximum)
+                        in_block += weights[slot]
+                    total[g] = total[g] * rescale + in_block
                     for d in range(head_dim):
-                        acc[g, d] = acc[g, d] * rescale + in_block[d]
+                        acc[g, d] *= rescale
+                    for slot in range(0, fours, 4):
+                        w0, w1, w2, w3 = (
+                            weights[slot],
+                            weights[slot + 1],
+                            weights[slot + 2],
+                            weights[slot + 3],
+                        )
+                        for d in range(head_dim):
+                            acc[g, d] += (
+                                w0 * value_cache[block, slot, kv_head, d]
+                                + w1 * value_cache[block, slot + 1, kv_head, d]
+                                + w2 * value_cache[block, slot + 2, kv_head, d]
+                                + w3 * value_cache[block, slot + 3, kv_head, d]
+                            )
+                    for slot in range(fours, filled):
+                        for d in range(head_dim):
+                            acc[g, d] += weights[slot] * value_cache[block, slot, kv_head, d]
             for g in range(group):
                 for d in range(head_dim):
-                    output[row, kv_head * group + g, d] = acc[g, d] / total[g]
+                    output[tokens[row], kv_head * group + g, d] = acc[g, d] / total[g]
 
     return paged_attention_cpu
 

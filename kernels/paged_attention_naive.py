@@ -58,21 +58,16 @@ def paged_attention_reference(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    *,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """The same in plain torch: gather each sequence's keys and values, then a softmax. -> (R, Hq, D)."""
     block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)  # (R, Hq, D)
     for r, n in enumerate(seq_lens.tolist()):
-        j = torch.arange(max(0, n - (sliding_window or n)), n, device=query.device)  # positions seen
+        j = torch.arange(n, device=query.device)  # positions
         blocks = block_tables[r, j // block_size].long()
         k = key_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)  # (n, Hq, D)
         v = value_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)
         scores = torch.einsum("hd,nhd->hn", query[r].float(), k) * scale
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
         out[r] = torch.einsum("hn,nhd->hd", scores.softmax(-1), v).to(query.dtype)
     return out
 
@@ -164,7 +159,7 @@ def paged_attention_naive(
     Returns:
         (R, Hq, D), contiguous, in the dtype of `query`.
     """
-    check_attention(query, key_cache, value_cache, block_tables, seq_lens, None, None)
+    check_attention(query, key_cache, value_cache, block_tables, seq_lens)
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_seqs, num_heads = seq_lens.shape[0], query.shape[1]
     if query.shape[0] != num_seqs:

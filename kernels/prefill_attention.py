@@ -36,9 +36,6 @@ program counts how many first tiles it has reached, and returns if it is past th
     program 0: sequence 0, tokens 0 1   program 1: sequence 0, token 2
     program 2: sequence 1, token 3      program 3: nothing to do
 
-**Empty rows.** With a sliding window a row's first tiles can be masked completely; `online_update` in
-`online_softmax.py` says what happens to its m then.
-
 **Cost.** A query tile reads every key up to its last query once, for all BLOCK_M rows. So a prompt of n
 tokens reads K and V about n / (2 * BLOCK_Q) times over, as much as it can from the L2 cache. Per key read
 there are BLOCK_M products instead of decode's G: arithmetic is the limit, and larger tiles mean fewer reads::
@@ -54,7 +51,7 @@ import torch
 
 from .common import check_attention, check_query_start_loc, needs_float32_dot, tl, triton
 from .heuristics import Tiles, chip_of, prefill_tiles
-from .online_softmax import cap_scores, load_keys_and_values, online_update
+from .online_softmax import load_keys_and_values, online_update
 
 
 def prefill_attention_reference(
@@ -65,15 +62,8 @@ def prefill_attention_reference(
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     scale: float,
-    *,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
 ) -> torch.Tensor:
-    """The same in plain torch, one sequence at a time, with the whole mask written out. -> (T, Hq, D).
-
-    `hidden` is the causal mask and the window together. A query at position i sees the keys j in
-    (i - window, i]; without a window n + 1 stands for one that is wider than any sequence.
-    """
+    """The same in plain torch, one sequence at a time, with the whole mask written out. -> (T, Hq, D)."""
     block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)  # (T, Hq, D)
     # Leaves the GPU if there is one: a twin may wait, the kernel may not.
@@ -86,10 +76,7 @@ def prefill_attention_reference(
         k = key_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)  # (n, Hq, D)
         v = value_cache[blocks, j % block_size].float().repeat_interleave(group, dim=1)
         scores = torch.einsum("thd,nhd->htn", q, k) * scale
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
-        hidden = (j > i) | (j <= i - (sliding_window or n + 1))  # (t, n)
-        p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        p = scores.masked_fill(j > i, float("-inf")).softmax(-1)  # (t, n) of the mask: causal
         out[starts[r] : starts[r + 1]] = torch.einsum("htn,nhd->thd", p, v).to(query.dtype)
     return out
 
@@ -137,8 +124,6 @@ def _prefill_kernel(
     query_start_loc_ptr,  # (R + 1,)
     num_seqs,
     scale,
-    sliding_window,  # None, or how many tokens a query sees, itself included
-    soft_cap,  # None, or the bound of the scores
     out_stride_token,
     out_stride_head,
     query_stride_token,
@@ -167,7 +152,7 @@ def _prefill_kernel(
     tiles of BLOCK_N; nothing between query and output is ever written to memory.
 
     The grid is (tiles of queries, Hkv * HEAD_TILES). Sizes that decide the shape of a tile are constexpr, as
-    Triton demands; with `sliding_window` or `soft_cap` None the branches on them are not compiled at all.
+    Triton demands.
     """
     # exp(x) = exp2(x * log2 e), and exp2 is one instruction.
     LOG2_E: tl.constexpr = 1.4426950408889634
@@ -207,13 +192,9 @@ def _prefill_kernel(
     if DOT_F32:
         q = q.to(tl.float32)
 
-    # Keys from the first that the first query sees up to the last query's own.
+    # Keys up to the last query's own.
     # The last query sees the most, so nothing beyond its position is loaded: nearly half of the scores of a
     # fresh prompt are skipped. Example, context 32, first_token 16, BLOCK_Q 16: keys 0 .. 63.
-    # With a window of 40 the first query, at position 48, sees 9 .. 48: low = 48 - 40 + 1 = 9.
-    low = 0
-    if sliding_window is not None:
-        low = tl.maximum(context + first_token - sliding_window + 1, 0)
     high = tl.minimum(context + first_token + BLOCK_Q, seq_len)
 
     # State of the online softmax, a row each: largest score, sum of exponentials, weighted sum of values.
@@ -228,7 +209,7 @@ def _prefill_kernel(
     value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
 
     # `high` is known on the device only, so this is a loop at run time; no two programs need take the same.
-    for start in range(low, high, BLOCK_N):
+    for start in range(0, high, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         in_range = n < high
         k, v = load_keys_and_values(
@@ -246,13 +227,9 @@ def _prefill_kernel(
             DOT_F32,
         )
         # (BLOCK_M, BLOCK_D) x (BLOCK_D, BLOCK_N). "ieee" keeps float32 inputs from being rounded to TF32. The
-        # scale comes after the product and the cap after the scale, as in the formula.
+        # scale comes after the product, as in the formula.
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_M, BLOCK_N)
-        if soft_cap is not None:
-            scores = cap_scores(scores, soft_cap)
         seen = n[None, :] <= position[:, None]  # causal; covers n < high too, as position < high
-        if sliding_window is not None:
-            seen = seen & (n[None, :] > position[:, None] - sliding_window)
         # -inf and not 0: exp2(-inf) is 0, so a hidden key takes no share. A score of 0 would take one.
         scores = tl.where(seen, scores * LOG2_E, float("-inf"))
         m, l, acc = online_update(m, l, acc, scores, v)
@@ -272,8 +249,6 @@ def prefill_attention(
     query_start_loc: torch.Tensor,
     scale: float,
     *,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """Causal attention of the packed queries; the queries are the last tokens of each sequence.
@@ -287,8 +262,6 @@ def prefill_attention(
         query_start_loc: (R + 1,) int32; the queries of sequence r are the tokens
             [query_start_loc[r], query_start_loc[r + 1]).
         scale: usually D ** -0.5.
-        sliding_window: each query sees only the last so many tokens, itself included.
-        soft_cap: scores become soft_cap * tanh(scores / soft_cap).
         tiles: launch configuration; None lets `prefill_tiles` decide.
 
     Returns:
@@ -299,7 +272,7 @@ def prefill_attention(
         ValueError: shapes do not fit together, `query_start_loc` does not cut the T queries into R
             sequences, or a sequence has more queries than tokens (values are looked at on the CPU only).
     """
-    check_attention(query, key_cache, value_cache, block_tables, seq_lens, sliding_window, soft_cap)
+    check_attention(query, key_cache, value_cache, block_tables, seq_lens)
     num_seqs = seq_lens.shape[0]
     check_query_start_loc(query_start_loc, query, seq_lens)
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
@@ -329,8 +302,6 @@ def prefill_attention(
         query_start_loc,
         num_seqs,
         scale,
-        sliding_window,
-        soft_cap,
         *out.stride()[:2],
         *query.stride()[:2],
         *key_cache.stride()[:3],

@@ -10,12 +10,21 @@ wing then load in milliseconds, without torch::
 The names are vLLM's: with `vllm` replaced by `minivllm` in its import, and another model's name, vLLM's first
 example runs as it is.
 
+One setting has to be made before torch is loaded. Where an operator runs on several threads, each waits for
+the others at its end: by turning in a loop (libgomp: some hundred thousand turns), then asleep. With another
+program on the machine, say a browser, that loop takes the core from the very thread which is waited for: on
+two busy cores 120 products took 400 to 1,400 ms, and with a thousand turns 130 to 200. Waking a thread costs
+some microseconds more. A value of GOMP_SPINCOUNT which is in the environment already stays as it is.
+
 vLLM V1: `vllm/__init__.py`, which imports its names on first use as well.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Never run: this is how editors and type checkers learn what `__getattr__` will return.
 if TYPE_CHECKING:

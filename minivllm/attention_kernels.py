@@ -1,7 +1,7 @@
 """Paged attention from the project's own kernels, which read the blocks where they lie; and the choice.
 
 =========  =====================================  ==============================================
-backend    decode (one query a sequence)          prefill (several)
+backend    decode (one query per sequence)        prefill (several)
 =========  =====================================  ==============================================
 `torch`    gather, then SDPA                      SDPA
 `numba`    `kernels/paged_attention_cpu.py`       as `torch`: its time is in the matrix products
@@ -17,7 +17,7 @@ vLLM V1: `v1/attention/selector.py`, `v1/attention/backends/triton_attn.py` and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -25,15 +25,17 @@ import torch
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.attention_torch import TorchAttention
+from minivllm.attention_torch import TorchAttention, TorchPlan
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
-class PagedDecode:
-    """The decoding sequences of one step as the CPU kernel wants them: arrays, dealt out to the threads."""
+class NumbaPlan(TorchPlan):
+    """The sequences with one query as the CPU kernel wants them; `pieces` has the others."""
 
+    # (N,) int64: their rows among the step's T tokens.
+    tokens: np.ndarray
     # (N, max_blocks) int32
     block_tables: np.ndarray
     # (N,) int32
@@ -62,22 +64,36 @@ class NumbaAttention(TorchAttention):
         self._kernel = compile_paged_attention_cpu(config.head_dim)
         self._deal_out, self._use_threads = deal_out, use_threads
 
-    def plan_decode(self, metadata: AttentionMetadata, rows: list[int]) -> tuple[list[int], PagedDecode]:
-        """See `TorchAttention.plan_decode`."""
-        # As many threads as PyTorch uses for the operators before and after. Each should get about as many
-        # tokens, so the rows change their order here; `TorchAttention.forward` puts the results back.
+    def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
+        """Tell the sequences with one query from the others, and deal them out to the threads."""
+        # As many threads as PyTorch uses for the operators before and after.
         num_threads = self._use_threads(torch.get_num_threads())
-        seq_lens = metadata.seq_lens.numpy()[rows]
-        rows = np.array(rows, dtype=np.int64)[self._deal_out(seq_lens, num_threads)].tolist()
-        return rows, PagedDecode(metadata.block_tables.numpy()[rows], metadata.seq_lens.numpy()[rows])
+        starts, seq_lens = metadata.query_start_loc.numpy(), metadata.seq_lens.numpy()
+        decodes = np.flatnonzero(np.diff(starts) == 1)
+        decodes = decodes[self._deal_out(seq_lens[decodes], num_threads)]
+        pieces = self.cut(metadata, np.flatnonzero(np.diff(starts) > 1).tolist())
+        tables, tokens = metadata.block_tables.numpy()[decodes], starts[decodes].astype(np.int64)
+        return replace(metadata, plan=NumbaPlan(pieces, tokens, tables, seq_lens[decodes]))
 
-    def decode(
-        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedDecode, scale: float
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: KVCache,
+        layer: int,
+        metadata: AttentionMetadata,
+        scale: float,
     ) -> Tensor:
-        """See `TorchAttention.decode`. NumPy arrays of the same memory: nothing is copied."""
-        output = torch.empty_like(query)
-        arrays = query.numpy(), key_cache.numpy(), value_cache.numpy(), plan.block_tables, plan.seq_lens
-        self._kernel(*arrays, np.float32(scale), output.numpy())
+        """See `AttentionBackend.forward`; `metadata` must come from this backend's `prepare`."""
+        # Writes K and V and attends for the pieces; the rows of the decoding sequences are still empty.
+        output = super().forward(query, key, value, kv_cache, layer, metadata, scale)
+        plan = metadata.plan
+        if len(plan.tokens):
+            # NumPy arrays of the same memory: nothing is copied.
+            cache = kv_cache.key[layer].numpy(), kv_cache.value[layer].numpy()
+            batch = plan.tokens, plan.block_tables, plan.seq_lens
+            self._kernel(query.numpy(), *cache, *batch, np.float32(scale), output.numpy())
         return output
 
 

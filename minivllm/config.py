@@ -105,7 +105,7 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """How positions become rotation angles (see `llama.RotaryEmbedding`).
+    """How positions become rotation angles (see `layers.RotaryEmbedding`).
 
     `rope_type` is one of `ROPE_TYPES`. `linear` divides every position by `factor`. `llama3` divides
     only the low frequencies, those whose wavelength exceeds the length the model was first trained on.

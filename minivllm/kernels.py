@@ -8,18 +8,19 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `rms_norm.py` | a reduction over a row; float32 inside, the caller's dtype outside |
 | `rotary_embedding.py` | two tiles of one row; writing in place |
 | `reshape_and_cache.py` | scatter: the address comes out of a tensor (`slot_mapping`) |
-| `copy_blocks.py` | the copy of copy-on-write |
 | `paged_attention_naive.py` | gather through the block table; the online softmax, one head per program |
 | `online_softmax.py` | the same for a tile of queries: what both kernels below share |
 | `paged_attention.py` | heads grouped for `tl.dot`; tiles decoupled from blocks; split-KV |
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries per sequence: prefill, chunked prefill and mixed batches |
 | `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
+| `rows_cpu.py` | norm, rotation and activation there: one pass each, and an exp made for vectors |
+| `linear_cpu.py` | the matrix product there: four ways, and the fastest one found by measurement |
 | `heuristics.py` | tile sizes and splits for each chip, as plain if/else |
 | `common.py` | importing Triton the right way; argument checks whose errors teach |
 
 Beside each kernel stands its twin in plain torch (`*_reference`), slow and obvious, which is its oracle. The
-kernels import torch and triton (the CPU kernel: numba), and nothing of minivllm.
+kernels import torch and triton (the CPU kernels: numba), and nothing of minivllm.
 
 They are imported as `minivllm.kernels.paged_attention`, although their folder is `kernels/` at the top
 level: this module gives the folder a second name. The first one, `kernels`, is Hugging Face's: a package of

@@ -1,14 +1,12 @@
 """The layers a Llama is made of: linear, norm, rotary embedding, gated activation.
 
-Each is PyTorch's or Hugging Face's in meaning. They are written here for two reasons. A decode step has few
-rows, so on a CPU its time is the time to read the weights, and the layout of a weight in memory matters: see
-`Linear`. And on a GPU each of them is one kernel of ours instead of several operators: the `Triton...`
-variants, which go with the Triton attention backend. `Build.use_triton` chooses, once, when a model is made::
+Each is PyTorch's or Hugging Face's in meaning, and this is how it is written with PyTorch's operators; one
+kernel instead of several operators is in `layers_kernels.py`. Three things are as serving wants them::
 
-                       torch operators       kernels/
-    norm               RMSNorm               TritonRMSNorm           rms_norm.py
-    positions          RotaryEmbedding       TritonRotaryEmbedding   rotary_embedding.py
-    activation         silu_and_mul          triton_silu_and_mul     silu_and_mul.py
+    Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
+                       matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
+    RMSNorm            comes after an addition, and is one with it: hidden, update -> norm of the sum, sum
+    RotaryEmbedding    the angles of a step are looked up once, for all layers
 
 vLLM V1: `model_executor/layers/` (`linear.py`, `layernorm.py`, `rotary_embedding/`, `activation.py`).
 """
@@ -16,8 +14,8 @@ vLLM V1: `model_executor/layers/` (`linear.py`, `layernorm.py`, `rotary_embeddin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +23,7 @@ from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig, RopeConfig
-
-PACKING_ROWS = 32
-"""The number of rows MKL is told to expect; a packed weight is right for any number."""
+from minivllm.kernels.linear_cpu import LinearKernel, TorchLinear, choose_linear_kernel
 
 Rotation = tuple[Tensor, Tensor]
 """What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
@@ -46,27 +42,9 @@ class Build:
         """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
         return nn.Parameter(torch.empty(*shape, dtype=self.dtype, device=self.device), requires_grad=False)
 
-    @property
-    def use_triton(self) -> bool:
-        """Whether norm, rotary and activation are Triton kernels too: they go with the attention backend."""
-        return self.attention.name == "triton"
-
 
 class Linear(nn.Module):
-    """y = x W^T + b with W (out, in), as `nn.Linear`; `pack` makes it faster where MKL is at hand.
-
-    With few rows a product reads its weight once and is done, so it matters in which order the weight
-    lies in memory. All 120 projections of SmolLM2-135M, float32, ms on two cores of a Cascade Lake Xeon:
-
-    ========  ========  ==================  ================  ==========
-    rows (T)  F.linear  mm(x, W^T copied)   mm(W, x^T)^T      MKL packed
-    1         25        21                  25                23
-    8         67        40                  36                26
-    16        105       47                  36                31
-    32        121       69                  51                43
-    64        117       111                 122               85
-    ========  ========  ==================  ================  ==========
-    """
+    """y = x W^T + b with W (out, in), as `nn.Linear`, by the product which is fastest on this machine."""
 
     def __init__(
         self,
@@ -79,41 +57,38 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = build.parameter(out_features, in_features) if weight is None else weight
         self.bias = build.parameter(out_features) if bias else None
-        self._packed: Tensor | None = None
+        self.kernel: LinearKernel = TorchLinear(self.weight, self.bias)
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether `pack` has replaced the weight."""
-        return self._packed is not None
-
-    def pack(self) -> None:
-        """Replace the weight by a copy in MKL's own order, if this is float32 on an x86 CPU.
-
-        The operators are the ones torch.compile uses for frozen weights, without its need for a compiler.
-        They are private to PyTorch, so a result is compared before the weight is let go; what does not
-        exist or does not agree is left as it is. The packed copy takes the weight's place in memory.
-        """
-        if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
-            return
-        if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")):
-            return
-        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, PACKING_ROWS)
-        probe = torch.linspace(-1, 1, 3 * self.weight.shape[1]).view(3, -1)
-        if not torch.allclose(self(probe), F.linear(probe, self.weight, self.bias), rtol=1e-3, atol=1e-3):
-            self._packed = None
-            return
-        # What stays is the shape, on a single element: the operator asks for it.
-        self.weight = nn.Parameter(torch.zeros(1).expand(self.weight.shape), requires_grad=False)
+    def pack(self, kind: type[LinearKernel]) -> None:
+        """Multiply by `kind` from now on. Its copy of the weight takes the weight's place in memory."""
+        if kind is not TorchLinear:
+            self.kernel = kind(self.weight, self.bias)
+            # What stays is shape and dtype, on a single element.
+            self.weight = nn.Parameter(
+                self.weight.new_zeros(1).expand(self.weight.shape), requires_grad=False
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        if self._packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkl._mkl_linear(x, self._packed, self.weight, self.bias, x.shape[0])
+        return self.kernel(x)
+
+
+def pack_linears(model: nn.Module, memory: Path | None) -> str:
+    """Choose the product for all `Linear` layers of a CPU model, and pack them; returns its name.
+
+    Only after the weights are loaded: a packed weight cannot be written to any more. `memory` is the file in
+    which choices are remembered, see `choose_linear_kernel`.
+    """
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    weights = [linear.weight.detach() for linear in linears]
+    kind = choose_linear_kernel(weights, memory) if weights[0].device.type == "cpu" else TorchLinear
+    for linear in linears:
+        linear.pack(kind)
+    return kind.name
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean of squares taken in float32 as Hugging Face does."""
+    """The norm and the addition before it: total = hidden + update, total / rms(total) * weight."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -121,8 +96,13 @@ class RMSNorm(nn.Module):
         eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
         self.register_buffer("eps", eps, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, hidden) -> (T, hidden), a new tensor."""
+    def forward(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, H) both -> the norm of their sum, and the sum; new tensors."""
+        total = hidden + update
+        return self.normalize(total), total
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(T, H) -> (T, H), a new tensor; the mean of squares is taken in float32 as Hugging Face does."""
         wide = x.float()
         # The sum of squares by way of the norm, and eps + sum / size in one go: on a CPU this takes half
         # the time of F.rms_norm, which is made of six operators there.
@@ -184,40 +164,3 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of a packed (T, 2 * inner) -> (T, inner)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
-
-
-class TritonRMSNorm(RMSNorm):
-    """The same in one kernel instead of five operators. The kernels are imported only where they are used."""
-
-    def __init__(self, build: Build) -> None:
-        from minivllm.kernels.rms_norm import rms_norm
-
-        super().__init__(build)
-        self._kernel, self._eps = rms_norm, build.config.rms_norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, hidden) -> (T, hidden), a new tensor."""
-        return self._kernel(x, self.weight, self._eps)
-
-
-class TritonRotaryEmbedding(RotaryEmbedding):
-    """The same in one kernel, which looks the angles up itself and rotates in place."""
-
-    def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Nothing to do yet: positions (T,) and the whole table."""
-        return positions, self.cos_sin_cache
-
-    @staticmethod
-    def rotate(heads: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
-        """Rotate query and key heads together, (T, Hq + Hkv, D), in place."""
-        from minivllm.kernels.rotary_embedding import rotary_embedding
-
-        rotary_embedding(positions, heads[:, :1], heads[:, 1:], cos_sin_cache)  # any cut will do
-        return heads
-
-
-def triton_silu_and_mul() -> Callable[[Tensor], Tensor]:
-    """The kernel that does what `silu_and_mul` does."""
-    from minivllm.kernels.silu_and_mul import silu_and_mul
-
-    return silu_and_mul

@@ -16,7 +16,7 @@ One decoder layer, SmolLM2-135M (hidden 576, 9 query and 3 KV heads of 64, inner
                       +--> norm -> gate_up_proj (T, 3072) -> silu(gate) * up (T, 1536)
                       +<---------- down_proj (T, 576)
 
-What the layers are made of is in `layers.py`.
+What the layers are made of is in `layers.py`; each addition (+) is done by the norm after it.
 
 Paper: section 2.1 (what a Transformer decoder computes).
 vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_llama.py`.
@@ -25,6 +25,7 @@ vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,17 +34,8 @@ from torch import Tensor, nn
 from minivllm.attention import AttentionBackend, AttentionMetadata
 from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
-from minivllm.layers import (
-    Build,
-    Linear,
-    RMSNorm,
-    RotaryEmbedding,
-    Rotation,
-    TritonRMSNorm,
-    TritonRotaryEmbedding,
-    silu_and_mul,
-    triton_silu_and_mul,
-)
+from minivllm.layers import Build, Linear, Rotation, pack_linears
+from minivllm.layers_kernels import layer_kinds
 
 
 class LlamaAttention(nn.Module):
@@ -59,7 +51,7 @@ class LlamaAttention(nn.Module):
         self.layer, self.attention, self.scale = layer, build.attention, config.head_dim**-0.5
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.rotate = (TritonRotaryEmbedding if build.use_triton else RotaryEmbedding).rotate
+        self.rotate = layer_kinds(build).rotary_embedding.rotate
         qkv_size = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv_proj = Linear(build, config.hidden_size, qkv_size, config.attention_bias)
         self.o_proj = Linear(build, self.num_heads * self.head_dim, config.hidden_size, config.attention_bias)
@@ -90,7 +82,7 @@ class LlamaMLP(nn.Module):
         hidden, inner, bias = build.config.hidden_size, build.config.intermediate_size, build.config.mlp_bias
         self.gate_up_proj = Linear(build, hidden, 2 * inner, bias)
         self.down_proj = Linear(build, inner, hidden, bias)
-        self.silu_and_mul = triton_silu_and_mul() if build.use_triton else silu_and_mul
+        self.silu_and_mul = layer_kinds(build).silu_and_mul
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, hidden) -> (T, hidden)."""
@@ -102,20 +94,27 @@ class LlamaDecoderLayer(nn.Module):
 
     def __init__(self, build: Build, layer: int) -> None:
         super().__init__()
-        norm = TritonRMSNorm if build.use_triton else RMSNorm
+        norm = layer_kinds(build).norm
         self.self_attn, self.mlp = LlamaAttention(build, layer), LlamaMLP(build)
         self.input_layernorm, self.post_attention_layernorm = norm(build), norm(build)
 
     def forward(
-        self, hidden: Tensor, rotation: Rotation, kv_cache: KVCache, metadata: AttentionMetadata
-    ) -> Tensor:
-        """(T, hidden) -> (T, hidden), the same tensor: the residual path is added to in place.
+        self,
+        hidden: Tensor,
+        update: Tensor,
+        rotation: Rotation,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> tuple[Tensor, Tensor]:
+        """(T, hidden) twice, in and out: the residual path, and what is to be added to it next.
 
-        Nothing is kept for a backward pass, so the sum need not be a new tensor.
+        The layer's last update is left to the next norm, because a norm and the addition before it are one
+        pass over the rows.
         """
-        hidden += self.self_attn(self.input_layernorm(hidden), rotation, kv_cache, metadata)
-        hidden += self.mlp(self.post_attention_layernorm(hidden))
-        return hidden
+        normed, hidden = self.input_layernorm(hidden, update)
+        update = self.self_attn(normed, rotation, kv_cache, metadata)
+        normed, hidden = self.post_attention_layernorm(hidden, update)
+        return hidden, self.mlp(normed)
 
 
 class LlamaModel(nn.Module):
@@ -127,8 +126,8 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(
             LlamaDecoderLayer(build, layer) for layer in range(build.config.num_hidden_layers)
         )
-        self.norm = (TritonRMSNorm if build.use_triton else RMSNorm)(build)
-        self.rotary_emb = (TritonRotaryEmbedding if build.use_triton else RotaryEmbedding)(build)
+        self.norm = layer_kinds(build).norm(build)
+        self.rotary_emb = layer_kinds(build).rotary_embedding(build)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
@@ -138,9 +137,11 @@ class LlamaModel(nn.Module):
         hidden = F.embedding(input_ids, self.embed_tokens)
         # The angles depend on positions alone: looked up once, used in every layer.
         rotation = self.rotary_emb.look_up(positions, hidden.dtype)
+        update = torch.zeros_like(hidden)  # nothing is to be added to the embedding
         for layer in self.layers:
-            hidden = layer(hidden, rotation, kv_cache, metadata)
-        return self.norm(hidden)
+            hidden, update = layer(hidden, update, rotation, kv_cache, metadata)
+        normed, _ = self.norm(hidden, update)
+        return normed
 
 
 class LlamaForCausalLM(nn.Module):
@@ -154,7 +155,9 @@ class LlamaForCausalLM(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        self.config, self.attention, self._has_weights = config, attention, False
+        self.config, self.attention = config, attention
+        # The product which all `Linear` layers use (see `pack_linears`); None until there are weights.
+        self.linear_kernel: str | None = None
         build = Build(config, attention, dtype, torch.device(device))
         self.model = LlamaModel(build)
         # Tied: the table that turns ids into vectors also turns vectors into scores. 28 million of SmolLM2's
@@ -176,8 +179,8 @@ class LlamaForCausalLM(nn.Module):
             input_ids: (T,) the new tokens of all sequences, packed.
             positions: (T,) int64, each token's place in its own sequence.
             kv_cache: changed in place, at `metadata.slot_mapping`.
-            metadata: if its `plan` is None, `prepare` is called here. (Whoever captures CUDA graphs
-                calls it before, outside of the graph.)
+            metadata: if its `plan` is None, `prepare` is called here. (Where CUDA graphs are
+                captured it is called before, outside of the graph.)
 
         Returns:
             (T, hidden) after the final norm; `compute_logits` takes the rows that are sampled from.
@@ -192,14 +195,19 @@ class LlamaForCausalLM(nn.Module):
         """(N, hidden) -> (N, V) float32: only for rows that are sampled from, this is a large product."""
         return self.lm_head(hidden).float()
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], kernel_choices: Path | None = None) -> None:
         """Copy in weights under their Hugging Face names, in any order, one at a time. Only once.
+
+        Args:
+            weights: (name, tensor).
+            kernel_choices: a file; there is written, and read at the next start, which product is the fastest
+                on this machine. None: measured each time.
 
         Raises:
             ValueError: a weight is missing, unknown, given twice or has the wrong shape. Weights that
                 came before it are loaded, so the model is not to be used then.
         """
-        if self._has_weights:
+        if self.linear_kernel is not None:
             raise ValueError("this model has its weights already; make a new LlamaForCausalLM for others.")
         # What has arrived is taken out of `missing`; so a weight that comes twice is unexpected.
         missing = self._hugging_face_views()
@@ -222,11 +230,7 @@ class LlamaForCausalLM(nn.Module):
             raise ValueError(
                 f"the weights do not fit the config: missing {few(missing)}; unexpected {few(unexpected)}."
             )
-        self._has_weights = True
-        # Only now: a packed weight cannot be written to any more.
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
+        self.linear_kernel = pack_linears(self, kernel_choices)
 
     def _hugging_face_views(self) -> dict[str, Tensor]:
         """Hugging Face's name of each weight -> a view of ours, in Hugging Face's (out, in) layout.

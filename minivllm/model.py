@@ -19,6 +19,7 @@ vLLM V1: `vllm/model_executor/models/interfaces_base.py` (`VllmModel`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -37,6 +38,8 @@ class Model(Protocol):
     """
 
     config: ModelConfig
+    # The product by which its linear layers multiply, by name; None until there are weights.
+    linear_kernel: str | None
 
     def __init__(
         self, config: ModelConfig, attention: AttentionBackend, dtype: torch.dtype, device: torch.device | str
@@ -57,5 +60,8 @@ class Model(Protocol):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, hidden) -> (N, V) float32."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy in weights under their Hugging Face names; a ValueError names those which do not fit."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], kernel_choices: Path | None = None) -> None:
+        """Copy in weights under their Hugging Face names; a ValueError names those which do not fit.
+
+        `kernel_choices`: the file in which the fastest product on this machine is remembered.
+        """

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
 from minivllm.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
-from minivllm.attention_torch import TorchAttention, TorchPlan, bottom_right_mask, group_by_length
+from minivllm.attention_torch import TorchAttention, TorchPlan, causal_mask
 from minivllm.config import ModelConfig
 from minivllm.kernels.paged_attention_cpu import deal_out
 from minivllm.kv_cache import KVCache
@@ -133,9 +132,8 @@ def run_backend(backend: AttentionBackend, batch: Batch) -> Tensor:
 
 
 def run_torch(batch: Batch, config: ModelConfig) -> Tensor:
-    """A workspace of 16 KiB and tiles of 4 rows, so that small inputs cross every limit."""
-    dtype = batch.query.dtype
-    return run_backend(TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4), batch)
+    """Pieces of 4 rows, so that short prompts have several."""
+    return run_backend(TorchAttention(config, S, batch.query.dtype, "cpu", piece=4), batch)
 
 
 def run_numba(batch: Batch, config: ModelConfig) -> Tensor:
@@ -270,7 +268,7 @@ def test_the_example_of_the_module_docstring():
     metadata = make_metadata([[7, 2], [5, 3]], [7, 5], [1, 3], block_size=4)
     assert metadata.slot_mapping.tolist() == [10, 22, 23, 12]
     assert metadata.query_start_loc.tolist() == [0, 1, 4]
-    allowed = bottom_right_mask(3, 5, torch.float32, torch.device("cpu")) == 0
+    allowed = causal_mask(3, 5, 1, torch.float32) == 0
     assert allowed.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
@@ -334,98 +332,25 @@ def test_forward_without_prepare_says_what_to_do():
         )
 
 
-def test_the_mask_fits_every_tile_from_its_bottom_right_corner():
-    """Catches a tile whose mask is aligned to another tile's length."""
-    mask = bottom_right_mask(5, 12, torch.float32, torch.device("cpu"))
-    for queries in range(1, 6):
-        for keys in range(queries, 13):
-            expected = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-            assert torch.equal(mask[-queries:, -keys:] == 0, expected)
+def test_a_mask_row_stands_once_for_each_query_head_of_the_group():
+    """Catches rows in the order of heads instead of queries: the first head would see one token too few."""
+    allowed = causal_mask(2, 3, 2, torch.float32) == 0
+    assert allowed.int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
 
 
-@given(
-    num_blocks=st.lists(st.integers(1, 500), max_size=40),
-    max_blocks=st.integers(1, 800),
-    ratio=st.floats(1.0, 4.0),
-)
-@settings(max_examples=200, deadline=None)
-def test_groups_hold_every_sequence_once_within_ratio_and_size(
-    num_blocks: list[int], max_blocks: int, ratio: float
-):
-    """Catches a lost or doubled sequence, a group too uneven to pad, and a group beyond the workspace."""
-    groups = group_by_length(num_blocks, max_blocks, ratio)
-    assert sorted(index for group in groups for index in group) == list(range(len(num_blocks)))
-    for group in groups:
-        lengths = [num_blocks[index] for index in group]
-        assert max(lengths) == lengths[0] <= ratio * min(lengths)
-        assert len(group) == 1 or len(group) * max(lengths) <= max_blocks
-
-
-def test_grouping_example():
-    """The literal example of the docstring."""
-    assert group_by_length([3, 64, 2, 60, 4], max_blocks=1000, ratio=2.0) == [[1, 3], [4, 0, 2]]
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Records the most bytes that one operator's result occupies, views of older tensors not counted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nbytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        given = [tensor for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor)]
-        known = {tensor.untyped_storage().data_ptr() for tensor in given}
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return result
-
-
-def test_gathering_stays_inside_a_workspace_of_fixed_size():
-    """Catches a temporary as large as the batch's KV: 64 sequences of 300 tokens in a 16 KiB workspace."""
-    config = model_config(heads=6, kv_heads=2, head_dim=16)
-    batch = make_batch([(1, 300 + row % 7) for row in range(64)], config)
-    block_bytes = S * 2 * 16 * 4
-    backend = TorchAttention(config, S, torch.float32, "cpu", workspace_bytes=200 * block_bytes)
-    before = backend.workspace_nbytes
-    assert before == 2 * 200 * block_bytes  # K and V
+def test_a_long_chunk_is_cut_into_pieces_with_the_keys_they_may_see():
+    """Catches a mask of all queries times all keys, and keys gathered which no query of a piece may see."""
+    config = model_config(heads=6, kv_heads=2)
+    batch = make_batch([(1, 9), (70, 240)], config)
+    backend = TorchAttention(config, S, torch.float32, "cpu", piece=32)
     metadata = backend.prepare(batch.metadata)
     assert isinstance(metadata.plan, TorchPlan)
-    assert len(metadata.plan.decode) == 32  # 77 blocks each: two sequences fit
-    tensors = (batch.query, batch.key, batch.value, batch.kv_cache)
-    with LargestAllocation() as largest:
-        output = backend.forward(*tensors, LAYER, metadata, batch.scale)
-    assert_matches(output, dense_attention(batch))
-    assert backend.workspace_nbytes == before
-    assert 0 < largest.nbytes <= output.nbytes < 200 * block_bytes
-
-    with LargestAllocation() as largest:  # negative control: the oracle gathers anew, and that is seen
-        run_reference(batch, config)
-    assert largest.nbytes > output.nbytes
-
-
-def test_one_long_sequence_widens_the_workspace_to_just_its_length():
-    """Catches a crash on a sequence longer than the workspace, and one that doubles it for good measure."""
-    config = model_config()
-    batch = make_batch([(1, 5), (1, 50 * S - 1)], config)
-    block_bytes = S * 2 * 16 * 4
-    backend = TorchAttention(config, S, torch.float32, "cpu", workspace_bytes=10 * block_bytes)
-    assert_matches(run_backend(backend, batch), dense_attention(batch))
-    assert backend.workspace_nbytes == 2 * 50 * block_bytes
-
-
-def test_a_long_chunk_needs_a_mask_of_one_tile_only():
-    """Catches a mask of all queries times all keys: 2,048 new tokens after 6,000 would take 66 MB."""
-    config = model_config()
-    batch = make_batch([(130, 300)], config)
-    backend = TorchAttention(config, S, torch.float32, "cpu", prefill_tile=32)
-    metadata = backend.prepare(batch.metadata)
-    assert isinstance(metadata.plan, TorchPlan)
-    assert metadata.plan.mask is not None
-    assert metadata.plan.mask.shape == (32, 300)
+    decode, *chunk = metadata.plan.pieces
+    assert (decode.rows, decode.num_keys, decode.mask) == (slice(0, 1), 9, None)
+    assert [piece.rows for piece in chunk] == [slice(1, 33), slice(33, 65), slice(65, 71)]
+    assert [piece.num_keys for piece in chunk] == [202, 234, 240]
+    assert [tuple(piece.mask.shape) for piece in chunk] == [(3 * 32, 202), (3 * 32, 234), (3 * 6, 240)]
+    assert [len(piece.blocks) for piece in chunk] == [51, 59, 60]
     assert_matches(run_backend(backend, batch), dense_attention(batch))
 
 
@@ -468,8 +393,9 @@ def test_the_result_does_not_depend_on_the_number_of_threads(num_threads: int):
         torch.set_num_threads(before)
 
 
-def test_numba_never_reads_a_slot_beyond_the_end():
-    """Catches a dead slot multiplied by a weight of 0, which `torch` does: 0 * NaN would be NaN."""
+@pytest.mark.parametrize("runner", [run_torch, run_numba])
+def test_no_slot_beyond_the_end_reaches_the_result(runner: Runner):
+    """Catches a dead slot which is masked but multiplied all the same: 0 * NaN would be NaN."""
     config = model_config()
     batch = make_batch([(1, S + 1), (1, S + 2), (1, S + 3)], config)
     expected = dense_attention(batch)
@@ -477,9 +403,9 @@ def test_numba_never_reads_a_slot_beyond_the_end():
         for position in range(len(past[0]), math.ceil(len(past[0]) / S) * S):
             for tensor in (batch.kv_cache.key[LAYER], batch.kv_cache.value[LAYER]):
                 tensor[table[position // S], position % S] = math.nan
-    assert_matches(run_numba(batch, config), expected)
-    with pytest.raises(AssertionError):  # negative control: the NaNs are where a gather would find them
-        assert_matches(run_torch(batch, config), expected)
+    assert_matches(runner(batch, config), expected)
+    batch.metadata = replace(batch.metadata, seq_lens=batch.metadata.seq_lens + 1)
+    assert runner(batch, config).isnan().any(dim=-1).all()  # negative control: the NaNs begin right there
 
 
 def test_scores_far_from_zero_do_not_overflow():

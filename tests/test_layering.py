@@ -15,8 +15,8 @@ FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["scheduler"],
-    ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "model", "llama",
-     "cuda_graphs"],
+    ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "layers_kernels",
+     "model", "llama", "cuda_graphs"],
     ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
@@ -92,6 +92,7 @@ def test_the_two_wings_meet_in_the_runner_only():
         "attention_torch",
         "attention_kernels",
         "layers",
+        "layers_kernels",
         "llama",
         "cuda_graphs",
     ):

@@ -11,9 +11,10 @@ import transformers
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
-from minivllm.attention_kernels import TritonAttention
+from minivllm.attention_kernels import NumbaAttention, TritonAttention
 from minivllm.attention_torch import TorchAttention
 from minivllm.config import ModelConfig, RopeConfig
+from minivllm.kernels.linear_cpu import KINDS, LinearKernel, TorchLinear, TransposedLinear
 from minivllm.kv_cache import KVCache
 from minivllm.layers import Build, Linear, RMSNorm, rope_inverse_frequencies
 from minivllm.llama import LlamaForCausalLM
@@ -120,9 +121,9 @@ def empty_model(
     backend: AttentionBackend | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
-    """Our model of their shape; tiles of 4 rows and a workspace of 16 KiB, to cross every limit."""
+    """Our model of their shape; pieces of 4 rows, so that a short prompt has several."""
     config = config_of(theirs)
-    attention = backend or TorchAttention(config, S, dtype, "cpu", 16 << 10, prefill_tile=4)
+    attention = backend or TorchAttention(config, S, dtype, "cpu", piece=4)
     return LlamaForCausalLM(config, attention, dtype)
 
 
@@ -343,8 +344,11 @@ def test_rms_norm_survives_numbers_whose_squares_overflow_half_precision():
     norm = RMSNorm(tiny_build(torch.float16))
     norm.weight.fill_(1.0)
     x = torch.full((2, norm.weight.shape[0]), 300.0, dtype=torch.float16)
-    torch.testing.assert_close(norm(x), torch.ones_like(x), rtol=0, atol=1e-3)
-    assert torch.equal(norm(torch.zeros_like(x)), torch.zeros_like(x))
+    zeros = torch.zeros_like(x)
+    normed, total = norm(x, zeros)
+    torch.testing.assert_close(normed, torch.ones_like(x), rtol=0, atol=1e-3)
+    assert torch.equal(total, x)
+    assert torch.equal(norm(zeros, zeros)[0], zeros)
 
 
 def test_nbytes_counts_each_weight_once():
@@ -355,58 +359,54 @@ def test_nbytes_counts_each_weight_once():
         model = empty_model(theirs)
         assert model.nbytes == expected
         model.load_weights(theirs.state_dict().items())
-        if tied and model.lm_head.is_packed:
+        assert model.nbytes == expected
+        model.lm_head.pack(TransposedLinear)
+        if tied:
             expected += theirs.model.embed_tokens.weight.nbytes
         assert model.nbytes == expected
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(960, 576), (48, 80), (577, 61), (1, 3)])
-def test_a_packed_projection_is_the_same_projection_for_any_number_of_rows(
-    shape: tuple[int, int], bias: bool
-):
-    """Catches a packed weight that is right only for the number of rows it was packed for."""
-    generator = torch.Generator().manual_seed(0)
-    linear = Linear(tiny_build(), shape[1], shape[0], bias)
-    for parameter in linear.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    weight = linear.weight.detach().clone()
-    linear.pack()
-    assert linear.weight.shape == weight.shape
-    assert linear.weight.untyped_storage().nbytes() == (4 if linear.is_packed else weight.nbytes)
-    for rows in (1, 2, 3, 7, 16, 31, 32, 33, 64, 100, 257):
-        x = torch.randn(rows, 2 * shape[1], generator=generator)[:, : shape[1]]  # not contiguous
-        expected = x.double() @ weight.double().t()
-        if bias:
-            expected += linear.bias.double()
-        torch.testing.assert_close(linear(x).double(), expected, rtol=0, atol=1e-3)
-        with pytest.raises(AssertionError):  # negative control: another row's result
-            torch.testing.assert_close(linear(x + 1).double(), expected, rtol=0, atol=1e-3)
+def test_the_numba_kernels_give_the_same_logits():
+    """Catches a kernel wired in with exchanged arguments, below and above the 64 rows where PyTorch takes over."""
+    theirs = hugging_face_llama(attention_bias=True, mlp_bias=True)
+    token_ids = [random_ids(90, seed=0), random_ids(80, seed=1)]
+    model = load(theirs, NumbaAttention(config_of(theirs), S, torch.float32, "cpu"))
+    run = PagedRun(model, token_ids)
+    run.step({0: 65})
+    run.step({0: 1, 1: 63})
+    run.step({1: 1, 0: 1})
+    run.step({0: 23, 1: 16})
+    for sequence, ids in enumerate(token_ids):
+        assert_same_logits(run.all_logits(sequence), hugging_face_logits(theirs, ids))
+    kernels = {type(module).__name__ for module in model.modules()}
+    assert kernels >= {"NumbaRMSNorm", "NumbaRotaryEmbedding"}
 
 
-def test_a_packed_weight_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    """Catches trust in a private operator: should it change, the model gets slower and not wrong."""
-    if hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight"):
-        pack = torch.ops.mkl._mkl_reorder_linear_weight
-        wrong = lambda weight, rows: pack(weight * 1.1, rows)  # noqa: E731
-        monkeypatch.setattr(torch.ops.mkl, "_mkl_reorder_linear_weight", wrong)
-    linear = Linear(tiny_build(), 8, 6)
-    linear.weight.fill_(1.0)
-    linear.pack()
-    assert not linear.is_packed
-    assert torch.equal(linear(torch.ones(2, 8)), torch.full((2, 6), 8.0))
-
-
-def test_without_mkl_the_model_runs_on_plain_pytorch(monkeypatch: pytest.MonkeyPatch):
-    """Catches a model that needs an x86 CPU."""
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    theirs = hugging_face_llama(attention_bias=True)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_product_gives_the_same_logits(kind: type[LinearKernel], monkeypatch: pytest.MonkeyPatch):
+    """Catches a layer left out of the packing, or packed before its weights had come."""
+    monkeypatch.setattr("minivllm.layers.choose_linear_kernel", lambda weights, memory: kind)
+    theirs = hugging_face_llama(attention_bias=True, tie_word_embeddings=True)
     model = load(theirs)
-    assert not model.lm_head.is_packed
+    assert model.linear_kernel == kind.name
+    assert {type(m.kernel) for m in model.modules() if isinstance(m, Linear)} == {kind}
     ids = random_ids(30)
     run = PagedRun(model, [ids])
-    run.step({0: 30})
+    run.step({0: 29})
+    run.step({0: 1})
     assert_same_logits(run.all_logits(), hugging_face_logits(theirs, ids))
+
+
+def test_a_packed_layer_keeps_the_shape_of_its_weight_and_gives_its_memory_back():
+    """Catches weights held twice: a model that would fill half of the memory fills all of it."""
+    linear = Linear(tiny_build(), 8, 6)
+    linear.weight.fill_(1.0)
+    linear.pack(TorchLinear)
+    assert linear.weight.untyped_storage().nbytes() == 6 * 8 * 4
+    linear.pack(TransposedLinear)
+    assert linear.weight.shape == (6, 8)
+    assert linear.weight.untyped_storage().nbytes() == 4
+    assert torch.equal(linear(torch.ones(2, 8)), torch.full((2, 6), 8.0))
 
 
 def test_the_triton_kernels_give_the_same_logits():

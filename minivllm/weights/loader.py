@@ -120,8 +120,9 @@ def load_model(
         drop_tied_copy(folder, weights)
     check_size(folder, config, weights)
     model = model_class(config.architecture)(config, attention, dtype, device)
+    choices = default_cache_dir() / "linear_kernels.json"
     try:
-        model.load_weights((name, stored.read()) for name, stored in weights.items())
+        model.load_weights(((name, stored.read()) for name, stored in weights.items()), choices)
     except ValueError as error:
         if str(folder) in str(error):  # about a single file
             raise

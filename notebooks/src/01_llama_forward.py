@@ -73,7 +73,12 @@ shapes = []
 
 def note(name):
     """A hook that writes down a module's name and the shape of its output."""
-    return lambda module, inputs, output: shapes.append((name, tuple(output.shape)))
+
+    def write_down(module, inputs, output):
+        first = output[0] if isinstance(output, tuple) else output  # a norm returns the norm and the sum
+        shapes.append((name, tuple(first.shape)))
+
+    return write_down
 
 
 watched = {"": "the whole model", "model.norm": "final norm"}
@@ -107,7 +112,7 @@ for name, shape in [*shapes, ("logits of the last token", tuple(logits.shape))]:
 # vanishes: `norm(3 x)` equals `norm(x)`.
 
 # %%
-show_source(RMSNorm.forward)
+show_source(RMSNorm.normalize)
 
 # %% [markdown]
 # **Attention.** One product makes queries, keys and values for all heads: 4 · 16 + 2 · 16 + 2 · 16 = 128 numbers per
@@ -140,8 +145,9 @@ query, key = torch.randn(2, 1, 1, 16)  # one token, one head, D = 16
 
 def score(query_position, key_position):
     """Dot product of the query and the key, each rotated to its position."""
-    cos, sin = model.model.rotary_emb.look_up(torch.tensor([query_position, key_position]), torch.float32)
-    rotated = RotaryEmbedding.rotate(torch.cat((query, key)), cos, sin)
+    rotary = model.model.rotary_emb
+    rotation = rotary.look_up(torch.tensor([query_position, key_position]), torch.float32)
+    rotated = rotary.rotate(torch.cat((query, key)), *rotation)
     return float(rotated[0, 0] @ rotated[1, 0])
 
 

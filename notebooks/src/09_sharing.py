@@ -119,8 +119,7 @@ show_source(KVCacheManager._copy_on_write)
 # %% [markdown]
 # `holders` is why it was three copies and not four: it counts the writers which have got a copy in this step; the last
 # keeps the block. The manager moves numbers only. The pairs (2, 4), (2, 1), (2, 0) travel with the plan of the step,
-# and the tensors are copied before the step writes (`KVCache.copy_blocks`; `kernels/copy_blocks.py` is the same as a
-# GPU kernel).
+# and the tensors are copied before the step writes (`KVCache.copy_blocks`).
 #
 # ### Beam search
 #

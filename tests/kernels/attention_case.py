@@ -144,8 +144,6 @@ class Case:
         self,
         r: int,
         query: torch.Tensor,
-        window: int | None = None,
-        cap: float | None = None,
         bug: Bug | None = None,
     ) -> torch.Tensor:
         """Attention of the last len(query) tokens of sequence r in float64; (t, Hq, D)."""
@@ -164,13 +162,9 @@ class Case:
         scores = torch.einsum("thd,nhd->htn", query.double().cpu(), k[:, kv_head])
         if bug is not Bug.NO_SCALE:
             scores = scores * self.scale
-        if cap is not None:
-            scores = cap * torch.tanh(scores / cap)
         position = torch.arange(n - len(query), n)[:, None]
         j = torch.arange(n)
         seen = j < position if bug is Bug.MASK_OFF_BY_ONE else j <= position
-        if window is not None:
-            seen &= j > position - window
         scores = scores.masked_fill(~seen, -math.inf)
         if bug is Bug.NO_RESCALE:
             return softmax_without_rescale(scores, v[:, kv_head])

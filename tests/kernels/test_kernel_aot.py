@@ -20,7 +20,6 @@ KERNELS = {
     "_naive_kernel",
     "_prefill_kernel",
     "_reshape_and_cache_kernel",
-    "_copy_blocks_kernel",
     "_rms_norm_kernel",
     "_rotary_kernel",
     "_silu_and_mul_kernel",

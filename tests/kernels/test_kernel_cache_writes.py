@@ -1,4 +1,4 @@
-"""reshape_and_cache and copy_blocks: the right bytes in the right place, and nothing anywhere else.
+"""reshape_and_cache: the right bytes in the right place, and nothing anywhere else.
 
 Each test compares the *whole* cache, bit by bit, with a clone that was written one token at a time: a write
 into a neighbour's slot is the bug that matters most, and an assertion on the written slots cannot see it.
@@ -7,7 +7,6 @@ into a neighbour's slot is the bug that matters most, and an assertion on the wr
 import pytest
 import torch
 
-from minivllm.kernels.copy_blocks import copy_blocks, copy_blocks_reference
 from minivllm.kernels.reshape_and_cache import reshape_and_cache, reshape_and_cache_reference
 from tests.kernels.attention_case import DTYPES
 
@@ -97,40 +96,3 @@ def test_no_tokens_and_only_padding_write_nothing(device):
     reshape_and_cache(key[:0], value[:0], *caches, torch.zeros(0, dtype=torch.int64, device=device))
     reshape_and_cache(key, value, *caches, torch.full((3,), -1, device=device))
     assert_same_caches(caches, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(16, 3, 64), (4, 5, 24), (64, 8, 64)], ids=str)
-def test_blocks_are_copied_whole_and_others_stay(shape, dtype, device):
-    """Catches a block copied in part (more elements than one program has lanes), or over its neighbour."""
-    caches = make_caches(9, *shape, dtype, device)
-    expected = [cache.clone() for cache in caches]
-    pairs = torch.tensor([[0, 8], [3, 1], [3, 2]], device=device)  # one source twice, the last block
-    copy_blocks(*caches, pairs)
-    copy_blocks_reference(*expected, pairs)
-    assert_same_caches(caches, expected)
-    assert torch.equal(bits(caches[0][8]), bits(caches[0][0]))
-
-
-def test_the_comparison_rejects_a_wrong_copy(device):
-    """Negative control: nothing copied, the wrong direction, and only K copied all fail."""
-    caches = make_caches(4, 4, 2, 16, torch.float32, torch.device("cpu"))
-    pairs = torch.tensor([[0, 3]])
-    expected, backwards, half = ([cache.clone() for cache in caches] for _ in range(3))
-    copy_blocks_reference(*expected, pairs)
-    copy_blocks_reference(*backwards, pairs.flip(1))
-    half[0][3] = half[0][0]
-    for wrong in (caches, backwards, half):
-        with pytest.raises(AssertionError, match="differs"):
-            assert_same_caches(wrong, expected)
-
-
-def test_copies_in_a_view_leave_the_other_layers_alone(device):
-    """Catches a contiguous stride that is assumed, and no pairs launched as an empty grid."""
-    layers = torch.randn(3, 2, 5, 4, 3, 24, device=device)
-    expected = layers.clone()
-    pairs = torch.tensor([[4, 0], [2, 3]], dtype=torch.int32, device=device)
-    copy_blocks(layers[1, 0], layers[1, 1], pairs)
-    copy_blocks(layers[1, 0], layers[1, 1], pairs[:0])
-    copy_blocks_reference(expected[1, 0], expected[1, 1], pairs)
-    assert torch.equal(layers, expected)

@@ -9,7 +9,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from minivllm import SamplingParams
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
-from minivllm.kernels.copy_blocks import copy_blocks
 from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
 from minivllm.kernels.prefill_attention import prefill_attention
 from minivllm.kernels.reshape_and_cache import reshape_and_cache
@@ -80,7 +79,7 @@ def test_no_wrapper_waits_for_the_device():
     case = Case([300, 40], [20, 40], device="cuda")
     decode, prefill = case.decode_args(), case.prefill_args()
     key = torch.randn(2, 2, 64, device="cuda")
-    slots, pairs = torch.tensor([0, 1], device="cuda"), torch.tensor([[0, 1]], device="cuda")
+    slots = torch.tensor([0, 1], device="cuda")
     cos_sin, weight = torch.ones(64, 64, device="cuda"), torch.ones(64, device="cuda")
     rows = torch.randn(4, 64, device="cuda")
 
@@ -90,7 +89,6 @@ def test_no_wrapper_waits_for_the_device():
         paged_attention_naive(*decode)
         prefill_attention(*prefill)
         reshape_and_cache(key, key, case.key_cache, case.value_cache, slots)
-        copy_blocks(case.key_cache, case.value_cache, pairs)
         rms_norm(rows, weight, 1e-5, rows)
         rotary_embedding(slots, key, key.clone(), cos_sin)
         silu_and_mul(rows)
@@ -114,8 +112,6 @@ def test_a_cache_of_more_than_2_to_the_31_elements():
     key = torch.randn(S, Hkv, D, device="cuda").half()
     reshape_and_cache(key, key, cache, cache, (B - 1) * S + torch.arange(S, device="cuda"))
     assert torch.equal(cache[B - 1], key) and cache[: B - 1].count_nonzero() == 0
-    copy_blocks(cache, cache, torch.tensor([[B - 1, B - 2]], device="cuda"))
-    assert torch.equal(cache[B - 2], key)
     query = torch.randn(1, 32, D, device="cuda").half()
     lens = torch.tensor([S], dtype=torch.int32, device="cuda")
     starts = torch.tensor([0, 1], dtype=torch.int32, device="cuda")

@@ -1,0 +1,232 @@
+"""The matrix product of a linear layer on a CPU: four ways, and the choice of the fastest one by measurement.
+
+A decode step has few rows, so a product y = x W^T is over as soon as its weight W (out, in) has been read.
+How fast that is depends on the order of W in memory, and which order is best depends on the processor::
+
+    F.linear    row after row of W, as it was loaded                      everywhere
+    mm          W^T, copied: row after row of (in, out)                   everywhere
+    MKL         panels as Intel's library wants them                      x86, float32
+    oneDNN      small tiles, as wide as the vector registers              x86, some ARM; float32, bfloat16
+
+                +--+--+--+
+    oneDNN: W = |a |b |c |  lies in memory as  a d b e c f: the numbers which one inner loop
+                +--+--+--+  needs follow each other, so each line of memory is fetched once and whole
+                |d |e |f |
+                +--+--+--+
+
+All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Cascade Lake: Intel Xeon):
+
+    rows   F.linear   mm    MKL   oneDNN       F.linear   mm    MKL   oneDNN        F.linear   mm    MKL
+    1      41         29    35    27           33         24    29    19            25         21    23
+    8      49         65    71    22           61         60    70    35            67         40    26
+    32     76         87    98    46           120        121   120   72            121        69    43
+    64     119        128   131   77                                                117        111   85
+           Zen 4                               Zen 3 (others were at work)          Cascade Lake
+
+So what is best on one machine is worst on the next, and MKL as the default for all was 1.7 to 3.2 times too
+slow on Zen 4. `choose_linear_kernel` measures on the model's own weights, for about a second, and remembers.
+
+The operators of MKL and oneDNN are the ones which torch.compile uses for frozen weights. They are private to
+PyTorch: a way which does not exist here, or does not agree with `F.linear`, is not offered.
+
+vLLM V1: `model_executor/layers/utils.py` (`dispatch_cpu_unquantized_gemm`).
+"""
+
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = (1, 8, 32, 64, 128)
+"""Numbers of rows which are measured: one sequence up to 64 at once, and a piece of a prompt. From there
+on arithmetic is what takes the time: 128 rows tell what 1,024 would, in an eighth of the time."""
+SAMPLE_BYTES = 32 << 20
+"""Weights which are measured: more than a core's caches hold, because a step finds no weight there either."""
+SMALLEST_BYTES = 4 << 20
+"""A model with fewer bytes of weights is as fast either way."""
+PACKED_FOR_ROWS = 32
+"""Rows which MKL and oneDNN are told to expect. The result is right for any number. On Zen 3 oneDNN is as
+fast (within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
+ADVANTAGE = 0.95
+"""`F.linear` is taken if it is at most 5% behind: it needs no copy, which for a tied head is a second one."""
+TOLERANCE = {torch.float32: 1e-4}
+"""Largest difference from `F.linear`, as a part of the largest result; 0.02 for other dtypes."""
+
+
+class LinearKernel(Protocol):
+    """A weight in the layout of one library, and the product with it."""
+
+    name: ClassVar[str]
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take (or copy) a weight (out, in) and a bias (out,)."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        ...
+
+
+class TorchLinear:
+    """The weight as it is."""
+
+    name = "F.linear"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return F.linear(x, self._weight, self._bias)
+
+
+class TransposedLinear:
+    """The transpose, copied."""
+
+    name = "mm"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight.t().contiguous(), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return x.mm(self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
+
+
+class MklLinear:
+    """Packed by MKL."""
+
+    name = "MKL"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR_ROWS)
+        # The operator asks for the weight too, but reads its shape only: a single element, repeated.
+        self._shape, self._bias = weight.new_zeros(1).expand(weight.shape), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return torch.ops.mkl._mkl_linear(x, self._packed, self._shape, self._bias, x.shape[0])
+
+
+class OneDnnLinear:
+    """Packed by oneDNN."""
+
+    name = "oneDNN"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+
+
+KINDS: tuple[type[LinearKernel], ...] = (TorchLinear, TransposedLinear, MklLinear, OneDnnLinear)
+
+
+def agrees(kind: type[LinearKernel], weight: Tensor) -> bool:
+    """Whether `kind` exists on this machine and gives what `F.linear` gives, with a bias and without."""
+    probe = torch.linspace(-1, 1, 3 * weight.shape[1], dtype=weight.dtype).view(3, -1).sin()
+    for bias in (None, weight[:, 0].contiguous()):
+        expected = F.linear(probe, weight, bias).float()
+        try:
+            error = (kind(weight, bias)(probe).float() - expected).abs().max()
+        except (AttributeError, RuntimeError, NotImplementedError):  # no such operator; none for this dtype
+            return False
+        if not error <= TOLERANCE.get(weight.dtype, 0.02) * expected.abs().max():
+            return False
+    return True
+
+
+def fastest(
+    kinds: Sequence[type[LinearKernel]], weights: Sequence[Tensor], rounds: int = 3, seconds: float = 1.0
+) -> tuple[type[LinearKernel], bool]:
+    """Measure; the best is the one with the least sum, over `ROWS`, of its time divided by the shortest time.
+
+    The kinds take turns for `rounds` rounds. Each product is timed alone, and of its times the shortest
+    counts: another program on the machine only ever adds to a time, and one product is short enough to escape
+    it. The first of `kinds` has its sum multiplied by `ADVANTAGE`.
+
+    Returns:
+        The best, and whether there was time for all rounds: after `seconds` no further number of rows is
+        begun, and the best is the one of what was measured until then.
+    """
+    products = [[kind(weight, None) for weight in weights] for kind in kinds]
+    times = torch.full((rounds, len(kinds), len(ROWS), len(weights)), torch.inf)
+    start = time.perf_counter()
+    for turn, (column, rows) in itertools.product(range(rounds), enumerate(ROWS)):
+        if time.perf_counter() - start > seconds:
+            break
+        inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
+        for row in range(len(kinds)):
+            for index, weight in enumerate(weights):
+                begin = time.perf_counter()
+                products[row][index](inputs[weight.shape[1]])
+                times[turn, row, column, index] = time.perf_counter() - begin
+    each = times.amin(0).sum(-1)  # (kinds, ROWS)
+    each = each[:, each[0].isfinite()]
+    costs = (each / each.amin(0)).sum(-1)
+    costs[0] *= ADVANTAGE
+    return kinds[int(costs.argmin())], bool(times.isfinite().all())
+
+
+def sample(weights: Sequence[Tensor], most_bytes: int = SAMPLE_BYTES) -> list[Tensor]:
+    """The first weights, until they have `most_bytes`."""
+    chosen, size = [], 0
+    for weight in weights:
+        if size < most_bytes:
+            chosen.append(weight)
+            size += weight.nbytes
+    return chosen
+
+
+def choose_linear_kernel(
+    weights: Sequence[Tensor],
+    memory: Path | None = None,
+    measure: Callable[..., tuple[type[LinearKernel], bool]] = fastest,
+) -> type[LinearKernel]:
+    """The fastest kind for a model's weights on this machine.
+
+    The choice is for all of the model: one name to print. It is remembered, not only to spare the second: the
+    kinds round differently, so with a choice that changes from start to start a text could change too. What
+    was measured on a machine too busy for all rounds is used, but not remembered.
+
+    Args:
+        weights: all (out, in) on the CPU, in one dtype.
+        memory: a JSON file of choices made before, written if possible; None: measure each time.
+        measure: `fastest`, or a stand-in for tests.
+    """
+    if sum(weight.nbytes for weight in weights) < SMALLEST_BYTES:
+        return TorchLinear
+    weights = sample(weights)
+    shapes = sorted({tuple(weight.shape) for weight in weights})
+    machine = (platform.node(), torch.backends.cpu.get_cpu_capability(), torch.__version__)
+    key = " | ".join(map(str, (*machine, torch.get_num_threads(), weights[0].dtype, shapes)))
+    remembered: dict[str, str] = {}
+    if memory is not None:
+        with suppress(OSError, ValueError):
+            content = json.loads(memory.read_text())
+            remembered = content if isinstance(content, dict) else {}
+    smallest = [next(weight for weight in weights if tuple(weight.shape) == shape) for shape in shapes]
+    kinds = [kind for kind in KINDS if all(agrees(kind, weight) for weight in smallest)]
+    for kind in kinds:
+        if kind.name == remembered.get(key):
+            return kind
+    choice, is_sure = measure(kinds, weights)
+    if memory is not None and is_sure:
+        with suppress(OSError):  # a folder that cannot be written: measured anew at the next start
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            half_written = memory.with_suffix(f".{os.getpid()}")
+            half_written.write_text(json.dumps({**remembered, key: choice.name}, indent=1))
+            half_written.replace(memory)
+    return choice
