@@ -30,6 +30,8 @@ COMMANDS = {
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
+    "gpu-tests": ("minivllm.bench.gpu_tests", "the kernel tests, counted, with a control"),
+    "gpu-report": ("minivllm.bench.gpu_report", "all of it in stages (needs a GPU)"),
     "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
 }
 # Commands with other defaults than those of their module's options.
