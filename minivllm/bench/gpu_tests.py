@@ -94,6 +94,11 @@ class Recorder:
         self.save()
 
 
+def counts(run: report.Result) -> tuple[int, int]:
+    """(passed, failed) of one run."""
+    return run["passed"], len(run["failed"])
+
+
 def print_report(result: report.Result) -> None:
     """A line for each run, then the tests that failed."""
     print(report.describe(result["provenance"]))
@@ -102,8 +107,8 @@ def print_report(result: report.Result) -> None:
         ended = {None: "cut short", 0: "", 1: ""}.get(
             run["exit_status"], f"pytest ended with {run['exit_status']}"
         )
-        counts = f"{run['passed']} passed", f"{len(run['failed'])} failed", f"{run['seconds']:.0f} s"
-        rows.append((run["name"], *counts, ended))
+        passed, failed = counts(run)
+        rows.append((run["name"], f"{passed} passed", f"{failed} failed", f"{run['seconds']:.0f} s", ended))
     print(report.table(rows))
     for run in result["runs"]:
         for name in run["failed"]:

@@ -209,8 +209,8 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
 def measure_decode(
     shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
 ) -> Iterator[Measurement]:
-    """Our kernel with the heuristics' splits, with 1 and 16, in one block, the naive lesson; the peers."""
-    from minivllm.kernels.heuristics import chip_of, choose_num_splits
+    """Our kernel with other splits, in one block, with each of its switches; the naive lesson; the peers."""
+    from minivllm.kernels.heuristics import VARIANTS, Switches, chip_of, choose_num_splits
     from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
 
     batch = make_batch(shape, dtype, timer.device)
@@ -224,6 +224,14 @@ def measure_decode(
         for name, number in splits.items()
     }
     ours[ONE_BLOCK] = lambda: paged_attention(query, *batch.in_one_block, scale, num_splits=chosen)
+    attention = partial(paged_attention, query, *batch.paged, scale)
+    for name, switches in VARIANTS.items():
+        splits[f"minivllm, {name}"] = chosen
+        ours[f"minivllm, {name}"] = partial(attention, num_splits=chosen, switches=switches)
+    if shape.num_seqs == 1:  # what a CUDA graph would do to it that is made for 131,072 tokens
+        for least in (0, 256):
+            name, switches = f"minivllm, 32 splits of at least {least} tokens", Switches(least)
+            ours[name] = partial(attention, num_splits=32, switches=switches)
     ours["minivllm, naive lesson"] = lambda: paged_attention_naive(query, *batch.paged, scale)
     # One by one in float32: the whole batch would not fit beside itself.
     one_by_one = ([x[None].float() for x in sequence] for sequence in zip(*batch.by_head, strict=True))
@@ -238,16 +246,21 @@ def measure_prefill(
     shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
 ) -> Iterator[Measurement]:
     """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
+    from minivllm.kernels.heuristics import VARIANTS
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
     query, scale = batch.query.flatten(0, 1), shape.heads.head_dim**-0.5  # (T, Hq, D)
     # query_start_loc, (R + 1,): all queries have one length, so 0, 512, 1024, ...
     starts = torch.arange(shape.num_seqs + 1, dtype=torch.int32, device=query.device) * shape.query_len
-    ours = {
+    ours: dict[str, Call] = {
         OURS: lambda: prefill_attention(query, *batch.paged, starts, scale),
         ONE_BLOCK: lambda: prefill_attention(query, *batch.in_one_block, starts, scale),
     }
+    for name, switches in VARIANTS.items():
+        if switches.peel or switches.by_block:  # there are no splits here
+            attention = partial(prefill_attention, query, *batch.paged, starts, scale)
+            ours[f"minivllm, {name}"] = partial(attention, switches=switches)
     if shape.context == 0:
         peers = attention_peers(batch, True, wanted)
         # torch's own: the twin would write out 32 x 8,192 x 8,192 scores.

@@ -149,7 +149,7 @@ def print_report(result: Result) -> None:
     # One shape after the other, although they were measured in several passes.
     shapes = list(dict.fromkeys(m.shape for m in measurements))
     print(measurement_table(sorted(measurements, key=lambda m: shapes.index(m.shape)), rate))
-    print(f"\n{marks_table(result)}")
+    print(f"\n{table([('mark', 'asked', 'reached'), *mark_rows(result)])}")
     if costs := paging_costs(measurements):
         print("\nwhat paging costs, time of the paged kernel over contiguous K and V")
         for shape, ratios in costs.items():
@@ -174,10 +174,10 @@ def find(measurements: list[Measurement], shape: str, contender: str = OURS) -> 
     return next((m for m in measurements if (m.shape, m.contender) == (shape, contender)), None)
 
 
-def marks_table(result: Result | None, more: tuple[tuple[str, str, str], ...] = ()) -> str:
-    """Each mark beside what was reached, or "not measured"; `more` are lines of the same columns."""
+def mark_rows(result: Result | None) -> list[tuple[str, str, str]]:
+    """Each mark, what is asked, and what was reached or "not measured"."""
     measurements = measurements_of(result) if result else []
-    rows = [("mark", "asked", "reached")]
+    rows: list[tuple[str, str, str]] = []
     for shape, mark in MARKS.items():
         ours = find(measurements, shape)
         reached = f"{ours.percent_of(result['copy_bytes_per_second']):.1f}%" if ours else NOT_MEASURED
@@ -188,7 +188,7 @@ def marks_table(result: Result | None, more: tuple[tuple[str, str, str], ...] = 
         rows.append((f"{shape}, of flash attention", f"{mark:.0f}%", reached))
     speed = speed_over(measurements, SPLIT_SHAPE, NO_SPLIT)
     reached = NOT_MEASURED if speed is None else f"{speed:.2f}x"
-    return table([*rows, (f"{SPLIT_SHAPE}, split-KV", f"{SPLIT_MARK:.0f}x", reached), *more])
+    return [*rows, (f"{SPLIT_SHAPE}, split-KV", f"{SPLIT_MARK:.0f}x", reached)]
 
 
 def speed_over(measurements: list[Measurement], shape: str, other: str) -> float | None:
