@@ -167,10 +167,9 @@ class Scheduler:
 
     def _remove_finished(self) -> None:
         """Drop the groups that are done. Only running ones can be: the others sample nothing."""
-        for group in self.running:
-            if group.is_finished:
-                del self.groups[group.request_id]
-        self.running = [group for group in self.running if not group.is_finished]
+        for group in [group for group in self.running if group.is_finished]:
+            del self.groups[group.request_id]
+            self.running.remove(group)
 
     def reset(self) -> None:
         """Drop every request and every block, whatever state an interrupted step has left."""

@@ -101,6 +101,23 @@ def run_both(model, graphs_class=DecodeGraphs):
     return graphs, hidden, (replayed, eager)
 
 
+@torch.inference_mode()
+def test_all_buckets_can_be_recorded_before_the_first_request(model):
+    """Would catch a warm-up that writes into the KV cache, or after which a request still waits for a recording."""
+    cache, eager, capture = make_cache(model), make_cache(model), PretendCapture()
+    before = [tensor.clone() for tensor in (*cache.key, *cache.value)]
+    graphs = DecodeGraphs(model, cache, 8, 24, capture=capture)
+    assert graphs.record_all() == capture.num_recorded == len(bucket_sizes(8)) == 4
+    assert all(map(torch.equal, before, (*cache.key, *cache.value)))
+    hidden = [], []
+    for input_ids, positions, metadata in STEPS:
+        hidden[0].append(graphs.run(input_ids, positions, metadata).clone())
+        hidden[1].append(model(input_ids, positions, eager, metadata))
+    assert_same(hidden, (cache, eager))
+    assert graphs.num_replays == len(STEPS) and capture.num_recorded == 4
+    assert graphs.record_all() == 0
+
+
 def assert_same(hidden, caches):
     for mine, want in zip(*hidden, strict=True):
         torch.testing.assert_close(mine, want, rtol=0, atol=1e-5)
