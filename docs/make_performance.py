@@ -148,9 +148,9 @@ docs/make_performance.py`.
 **In short.** On an H100 a multiprocessor holds four programs of the decode kernel at once, which have five
 times as many bytes under way as it takes to keep the memory busy, and use a fifth of the instruction slots:
 nothing in the machine code keeps it from the speed of the memory. The prefill kernel runs on Hopper's
-warp-group products. Two variants save instructions in every turn of the loop, a mask for the last tile only
-and one block number per block; a third idea, a hint to the L2 cache, turned out to do nothing in Triton
-3.7. How fast all this is, only a GPU can tell.
+warp-group products. Two variants save instructions in every turn of the loop: a mask for the last tile only,
+14% of decode's and 23% of prefill's, and one block number per block, 16% and 7%. A third idea, a hint to
+the L2 cache, turned out to do nothing in Triton 3.7. How fast all this is, only a GPU can tell.
 """
 
 MARKS = """\

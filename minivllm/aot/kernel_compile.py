@@ -10,7 +10,7 @@ there: same argument types, same specialisation on alignment, same tile sizes fr
 
 The machine code is then read by NVIDIA's own tools, which come with Triton. Out of a line such as::
 
-    Function _paged_attention_kernel: REG:106 STACK:0 SHARED:1024 LOCAL:0 ...
+    Function _paged_attention_kernel: REG:123 STACK:0 SHARED:1024 LOCAL:0 ...
 
 it takes the registers of a thread and the stack, which is where values go for which there is no register.
 And it counts the instructions between a label and the jump back to it: one turn of the loop over the keys.

@@ -7,19 +7,20 @@ Triton brings NVIDIA's assembler along, so every kernel can be compiled for chip
 (`kernel_compile.py`). The machine code says what one program needs, the data sheet (`chips.py`) what a
 multiprocessor has. For decode attention, which has to keep the memory busy, three things follow::
 
-    H100 SXM, Llama-3.1-8B, float16: 499 instructions per turn of the loop, for 64 keys, 32,768 bytes of K and
+    H100 SXM, Llama-3.1-8B, float16: 484 instructions per turn of the loop, for 64 keys, 32,768 bytes of K and
     V
 
     programs side by side      4         as many as its 65,536 registers allow
     bytes under way            131 KB    one tile for each of them, when all wait; 25 KB would be enough
                                          (Little's law)
-    places for instructions    20%       4 warps on 4 schedulers start them in 499 cycles; the memory takes
+    places for instructions    19%       4 warps on 4 schedulers start them in 484 cycles; the memory takes
                                          2,557 cycles for the bytes
 
 None of this is a speed: it counts instructions, not how long they wait for each other, and it takes the
 multiprocessors to be full, which a small batch does not make them. What it does show is what cannot work: the
 naive kernel has to issue more instructions than the time allows, whatever else happens. What paging adds is
-in the table as well: the same kernels compiled as if K and V lay in one piece.
+in the table as well: the same kernels compiled as if K and V lay in one piece. And so is what each of the
+kernels' switches changes (`Switches` in `kernels/heuristics.py`), which wait for a GPU to be timed.
 
 Source of the method: S. Williams and others, "Roofline" (2009), with instructions in place of operations.
 vLLM has nothing like it; there is always a GPU.
@@ -113,9 +114,9 @@ def decode_bound(record: Record, chip: ChipFacts) -> DecodeBound:
         record: of `_paged_attention_kernel` or `_naive_kernel`.
         chip: the one it was compiled for.
 
-    Example, H100, 499 instructions per turn for 64 keys: 64 * 128 * 2 * 2 = 32,768 bytes. 4 warps start
-    4 * 499 instructions on 4 schedulers in 499 cycles. The memory needs 32,768 / 12.8 = 2,557 cycles for the
-    bytes, so 20% of the places are used. The naive kernel has a program for each head, and the G heads of a
+    Example, H100, 484 instructions per turn for 64 keys: 64 * 128 * 2 * 2 = 32,768 bytes. 4 warps start
+    4 * 484 instructions on 4 schedulers in 484 cycles. The memory needs 32,768 / 12.8 = 2,557 cycles for the
+    bytes, so 19% of the places are used. The naive kernel has a program for each head, and the G heads of a
     group read the same bytes: only a G-th of what it reads counts. And it asks for a block's values only when
     it has used the keys, so only half of a tile is under way.
     """
@@ -143,7 +144,8 @@ def print_report(result: report.Result) -> None:
     spilled = [r for r in records if r["stack"]]
     print(f"\n{len(records)} kernels compiled, {len(spilled)} with registers in memory")
     for r in spilled:
-        print(f"  {CHIPS[r['capability']].name} {r['kernel']} {r['dtype']} {r['heads']}: {r['stack']} bytes")
+        which = " ".join([CHIPS[r["capability"]].name, r["kernel"], r["dtype"], r["heads"]])
+        print(f"  {which}{', ' + r['variant'] if r.get('variant') else ''}: {r['stack']} bytes")
     print("\nWhat paging adds per turn of the loop, in instructions")
     print(paging_table(records, chips))
     print(
