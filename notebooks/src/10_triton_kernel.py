@@ -17,19 +17,22 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, and where the
 import math
 import subprocess
 import sys
-from collections import Counter
 from unittest.mock import patch
 
 import torch
-from triton.runtime.interpreter import interpreter_builder
+from matplotlib.patches import Rectangle
 
+from minivllm.kernels import online_softmax
 from minivllm.kernels import paged_attention as attention
 from minivllm.kernels.combine import combine_reference
 from minivllm.kernels.paged_attention_naive import _naive_kernel
+from minivllm.kernels.prefill_attention import find_tile, prefill_attention, prefill_attention_reference
+from minivllm.course.loads import record
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, example_llm, greedy
 from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show
+from minivllm.viz.style import INK, PALETTE, mix_with_white
 
 seed_all()
 
@@ -65,27 +68,8 @@ print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, re
 # the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
 # memory*). So this chapter counts, and times nothing.
 #
-# To count, we put our own function around the interpreter's method for loads. It notes which program loads which keys
-# and values, without those that a mask leaves out.
-
-
-# %%
-def record(kernel, *arguments, **options):
-    """Run a kernel: its output, and (program, turn of its loop, row) of each key and value that it loads."""
-    loaded, turns, original = {"K": [], "V": []}, Counter(), interpreter_builder.create_masked_load
-
-    def load(pointers, mask, *others):
-        program, first = interpreter_builder.grid_idx, pointers.data[mask.data][::16].astype("int64")
-        for name, cache in zip("KV", arguments[1:3], strict=True):
-            row = (first - cache.data_ptr()) // 64  # a row is 16 numbers of 4 bytes
-            row = row[(row >= 0) & (row < cache.nbytes // 64)].tolist()
-            loaded[name] += [(program, turns[program, name], each) for each in row]
-            turns[program, name] += bool(row)
-        return original(pointers, mask, *others)
-
-    with patch.object(interpreter_builder, "create_masked_load", load):
-        return kernel(*arguments, **options), loaded
-
+# To count, `minivllm.course.loads.record` puts a function of its own around the interpreter's method for loads. It
+# notes which program loads which keys and values, without those that a mask leaves out.
 
 # %% [markdown]
 # ## Predict, then run
@@ -135,7 +119,7 @@ show_source(_naive_kernel.fn)
 # %%
 def one_head(scores, values, tile):
     """Attention of one query with these scores and values, and (m, l, acc) after each tile."""
-    n, states, online_update = len(scores), [], attention.online_update
+    n, states, online_update = len(scores), [], online_softmax.online_update
 
     def update(*arguments):
         m, l, acc = result = online_update(*arguments)  # m in units of log 2
@@ -145,7 +129,7 @@ def one_head(scores, values, tile):
     k, v = torch.zeros(2, n, 1, 1, 16)  # blocks of one slot
     k[:, 0, 0, 0], v[:, 0, 0, 0] = torch.tensor(scores), torch.tensor(values)
     one = (torch.eye(16)[:1, None], k, v, torch.arange(n)[None], torch.tensor([n]), 1.0)
-    with patch.object(attention, "online_update", update):
+    with patch.object(online_softmax, "online_update", update):
         out = attention.paged_attention(*one, num_splits=1, tiles=attention.Tiles(16, tile, 4, 1))
     return out[0, 0, 0].item(), states
 
@@ -165,10 +149,13 @@ print(f"acc / l = {out:.3f}")
 # head**: $q$ becomes a matrix with a row for each head, the scores become a matrix product (`tl.dot`, for which GPUs
 # have special units), and each key is loaded once for the whole group. And a turn of the loop handles a tile of
 # `BLOCK_N` keys whatever the block size: every key looks up its own block, so blocks can be small and tiles large.
+# The loop is `attend`, and its two steps are functions of their own, because the kernel for prompts needs them too.
+# (`BY_BLOCK` is one of three switches that wait for a GPU to be timed. It is off, so read the `else`.)
 
 # %%
-show_source(attention.load_keys_and_values.fn)
-show_source(attention.online_update.fn)
+show_source(online_softmax.load_keys_and_values.fn)
+show_source(online_softmax.online_update.fn)
+show_source(online_softmax.attend.fn)
 
 # %% [markdown]
 # The same letters as before, with a row for each head. (Powers of two, because that is one instruction; the scores were
@@ -184,37 +171,65 @@ show_source(attention.online_update.fn)
 show_source(combine_reference)
 
 # %% [markdown]
+# ### Prompts: many queries of one sequence
+#
+# A prompt brings a query for each of its tokens, and so does a chunk of one. Their kernel (`prefill_attention`) walks
+# over the keys with the same `attend`. What is new is its rows: a program takes `BLOCK_Q` neighbouring tokens with all
+# their heads, and each row sees the keys up to its own position. The last row sees the most, so a program stops there;
+# half of a long prompt's scores are never computed. The queries of all sequences lie packed in one tensor. How many
+# tiles each sequence has is known on the device only, so a program has to find its sequence first:
+
+# %%
+show_source(find_tile.fn)
+
+# %% [markdown]
 # ## The picture
 #
-# What each program loaded from the keys of layer 0. Rows are the eight blocks; a slot has two cells, one
-# per KV head. The number in a cell says in which turn of the loop it was loaded.
+# What was loaded from the keys of layer 0. Rows are the eight blocks; a slot has two cells, one for each KV head. The
+# sequences have 9 and 6 tokens.
 
 # %%
 tiles = attention.Tiles(16, 8, 4, 1)  # 8 keys; the other numbers matter on a GPU only
 _, grouped = record(attention.paged_attention, *batch, num_splits=1, tiles=tiles)
-panels = [(naive, head, f"naive\nquery head {head}") for head in range(4)]
-panels += [(grouped, head, f"grouped\nquery heads {2 * head} and {2 * head + 1}") for head in range(2)]
-fig = new_figure(10.5, 4.4)
-for seq, axes in enumerate(fig.subplots(2, 6, sharex=True, sharey=True)):
-    for ax, (loaded, head, title) in zip(axes, panels, strict=True):
-        turns = {row: turn for program, turn, row in loaded["K"] if program == (seq, head, 0)}
-        for row, turn in turns.items():
-            ax.text(row % 8, row // 8, turn, ha="center", va="center", fontsize=8)
-        filled = torch.tensor([row in turns for row in range(64)]).view(8, 8)
-        colours = ("Oranges", "Blues")[seq]
-        ax.pcolormesh(*[range(8)] * 2, filled, cmap=colours, vmax=3, edgecolors="#999999", lw=0.5)
-        ax.vlines([1.5, 3.5, 5.5], -0.5, 7.5, color="#222222", lw=1.5)
-        ax.set_title(title, fontsize=9)
+colours = [mix_with_white(PALETTE[index], 0.55) for index in (0, 1)]  # of the two sequences
+
+
+def cells(ax, loaded, seq, text):
+    """The cells that the programs of a sequence have loaded, with `text(how often, in which turns)` in each."""
+    seen = {}
+    for program, turn, row in loaded["K"]:
+        if program[0] == seq:
+            seen.setdefault(row, []).append(turn)
+    for row, turns in seen.items():
+        ax.add_patch(Rectangle((row % 8, row // 8), 1, 1, facecolor=colours[seq], edgecolor="#999999", lw=0.5))
+        ax.text(row % 8 + 0.5, row // 8 + 0.5, text(len(turns), turns[0]), ha="center", va="center", fontsize=8)
+
+
+panels = [
+    (naive, "naive: how often loaded", lambda count, turn: f"{count}x"),
+    (grouped, "grouped: how often loaded", lambda count, turn: f"{count}x"),
+    (grouped, "grouped: in which turn", lambda count, turn: turn),
+]
+fig = new_figure(9.5, 5.4)
+for seq, axes in enumerate(fig.subplots(2, 3, sharey=True)):
+    for ax, (loaded, title, text) in zip(axes, panels, strict=True):
+        cells(ax, loaded, seq, text)
+        ax.vlines([0, 2, 4, 6, 8], 0, 8, color=INK, lw=1)
+        ax.set(xlim=(0, 8), ylim=(8, 0), yticks=[i + 0.5 for i in range(8)], yticklabels=range(8))
+        ax.set_xticks([i + 0.5 for i in range(8)], ["h0", "h1"] * 4, fontsize=7)
+        ax.tick_params(length=0)
+        ax.set_title(f"{title}\n", fontsize=9)
+        for slot in range(4):
+            ax.text(2 * slot + 1, -0.15, f"slot {slot}", ha="center", va="bottom", fontsize=7)
     axes[0].set_ylabel(f"sequence {seq}\nblock")
-axes[0].set(xticks=[0.5, 2.5, 4.5, 6.5], xticklabels=range(4), yticks=range(8), ylim=(7.5, -0.5))
-fig.supxlabel("slot", fontsize=10)
-alt = f"Keys loaded, program by program: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
+fig.supxlabel("KV head (h0, h1) in each slot", fontsize=9)
+alt = f"Keys loaded: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
 alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the grouped ones {len(grouped['K'])}."
 show(fig, alt=alt)
 
 # %% [markdown]
-# No program touches the rest of a last block, or a block of the other sequence. On the right a turn spans two blocks:
-# tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# No program touches the rest of a last block, or a block of the other sequence. The naive programs of two query heads
+# load the same keys. On the right a turn spans two blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
@@ -264,16 +279,39 @@ ax = fig.subplots()
 for name, kernel in both.items():
     runs = [record(kernel, *paged_batch([40], heads=(8, 8 // group), size=16))[1] for group in groups]
     kib[name] = [sum(map(len, loaded.values())) * 64 / 1024 for loaded in runs]
-    ax.plot(groups, kib[name], "o-")
-    ax.text(8, kib[name][-1] + 2, name, ha="right")
+    colour = {"naive": PALETTE[5], "grouped": PALETTE[1]}[name]
+    ax.plot(groups, kib[name], "o-", color=colour)
+    ax.text(8, kib[name][-1] + 2, name, ha="right", color=colour)
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
 show(fig, alt=f"KiB loaded for {groups} query heads per KV head: {kib}".translate({39: None}))
 
 # %% [markdown]
-# Is a kernel that loads half the bytes twice as fast? Only a GPU can tell. What the machine code tells is in
-# `docs/gpu.md`. With the heads of Llama-3.1-8B and its memory at full speed, an H100 would spend 20 % of its time on
-# the instructions of the grouped kernel. The naive one needs 159 %, so the memory has to wait. Where there is a GPU,
-# this cell measures:
+# The same picture for a prompt of 32 tokens, of which 8 were computed in an earlier step: three programs for each KV
+# head, with 8 queries each, and tiles of 8 keys. The third program's queries are the tokens 24 to 31.
+
+# %%
+_, k, v, table, n, scale = paged_batch([32])
+chunk = (torch.randn(24, 4, 16), k, v, table, n, torch.tensor([0, 24]), scale)
+out, loaded = record(prefill_attention, *chunk, tiles=attention.Tiles(16, 8, 4, 1))
+programs = sorted({program for program, _, _ in loaded["K"] if program[1] == 0})
+seen = [sum(each == program for each, _, _ in loaded["K"]) for program in programs]
+fig = new_figure(7.5, 2.2)
+ax = fig.subplots()
+ax.barh(range(3), seen, color=colours[0], edgecolor=INK, lw=0.5, label="keys loaded")
+ax.barh(range(3), 8, left=[8, 16, 24], height=0.25, color=PALETTE[1], label="its own queries")
+ax.set(yticks=range(3), yticklabels=[f"program {i}" for i in range(3)], ylim=(2.6, -0.6), xlim=(0, 40))
+ax.set(xlabel="position in the sequence", xticks=range(0, 33, 8))
+ax.legend(fontsize=8, loc="upper right")
+show(fig, alt=f"Three programs of a prompt load {seen} keys: each up to its own last query.")
+claim("each program reads up to its last query", seen == [16, 24, 32], measured=seen)
+off = (out - prefill_attention_reference(*chunk)).abs().max().item()
+claim("the prefill kernel agrees with PyTorch to 1e-4", off <= 1e-4, measured=f"{off:.0e}")
+
+# %% [markdown]
+# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. What the
+# machine code tells is in `docs/gpu.md`. With the heads of Llama-3.1-8B and its memory at full speed, an H100 would
+# spend 19 % of its time on the instructions of the grouped kernel. The naive one needs 159 %, so the memory has to
+# wait. Where there is a GPU, this cell measures:
 
 # %% tags=["machine"]
 command = "-m minivllm bench kernels --only B16"
