@@ -16,7 +16,7 @@ import random
 from minivllm.block_pool import BlockPool
 from minivllm.block_table import BlockTable, cdiv
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode, encode, example_llm, greedy, word
+from minivllm.course.toy import decode, encode, example_llm, greedy, real_llm, word
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sequence import Sequence
 from minivllm.viz.trace import Trace
@@ -151,6 +151,15 @@ show(three_panel(trace, 3, "0"), alt=describe(3))
 
 # %%
 trace_player(trace)
+
+# %% [markdown]
+# The toy's words are noise, because its weights are random. The real model, SmolLM2, in the same number of blocks:
+
+# %% tags=["machine"]
+story = real_llm()
+answers = story.generate(["The capital of France is", "Water boils at a"], [greedy(7), greedy(9)], use_tqdm=False)
+print(*[output.prompt + output.outputs[0].text for output in answers], sep="\n")
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims

@@ -13,10 +13,19 @@
 # %%
 from minivllm.baselines import StaticBatchScheduler
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, encode, example_llm, greedy, run_workload, toy_llm, workload_prompts
+from minivllm.course.toy import (
+    WORKLOAD,
+    encode,
+    example_llm,
+    greedy,
+    real_llm,
+    run_workload,
+    toy_llm,
+    workload_prompts,
+)
 from minivllm.scheduler import Scheduler
 from minivllm.viz.trace import Trace
-from minivllm.viz import gantt, new_figure, seating, show
+from minivllm.viz import gantt, new_figure, seating, show, trace_player
 
 seed_all()
 
@@ -174,6 +183,16 @@ show(
     alt=f"Requests running and waiting. Static: a request waits until step {last_wait[0]}, while as few as {fewest[0]} "
     f"run. Continuous: a request waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
 )
+
+# %% [markdown]
+# With real words: SmolLM2, two seats, three requests, at most 6 tokens per step. Step through it. In which step does
+# request 2 get the seat of request 1, and in how many pieces is its prompt computed?
+
+# %% tags=["machine"]
+story = real_llm(max_num_seqs=2, max_num_batched_tokens=6)
+texts_in = ["The capital of France is", "Water boils at a", "The opposite of hot is cold, and the opposite of small is"]
+answers = story.generate(texts_in, [greedy(8), greedy(3), greedy(4)], use_tqdm=False)
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims

@@ -18,12 +18,12 @@ import torch
 from minivllm import SamplingParams
 from minivllm.block_pool import BlockPool
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, toy_llm, word, workload_prompts
+from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, real_llm, toy_llm, word, workload_prompts
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.sequence import Sequence
 from minivllm.viz.trace import Trace
-from minivllm.viz import new_figure, show, three_panel
+from minivllm.viz import new_figure, show, three_panel, trace_player
 
 seed_all()
 
@@ -277,6 +277,18 @@ fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2)
 alt = f"Left: of {num_prompt_tokens} prompt tokens of six chats {sum(starts)} are found, {sum(counts)} computed. "
 shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
+
+# %% [markdown]
+# The same in motion, with words that make sense: SmolLM2 completes one prompt twice, then gets a prompt that begins
+# with the same words. Watch the number of holders (×2), the copy on its way to a block of its own, and, when the second
+# prompt comes, the block which is found with its content.
+
+# %% tags=["machine"]
+story = real_llm()
+twice = SamplingParams(n=2, temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
+story.generate("The capital of France is", twice, use_tqdm=False)
+story.generate("The capital of France is Paris. Italy's is", greedy(3), use_tqdm=False)
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims
