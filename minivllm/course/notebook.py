@@ -9,7 +9,9 @@ counts)::
 
     >>> guess = None                          # the reader writes a number here, or leaves it
     >>> reveal(guess, measured=9, unit="positions")
-    Measured: 9 positions. (Put your own guess in the line above and run it again.)
+    (no guess yet: the answer is there, folded)
+    >>> reveal(7, measured=9, unit="positions")
+    Measured: 9 positions. You guessed 7: it is 2 more.
 
 Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what
 the reader sees is what runs. Above the code stand its file and its name, and no line number: that would be
@@ -23,6 +25,7 @@ marked `timed`.
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import random
 import re
@@ -60,16 +63,29 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
 
 def reveal(guess: float | None, measured: float, unit: str = "") -> None:
-    """Compare a reader's guess with what was measured. None: no guess was made, which is no error."""
+    """Compare a reader's guess with what was measured.
+
+    None: no guess was made yet. Then the answer is folded: it takes a click to see it, in the stored notebook
+    and on the site as well.
+    """
     result = f"{measured:,.4g}" if isinstance(measured, float) else f"{measured:,}"
     result = f"{result} {unit}".rstrip()
     if guess is None:
-        print(f"Measured: {result}. (Put your own guess in the line above and run it again.)")
+        _fold(f"Measured: {result}.")
     elif guess == measured:
         print(f"Measured: {result}. Exactly your guess.")
     else:
         how = "more" if measured > guess else "less"
         print(f"Measured: {result}. You guessed {guess:,}: it is {abs(measured - guess):,.4g} {how}.")
+
+
+def _fold(text: str) -> None:
+    """Display a text that opens at a click; viewers without HTML show it as it is."""
+    from IPython.display import display
+
+    how = "No guess yet: write one in place of None above and run both cells again. Or open the answer here."
+    folded = f"<details><summary>{how}</summary><p><b>{html.escape(text)}</b></p></details>"
+    display({"text/html": folded, "text/plain": text}, raw=True)
 
 
 def source_of(item: type | FunctionType | MethodType | property, docstring: bool = True) -> str:
