@@ -32,7 +32,8 @@ from minivllm.baselines.buddy import BuddyAllocator, next_power_of_two
 from minivllm.baselines.slot_usage import SlotUsage
 from minivllm.block_pool import KVCacheBlock
 from minivllm.block_table import BlockTable, cdiv
-from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
+from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.scheduler_output import BlockPair
 from minivllm.sequence import Sequence, SequenceGroup
 
 
@@ -116,7 +117,7 @@ class ContiguousKVCacheManager(KVCacheManager):
 
     def allocate_slots(
         self, chunks: list[tuple[Sequence, int]], computed_blocks: Iterable[KVCacheBlock] = ()
-    ) -> BlockCopies | None:
+    ) -> list[BlockPair] | None:
         """Reserve the run of a sequence that has none; afterwards there is always room.
 
         Returns:

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import BlockPairs, ScheduledSequence, SchedulerOutput
+from minivllm.scheduler_output import BlockPair, ScheduledSequence, SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
 
 # Part of every file. Raise the number when a field changes, and old files are refused instead of misdrawn.
@@ -69,9 +69,9 @@ class StepRecord:
     step: int
     time: float  # end of the step, in seconds since the trace began
     scheduled: tuple[ScheduledRecord, ...]
-    blocks_to_copy: BlockPairs
-    blocks_to_swap_out: BlockPairs
-    blocks_to_swap_in: BlockPairs
+    blocks_to_copy: tuple[BlockPair, ...]
+    blocks_to_swap_out: tuple[BlockPair, ...]
+    blocks_to_swap_in: tuple[BlockPair, ...]
     # Request ids. `waiting` and `swapped` in the order of the queue; finished and preempted in this step.
     running: tuple[str, ...]
     waiting: tuple[str, ...]

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.viz.trace import BlockPairs, StepRecord, Trace
+from minivllm.scheduler_output import BlockPair
+from minivllm.viz.trace import StepRecord, Trace
 
 MEMORY_KINDS = ("used", "reserved", "internal", "rounding", "free")
 
@@ -162,7 +163,9 @@ def slot_words(trace: Trace, step: int) -> dict[int, str]:
     return device
 
 
-def _move_words(source: dict[int, str], target: dict[int, str], pairs: BlockPairs, size: int) -> None:
+def _move_words(
+    source: dict[int, str], target: dict[int, str], pairs: tuple[BlockPair, ...], size: int
+) -> None:
     """Copy the words of whole blocks; all sources are read before any destination is written."""
     moved = {
         destination * size + offset: source[origin * size + offset]
