@@ -13,8 +13,8 @@ microseconds before it begins. With 32 rows of 576 numbers, beginning is most of
 
 The loops run on one thread: 32 rows take 10 to 40 microseconds, and waking a second thread and waiting for it
 would take as long. For many rows (above `MOST_ROWS`) PyTorch's operators, on all threads, are faster. On
-Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), microseconds, PyTorch's operators
-and then these loops::
+Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), in microseconds, PyTorch first
+and these loops second::
 
     rows     add and norm     rotation      activation
     1        19 / 14          18 / 11       12 / 9
