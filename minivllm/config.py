@@ -35,7 +35,7 @@ CHOICES = {
     "scheduling_policy": ("fcfs", "priority"),
     "attention_backend": ("auto", "torch", "numba", "triton"),
 }
-# Limits for `check_fields` other than its own: an int from 1, a float up to 1e30 (float32 ends at 3e38).
+# The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
 AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0}
 AT_MOST = {"gpu_memory_utilization": 1}
 
@@ -161,7 +161,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
-    # These three differ between checkpoints, although all of them go by the name of Llama.
+    # The three that differ between checkpoints that all call themselves Llama.
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False

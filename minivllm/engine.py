@@ -112,7 +112,7 @@ class LLMEngine:
         self.attention = attention_backend or make_attention_backend(
             config.attention_backend, self.model_config, config.block_size, self.dtype, self.device
         )
-        # In this order: the KV cache gets the memory that the weights leave, and graphs hold both addresses.
+        # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
         model = load_model(folder, self.attention, self.dtype, self.device)
         kv_cache = self._make_kv_cache(model)
         graphs = None

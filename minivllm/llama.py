@@ -133,7 +133,7 @@ class LlamaModel(nn.Module):
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T,) token ids and positions -> (T, hidden)."""
-        # A parameter and not an nn.Embedding, so that a tied head can use the very same tensor.
+        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
         hidden = F.embedding(input_ids, self.embed_tokens)
         # The angles depend on positions alone: looked up once, used in every layer.
         rotation = self.rotary_emb.look_up(positions, hidden.dtype)
