@@ -10,7 +10,7 @@ only in notebooks it trusts, so a static figure always stands beside it::
     request 0   block 7 [Four score and seven]  block 2 [years ago our fathers]  block 4 [brought . . .]
     free queue  1 0 3 6 5            reference counts  2:1 4:1 7:1
 
-Keyboard: the buttons and the slider as any others; with the focus on the player, arrow keys, Home and End.
+Keyboard: buttons and slider work as usual; with the focus on the player, so do arrow keys, Home and End.
 Several players on one page do not disturb each other: each script looks for its own data, by their hash.
 """
 
@@ -45,7 +45,7 @@ def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
 
     Args:
         trace: made with `Trace(word_of=...)`.
-        max_steps: the page holds every step as data, whether anybody looks at it or not.
+        max_steps: a limit, because the page holds every step as data, even steps that no reader looks at.
 
     Raises:
         ValueError: the trace has no steps, more than `max_steps` (a page should stay small), or no words.
@@ -101,7 +101,7 @@ def frame(trace: Trace, number: int) -> dict[str, Any]:
         for index, block_id in enumerate(tables[seq_id]):
             cells = []
             for offset in range(size):
-                # A slot beyond the filled ones may hold the word of an earlier owner: it is not this one's.
+                # A slot beyond the filled ones may hold the word of an earlier owner, which is left out.
                 slot, stored = block_id * size + offset, index * size + offset < filled[seq_id]
                 cells.append({"word": words[slot] if stored else "", "new": stored and slot in new})
             blocks.append({"block": block_id, "cells": cells})
