@@ -11,10 +11,10 @@ counts)::
     >>> reveal(guess, measured=9, unit="positions")
     Measured: 9 positions. (Put your own guess in the line above and run it again.)
 
-Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what
-the reader sees is what runs. Above the code stand its file and its name, and no line number: that would be
-wrong as soon as a line is added further up. `notebooks/build.py` reads both back and compares the code with
-the module's.
+Code is not pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what the
+reader sees is what runs. Above the code stand its file and its name, and no line number: that would be wrong
+as soon as a line is added further up. `notebooks/build.py` reads file and name back and compares the code
+with the module's.
 
 Claims about counts hold exactly. Claims about time are one-sided with a margin, and stand only in notebooks
 marked `timed`.
@@ -45,8 +45,8 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
     Args:
         text: the statement, as a reader should remember it.
-        condition: a bool; anything else is a TypeError, because "not empty" is no proof.
-        measured: the number behind it, as it should be printed.
+        condition: a bool; anything else is a TypeError, because "not empty" is not a proof.
+        measured: the number behind the claim, as it should be printed.
     """
     if not isinstance(condition, bool | np.bool_):
         raise TypeError(
@@ -60,7 +60,7 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
 
 def reveal(guess: float | None, measured: float, unit: str = "") -> None:
-    """Compare a reader's guess with what was measured. None: no guess was made, which is no error."""
+    """Compare a reader's guess with what was measured. None: no guess was made, which is not an error."""
     result = f"{measured:,.4g}" if isinstance(measured, float) else f"{measured:,}"
     result = f"{result} {unit}".rstrip()
     if guess is None:
@@ -130,9 +130,9 @@ def show_source(item: type | FunctionType | MethodType | property, docstring: bo
 
 
 def seed_all(seed: int = 0) -> None:
-    """Seed every source of random numbers a notebook uses, and keep torch to one thread.
+    """Seed every source of random numbers that a notebook uses, and keep torch to one thread.
 
-    One thread, because the models are tiny, and because a sum in another order is another float.
+    One thread is enough for tiny models, and it keeps the order of sums, on which floats depend.
     """
     random.seed(seed)
     np.random.seed(seed)

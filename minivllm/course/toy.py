@@ -12,7 +12,7 @@ as one English word, so that a picture of memory can be read::
     >>> trace.steps[0].scheduled[0].block_ids
     (7, 2)
 
-A model loads in about 20 ms and takes 1 to 2 ms a step, so a notebook can try everything several times.
+A model loads in about 20 ms and takes 1 to 2 ms per step, so a notebook can try everything several times.
 `WORKLOAD` is what chapters 3, 5, 6 and 7 measure with: twelve requests, most of them short, a few long.
 """
 

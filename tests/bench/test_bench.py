@@ -40,7 +40,7 @@ from minivllm.bench.steps import (
     PARTS,
     ROW_COUNTS,
     MatmulBound,
-    StepRecord,
+    TimedStep,
     bracket,
     interpolate,
     milliseconds_per_step,
@@ -533,14 +533,14 @@ def test_the_bound_makes_the_products_of_a_real_step(ours):
     model = ours.llm.llm_engine.runner.model
     prompt_of_8 = requests_of_lengths([(8, 1)], VOCAB, seed=0)
     real = products_in(model, lambda: ours.run(prompt_of_8))
-    bound = products_in(model, MatmulBound(model, [StepRecord(8, 1, 1.0)]).layers_function(8))
+    bound = products_in(model, MatmulBound(model, [TimedStep(8, 1, 1.0)]).layers_function(8))
     assert bound == real
     assert len(real) == 4 * len(model.model.layers)
 
 
 def test_the_bound_adds_up_layers_and_head_of_each_step(ours):
     """Would catch logits counted for rows that nobody samples from."""
-    steps = [StepRecord(20, 0, 1.0), StepRecord(16, 4, 1.0), StepRecord(4, 4, 1.0)]
+    steps = [TimedStep(20, 0, 1.0), TimedStep(16, 4, 1.0), TimedStep(4, 4, 1.0)]
     bound = MatmulBound(ours.llm.llm_engine.runner.model, steps)
     bound.measure()
     bound.measure()

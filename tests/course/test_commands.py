@@ -521,7 +521,7 @@ def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
     formats.write("gradescope", SUBMISSIONS, tmp_path / "results")
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["ada.json", "bob.json"]
     for out in (None, tmp_path / "results.json"):
-        with pytest.raises(CourseError, match="one file a submission"):
+        with pytest.raises(CourseError, match="one file per submission"):
             formats.require_place("gradescope", 2, out)
 
 
