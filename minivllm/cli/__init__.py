@@ -51,11 +51,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_sampling_arguments(command, max_tokens=48, temperature=0.0)
     command.set_defaults(run=commands.demo)
 
-    # Added after each command's own options, so that its help shows its own options first.
+    # After each command's own options, so that its help shows those first.
     for command in subparsers.choices.values():
         add_engine_arguments(command)
-    # These two commands have parsers of their own, made when they are asked for: they import more. Here they
-    # are only lines of the list that `--help` prints; `main` does not hand their arguments to this parser.
+    # These two have parsers of their own, made when they are asked for: they import more. Here they are only
+    # lines of the list that `--help` prints; `main` never lets this parser see their arguments.
     subparsers.add_parser(
         "compare", help="where the output differs from Hugging Face's, and why", add_help=False
     )

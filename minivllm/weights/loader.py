@@ -110,7 +110,7 @@ def load_model(
         folder: in Hugging Face format, see `resolve_model`.
         attention: made for this folder's config, by `make_attention_backend`.
         dtype: what the weights are held and multiplied in.
-        device: "cpu", "cuda" or a torch device; weights are copied there one by one.
+        device: "cpu", "cuda" or a torch device; no weight is on another device longer than it takes to copy.
 
     Raises:
         ValueError: config and weights do not fit, or a weight is not a finite floating-point tensor.

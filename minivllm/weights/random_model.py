@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
-# What the models below have in common: vocabulary, positions, and 4 query heads per KV head.
+# What the models below have in common: vocabulary, positions, and 4 query heads a KV head.
 _LLAMA_3: dict[str, Any] = {
     "vocab_size": 128_256,
     "max_position_embeddings": 131_072,
@@ -147,12 +147,12 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     The numbers are tuned by one measure: how many of 48 greedy tokens are different. Over 12 prompts and 4
     seeds, tied, there are at least 11 and in the median 32; with Hugging Face's initial scale at most 3.
 
-    All weights are drawn in float32 on the CPU and then rounded: a seed gives the same model in every dtype,
-    but for the rounding. They come from one stream, so a weight added in the middle changes all later ones.
+    All are drawn in float32 on the CPU and then rounded: a seed gives the same model in every dtype, but for
+    the rounding. They come from one stream, so a weight added in the middle would change all after it.
 
     Args:
         config: complete, as `random_llama` writes it.
-        seed: for a generator of our own; torch's global generator is left alone.
+        seed: of a generator of its own; torch's global one is left alone.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, config["torch_dtype"])
