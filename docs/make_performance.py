@@ -35,8 +35,7 @@ with two cores it is the other way round: 75 to 83 tokens per second against 134
 and 193 to 213 for OpenVINO GenAI (0.40 times), at commit 3a6d948; no file of these is in `docs/data/`.
 
 The *bound* is the time that the matrix products of the model alone would take at the same number of rows in
-each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and the
-rest.
+each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and so on.
 """
 
 PRINTERS = {
