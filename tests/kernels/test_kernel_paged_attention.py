@@ -159,7 +159,7 @@ def test_scores_of_ten_thousand_do_not_overflow(device):
 
 
 def test_a_query_of_zeros_averages_the_values(device):
-    """Catches a wrong normaliser: equal scores must give the plain mean, whatever the keys are."""
+    """Catches a wrong normaliser: equal scores must give the plain mean, for any keys."""
     case = Case([37, 64], heads=(2, 1), device=device)
     case.query.zero_()
     out = paged_attention(*case.decode_args(), num_splits=2, tiles=SMALL_TILE)

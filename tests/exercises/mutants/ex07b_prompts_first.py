@@ -1,4 +1,4 @@
-# caught by: test_a_long_prompt_delays_nobody_who_generates
+# caught by: test_a_long_prompt_delays_no_generating_request
 """Waiting requests come first: a prompt of 90 tokens stops all that generate."""
 
 

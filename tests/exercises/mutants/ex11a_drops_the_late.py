@@ -1,4 +1,4 @@
-# caught by: test_nobody_is_left_out
+# caught by: test_no_request_is_left_out
 """Aborts requests that can no longer be served well: the goodput is fine, the users are gone."""
 
 from minivllm.scheduler import Scheduler
