@@ -65,7 +65,7 @@ def hf_logprobs(model, token_ids):
 
 
 def assert_logprobs(entries, token_ids, expected, k):
-    """One dictionary a token: the token itself and the k likeliest, with values, ranks and words."""
+    """One dictionary per token: the token itself and the k likeliest, with values, ranks and words."""
     assert len(entries) == len(token_ids) == len(expected)
     for entry, token, logprobs in zip(entries, token_ids, expected, strict=True):
         likeliest = logprobs.topk(k).indices.tolist()

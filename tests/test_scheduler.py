@@ -65,7 +65,7 @@ def test_the_head_of_the_line_is_not_skipped():
 
 
 def test_max_num_seqs_limits_how_many_run():
-    """Would catch a limit on requests admitted a step instead of on sequences running."""
+    """Would catch a limit on requests admitted per step instead of on sequences running."""
     scheduler = make_scheduler(max_num_seqs=2)
     for name in "abc":
         add(scheduler, name, 3, max_tokens=2)

@@ -234,7 +234,7 @@ def test_a_batch_of_empty_sequences_gives_zeros(device):
     num_splits=st.integers(1, 4),
 )
 def test_random_shapes_match_float64(lens, group, num_kv_heads, head_dim, block_size, num_splits):
-    """Catches what no one thought of: any combination the contract allows."""
+    """Catches what was not thought of: any combination the contract allows."""
     torch.manual_seed(sum(lens))
     case = Case(
         lens,
