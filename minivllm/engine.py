@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from minivllm.attention import AttentionBackend
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
+from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.config import EngineConfig
-from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager

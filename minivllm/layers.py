@@ -1,7 +1,8 @@
 """The layers a Llama is made of: linear, norm, rotary embedding, gated activation.
 
 Each layer computes what PyTorch's or Hugging Face's does, and is written here with PyTorch's operators;
-`layers_kernels.py` has one kernel in the place of several operators. Three of the layers suit serving::
+`backends/layers_kernels.py` has one kernel in the place of several operators. Three of the layers are as
+serving wants them::
 
     Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
                        matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
