@@ -1,8 +1,8 @@
 """Write `performance.md` and `gpu.md` from the measurements in `data/`: `python docs/make_performance.py`.
 
-Each section is the report of one JSON file below the command that measured it, printed by the `print_report`
-that printed it then. So no number in these reports was typed by hand. A file that is not there yet has no
-section; on the page about GPUs its mark says "not measured".
+Each section is the report of one JSON file, printed by the `print_report` that printed it when it was
+measured, below the command that measured it. So no number on these pages was typed by hand. A file that is
+not there yet has no section; on the page about GPUs its mark says "not measured".
 """
 
 import contextlib
@@ -140,7 +140,7 @@ make bench-gpu
 
 "Of a copy" is the share of the bandwidth that a device-to-device copy reaches in the same run. Decode
 attention has to read K and V once, so a kernel that reads at the speed of a copy leaves little to gain: only
-the difference between reading alone and reading and writing in turns.
+what reading alone is faster than reading and writing in turns.
 
 ```text
 {marks}

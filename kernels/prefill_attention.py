@@ -208,7 +208,7 @@ def _prefill_kernel(
     key = key_cache_ptr + kv_head * key_stride_head + d[None, :]
     value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
 
-    # `high` is known on the device only, so the loop is not unrolled; each program may take another number.
+    # `high` is known on the device only, so this is a loop at run time; no two programs need take the same.
     for start in range(0, high, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         in_range = n < high

@@ -62,7 +62,7 @@ class ModelRunner:
         model: with its weights.
         kv_cache: the physical blocks; the runner is the only one to touch them.
         sampler: a function (logits (N, V), rows) -> one SequenceOutput per row.
-        graphs: the recorded decode steps, on a GPU; None: every step is launched kernel by kernel.
+        graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
     """
 
     def __init__(

@@ -319,7 +319,7 @@ class Scheduler:
         """Apply what the step computed: advance, append, fork, finish.
 
         This is the only place where `num_computed_tokens` grows. It happens before tokens are appended, so
-        that a fork copies tokens and K and V up to the same position.
+        that a fork copies a consistent pair: K and V up to there, tokens up to there.
 
         Args:
             outputs: one for each of `plan.scheduled`, in its order.

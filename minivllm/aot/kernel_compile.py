@@ -57,7 +57,7 @@ def load_contiguous(
     key, value, table, n, in_range, d_mask, key_stride_block, key_stride_slot, value_stride_block,
     value_stride_slot, S: tl.constexpr, DOT_F32: tl.constexpr,
 ):  # fmt: skip
-    """`load_keys_and_values` without paging: token n lies in row n. For comparison; it is not launched."""
+    """`load_keys_and_values` without paging: token n lies in row n. For comparison; nobody launches it."""
     row = n.to(tl.int64)
     mask = in_range[:, None] & d_mask[None, :]
     k = tl.load(key + (row * key_stride_slot)[:, None], mask=mask, other=0.0)
