@@ -13,10 +13,10 @@ counts)::
     >>> reveal(7, measured=9, unit="positions")
     Measured: 9 positions. You guessed 7: it is 2 more.
 
-Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what
-the reader sees is what runs. Above the code stand its file and its name, and no line number: that would be
-wrong as soon as a line is added further up. `notebooks/build.py` reads both back and compares the code with
-the module's.
+Code is not pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what the
+reader sees is what runs. Above the code stand its file and its name, and no line number: that would be wrong
+as soon as a line is added further up. `notebooks/build.py` reads file and name back and compares the code
+with the module's.
 
 Claims about counts hold exactly. Claims about time are one-sided with a margin, and stand only in notebooks
 marked `timed`.
@@ -48,8 +48,8 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
     Args:
         text: the statement, as a reader should remember it.
-        condition: a bool; anything else is a TypeError, because "not empty" is no proof.
-        measured: the number behind it, as it should be printed.
+        condition: a bool; anything else is a TypeError, because "not empty" is not a proof.
+        measured: the number behind the claim, as it should be printed.
     """
     if not isinstance(condition, bool | np.bool_):
         raise TypeError(
@@ -146,9 +146,9 @@ def show_source(item: type | FunctionType | MethodType | property, docstring: bo
 
 
 def seed_all(seed: int = 0) -> None:
-    """Seed every source of random numbers a notebook uses, and keep torch to one thread.
+    """Seed every source of random numbers that a notebook uses, and keep torch to one thread.
 
-    One thread, because the models are tiny, and because a sum in another order is another float.
+    One thread is enough for tiny models, and it keeps the order of sums, on which floats depend.
     """
     random.seed(seed)
     np.random.seed(seed)

@@ -1,7 +1,7 @@
 """Figures, all drawn from a `Trace` and from nothing else.
 
-The engine never imports this package. Because a trace is all a figure needs, a scheduler or a memory manager
-that a reader has written is drawn by the same code as ours.
+The engine does not import this package. Because a trace is all that a figure needs, a scheduler or a memory
+manager that a reader has written is drawn by the same code as ours.
 
 | function | what it shows |
 |---|---|

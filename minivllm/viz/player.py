@@ -61,7 +61,7 @@ def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
 
     Args:
         trace: made with `Trace(word_of=...)`.
-        max_steps: the page holds every step as data, whether anybody looks at it or not.
+        max_steps: a limit, because the page holds every step as data, even steps that no reader looks at.
 
     Raises:
         ValueError: the trace has no steps, more than `max_steps` (a page should stay small), or no words.

@@ -97,7 +97,7 @@ for record in trace.steps:
 # ## How the code does it
 #
 # All of that is three calls. The **scheduler** decides which tokens run, the **runner** takes them through the model,
-# and the scheduler enters what came of it:
+# and the scheduler takes in the result:
 
 # %%
 show_source(LLMEngine.step)

@@ -46,8 +46,8 @@ print(
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
 # when *every* request of the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the
-# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. It is called
-# **iteration-level scheduling** or **continuous batching**.
+# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. This is
+# called **iteration-level scheduling** or **continuous batching**.
 #
 # ## Predict, then run
 #
@@ -63,7 +63,7 @@ reveal(guess, len(continuous.steps), "steps")
 
 # %% [markdown]
 # Why not 45? Look at the last request to finish: it has 33 tokens, and it started late. While it runs alone, the queue
-# is empty and three seats stand empty. A scheduler which knew the lengths could help that: let the longest answers
+# is empty and three seats stand empty. A scheduler which knew the lengths could avoid that: let the longest answers
 # start first, and the short ones fill the gaps:
 
 # %%

@@ -58,13 +58,13 @@ except ValueError as error:
     print(f"10 blocks: {error}")
 
 # %% [markdown]
-# With fewer than 37 blocks these twelve do not fit side by side. With fewer than 11 one of them does not even fit
-# alone, and the engine says so before it begins. In between there are three answers:
+# With fewer than 37 blocks these twelve requests do not fit side by side. With fewer than 11 one of them does not even
+# fit alone, and the engine says so before it begins. In between there are three answers:
 #
 # - **Reserve** for the longest answer of every request. Then memory cannot run out, and chapter 03 measured what that
 #   wastes.
 # - **Wait** until a request finishes. If all of them wait, each holding the blocks that another one needs, none ever
-#   does.
+#   finishes.
 # - **Take blocks back** from a running request, and let that one start again later. This is **preemption**.
 #
 # ## Predict, then run

@@ -294,7 +294,7 @@ trace_player(story.llm_engine.trace)
 # ## Claims
 #
 # First the arithmetic, on the real manager. A prompt of 30 tokens is running; another begins with the same $k$ full
-# blocks. How many blocks fewer does it take from the pool?
+# blocks. How many fewer blocks does it take from the pool?
 
 # %%
 saved = []
@@ -410,7 +410,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # ## Key points
 #
-# - To share a block, put its number into a second table and count one holder more.
+# - To share a block, put its number into a second table and count one more holder.
 # - Full blocks are never written again. A partly filled one is copied before the first write, by all holders but the
 #   last.
 # - A block's name is a hash of its tokens and of the name before it: it stands for the whole beginning.

@@ -157,7 +157,7 @@ def test_clock_claims_stand_only_in_timed_notebooks(source):
 
 
 def test_the_worked_example_runs_through_all_chapters(source):
-    """Would catch a chapter that leaves the request everybody knows: six words, then blocks 7 and 2."""
+    """Would catch a chapter that leaves the request that all readers know: six words, then blocks 7 and 2."""
     text = source.read_text()
     if source not in TIMED:  # chapter 11 has real text
         assert "Four score and seven years ago" in text or "example request" in text

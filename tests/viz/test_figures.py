@@ -172,7 +172,7 @@ def test_memory_use_of_reservations_equals_the_managers_own_account():
 
 
 def test_naive_batching_wastes_more_than_paging(batches):
-    """Would catch a share taken of the wrong total: paging wastes less than one block a sequence."""
+    """Would catch a share taken of the wrong total: paging wastes less than one block per sequence."""
     assert wasted_share(batches["static"]) > 0.5 > wasted_share(batches["continuous"])
     for trace in (batches["continuous"], batches["short"]):
         for use, record in zip(memory_use(trace), trace.steps, strict=True):
@@ -268,7 +268,7 @@ def test_three_panel_shows_words_table_and_blocks(example):
 
 
 def test_gantt_has_a_cell_for_each_row_and_marks_peak_and_preemption(batches):
-    """Would catch a missing cell, an unmarked peak, and a preemption that nobody sees."""
+    """Would catch a missing cell, an unmarked peak, and a preemption that is not shown."""
     fig = gantt(batches)
     rows = sum(
         len({row.request_id for row in record.scheduled}) for t in batches.values() for record in t.steps
@@ -283,8 +283,8 @@ def test_gantt_has_a_cell_for_each_row_and_marks_peak_and_preemption(batches):
     assert sum(bar.get_height() for bar in bars) == sum(sum(blocks_in_use(t)) for t in batches.values())
 
 
-def test_gantt_dots_are_the_empty_seats_while_somebody_waits(batches):
-    """Would catch idle seats drawn where nobody waited: those are no fault of the scheduler."""
+def test_gantt_dots_are_the_empty_seats_while_a_request_waits(batches):
+    """Would catch idle seats drawn where no request waited: those are not the scheduler's fault."""
     trace = batches["static"]
     fig = gantt({"static": trace})
     expected = sum(
