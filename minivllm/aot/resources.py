@@ -19,8 +19,8 @@ multiprocessor has. For decode attention, which has to keep the memory busy, thr
 None of this is a speed: it counts instructions, not how long they wait for each other, and it takes the
 multiprocessors to be full, which they are not with a small batch. It does show what cannot work: the naive
 kernel has to issue more instructions than the time allows, even if all else goes well. What paging adds is in
-the table as well: the same kernels compiled as if K and V lay in one piece. And so is what each of the kernels'
-switches changes (`Switches` in `kernels/heuristics.py`), which wait for a GPU to be timed.
+the table as well: the same kernels compiled as if K and V lay in one piece. And so is what each of the
+kernels' switches changes (`Switches` in `kernels/heuristics.py`), which wait for a GPU to be timed.
 
 Source of the method: S. Williams and others, "Roofline" (2009), with instructions in place of operations.
 vLLM has nothing like it; there is always a GPU.
