@@ -218,15 +218,14 @@ HOST = """\
 ## The host between two steps
 
 A GPU waits while Python schedules the next step; nothing here overlaps the two. With {rows} sequences that
-decode, scheduling and bookkeeping take {scheduling:.1f} ms per step, and making the input tensors {inputs:.1f} ms
-(`docs/data/cpu_fixed_64.json`, on an
-{cpu}).
+decode, scheduling and bookkeeping take {scheduling:.1f} ms per step, and making the input tensors
+{inputs:.1f} ms (`docs/data/cpu_fixed_64.json`, {cpu}).
 
-A step of Llama-3.2-1B on an H100 takes at least the time to read 2.5 GB of weights at 3,350 GB/s, 0.7 ms, and
-for 64 sequences of 1,000 tokens 2.1 GB of K and V, 0.6 ms. So at this size the host takes longer than the GPU.
-The aim, at most 20% of a step, would be 0.3 ms. Small repairs do not give that: production engines schedule
-step t + 1 while step t runs (in vLLM `v1/core/sched/async_scheduler.py`). At Llama-3.1-8B's size, 16 GB of
-weights and 8 GB of K and V, 7.3 ms, the same host time is about a quarter of a step.
+A step of Llama-3.2-1B on an H100 takes at least the time to read 2.5 GB of weights at 3,350 GB/s, 0.7 ms,
+and for 64 sequences of 1,000 tokens 2.1 GB of K and V, 0.6 ms. So at this size the host takes longer than
+the GPU. The aim, at most 20% of a step, would be 0.3 ms. Small repairs do not give that: production engines
+schedule step t + 1 while step t runs (in vLLM `v1/core/sched/async_scheduler.py`). At Llama-3.1-8B's size,
+16 GB of weights and 8 GB of K and V, 7.3 ms, the same host time is about a quarter of a step.
 """
 
 # as SECTIONS above
