@@ -143,9 +143,9 @@ def test_a_step_is_three_calls():
     tree = ast.parse((ROOT / "minivllm" / "engine.py").read_text())
     (step,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "step"]
     calls = [ast.unparse(node.func) for node in ast.walk(step) if isinstance(node, ast.Call)]
-    parts = [call for call in calls if call.startswith(("self.scheduler.", "self.runner."))]
+    parts = [call for call in calls if call.startswith(("self.scheduler.", "self.executor."))]
     assert parts == [
         "self.scheduler.schedule",
-        "self.runner.execute_model",
+        "self.executor.execute_model",
         "self.scheduler.update_from_output",
     ]
