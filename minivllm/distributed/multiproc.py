@@ -137,7 +137,7 @@ class WorkerGroup:
         raise self._error
 
     def _cause(self, failures: dict[int, Failure], method: str) -> str:
-        """A process which ended without a word was killed, and is the cause; otherwise the earliest report is."""
+        """A process which ended without a word is the cause; otherwise the rank with the earliest report."""
         for rank, process in enumerate(self._processes):
             if process.exitcode is not None and rank not in failures:
                 return f"rank {rank} (process {process.pid}) {_how(process.exitcode)} in {method}."

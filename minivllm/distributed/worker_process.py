@@ -36,7 +36,7 @@ from minivllm.distributed.worker import Worker
 
 @dataclass(frozen=True)
 class Call:
-    """What every rank is to do. `number` tells the reply to this call from one that an interrupt left unread."""
+    """What every rank is to do. By `number` a reply which an interrupt left unread is told from the next."""
 
     number: int
     method: str
