@@ -94,6 +94,7 @@ def serve(tp: TensorParallel, connection: Connection | None) -> None:
         if call.method == "stop":
             return
         if call.method == "start":
+            worker = None  # the one before gives its memory back first
             config, sampler = call.args
             worker = Worker(config, tp, sampler)
             result = worker.num_blocks()

@@ -23,7 +23,7 @@ SHAPE = {
 @pytest.fixture(scope="session")
 def divisible(tmp_path_factory):
     """A random Llama for 2 or 3 ranks, with biases."""
-    return random_llama(tmp_path_factory.mktemp("models") / "divisible", **SHAPE)
+    return random_llama(tmp_path_factory.mktemp("models") / "divisible", byte_tokenizer=True, **SHAPE)
 
 
 @pytest.fixture(scope="session")
