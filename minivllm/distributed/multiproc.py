@@ -10,7 +10,7 @@ the reply of rank 0 and for the end of every process at the same time. A rank th
 connections; the others, in the middle of a sum with it, get an error and end too. Then the first that ended
 is named::
 
-    WorkerError: rank 1 (process 4711) was killed by SIGKILL in execute_model. ...
+    WorkerError: minivllm rank 1 (process 4711) was killed by SIGKILL. (called: execute_model) ...
 
 Processes are spawned, never forked: a copy of a process with threads (torch has some) may wait for ever for a
 lock which one of them held. The port where they meet is chosen by the operating system, so two engines do not
@@ -122,27 +122,13 @@ class WorkerGroup:
 
     def _fail(self, method: str, failures: dict[int, Failure] | None = None) -> None:
         """A rank is in trouble: give the others time to notice, find which was the first, end all."""
-        failures = failures or {}
         deadline = time.monotonic() + PATIENCE_SECONDS
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
-        for rank, connection in enumerate(self._connections):
-            with suppress(OSError, EOFError):
-                while rank not in failures and connection.poll():
-                    message = connection.recv()
-                    if isinstance(message, Failure):
-                        failures[rank] = message
-        self._error = WorkerError(f"{self._cause(failures, method)} All workers were ended: make a new LLM.")
+        cause = cause_of_end(self._processes, reports(self._connections) | (failures or {}))
+        self._error = WorkerError(f"{cause} (called: {method}) All workers were ended: make a new LLM.")
         self.stop()
         raise self._error
-
-    def _cause(self, failures: dict[int, Failure], method: str) -> str:
-        """A process which ended without a word is the cause; otherwise the rank with the earliest report."""
-        for rank, process in enumerate(self._processes):
-            if process.exitcode is not None and rank not in failures:
-                return f"rank {rank} (process {process.pid}) {_how(process.exitcode)} in {method}."
-        rank = min(failures, key=lambda rank: failures[rank].when)
-        return f"rank {rank} failed in {method}:\n{failures[rank].text}"
 
 
 class MultiprocExecutor:
@@ -196,13 +182,52 @@ def start_processes(places: list[Place]) -> tuple[list[SpawnProcess], list[Conne
     processes, connections = [], []
     for place in places:
         ours, theirs = context.Pipe()
-        name = f"minivllm-rank-{place.shard.rank}"
+        name = f"minivllm rank {place.shard.rank}"
         process = context.Process(target=run_worker, args=(place, theirs), name=name, daemon=True)
         process.start()
         theirs.close()  # so that the pipe ends when the process does
         processes.append(process)
         connections.append(ours)
     return processes, connections
+
+
+def run_node(places: list[Place]) -> str | None:
+    """The ranks of a machine which is not the engine's: start them, wait until they have ended.
+
+    Returns:
+        What went wrong; None if the engine told them to stop.
+    """
+    processes, connections = start_processes(places)
+    try:
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
+    return cause_of_end(processes, reports(connections)) if any(p.exitcode for p in processes) else None
+
+
+def reports(connections: list[Connection]) -> dict[int, Failure]:
+    """What processes have said about their end, by number. A reply that nothing waits for is dropped."""
+    found: dict[int, Failure] = {}
+    for number, connection in enumerate(connections):
+        with suppress(OSError, EOFError):
+            while number not in found and connection.poll():
+                message = connection.recv()
+                if isinstance(message, Failure):
+                    found[number] = message
+    return found
+
+
+def cause_of_end(processes: list[SpawnProcess], failures: dict[int, Failure]) -> str:
+    """A process which ended without a word is the cause; otherwise the one with the earliest report is."""
+    for number, process in enumerate(processes):
+        if process.exitcode and number not in failures:
+            return f"{process.name} (process {process.pid}) {_how(process.exitcode)}."
+    if not failures:
+        return "A worker ended without being told to."
+    first = min(failures, key=lambda number: failures[number].when)
+    return f"{processes[first].name} failed:\n{failures[first].text}"
 
 
 def _stop(processes: list[SpawnProcess], connections: list[Connection]) -> None:

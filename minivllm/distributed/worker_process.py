@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -62,8 +63,8 @@ class Place:
     num_threads: int
 
 
-def run_worker(place: Place, connection: Connection | None) -> None:
-    """The process of one rank. On another machine than the engine's there is no `connection`."""
+def run_worker(place: Place, connection: Connection) -> None:
+    """The process of one rank; `connection` is its pipe to the process which has started it."""
     # Ctrl-C goes to all processes of a terminal. The engine's process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(place.num_threads)
@@ -72,15 +73,12 @@ def run_worker(place: Place, connection: Connection | None) -> None:
     except EOFError:  # the engine's process is gone without a word
         sys.exit(0)
     except Exception:
-        failure = Failure(time.monotonic(), traceback.format_exc())
-        if connection is None:
-            print(f"rank {place.shard.rank}:\n{failure.text}", file=sys.stderr, flush=True)
-        else:
-            connection.send(failure)
+        with suppress(OSError):  # gone as well
+            connection.send(Failure(time.monotonic(), traceback.format_exc()))
         sys.exit(1)
 
 
-def serve(tp: TensorParallel, connection: Connection | None) -> None:
+def serve(tp: TensorParallel, connection: Connection) -> None:
     """Carry out calls until one says stop.
 
     Raises:

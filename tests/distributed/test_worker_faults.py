@@ -25,7 +25,7 @@ PROMPT = {"prompt_token_ids": [65, 66, 67]}
 
 def children_are_gone(group):
     return all(process.exitcode is not None for process in group._processes) and not [
-        child for child in multiprocessing.active_children() if child.name.startswith("minivllm-rank")
+        child for child in multiprocessing.active_children() if child.name.startswith("minivllm rank")
     ]
 
 
@@ -45,7 +45,7 @@ class KillsRankOne:
         from minivllm.sampler import Sampler
 
         self.steps += 1
-        if self.steps == 2 and multiprocessing.current_process().name == "minivllm-rank-1":
+        if self.steps == 2 and multiprocessing.current_process().name == "minivllm rank-1":
             os.kill(os.getpid(), signal.SIGKILL)
         return Sampler()(logits, rows)
 
@@ -60,7 +60,9 @@ def test_a_killed_worker_is_named_and_takes_the_others_along(divisible):
     engine.add_request("a", PROMPT, GREEDY)
     engine.step()
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"rank 1 \(process \d+\) was killed by SIGKILL in execute_model"):
+    with pytest.raises(
+        WorkerError, match=r"rank 1 \(process \d+\) was killed by SIGKILL. \(called: execute_model\)"
+    ):
         while True:
             engine.step()
     assert time.monotonic() - start < 5
@@ -87,10 +89,11 @@ def test_two_engines_run_side_by_side_and_a_new_one_works_after_a_fault(divisibl
 
     impossible = SchedulerOutput(1, (), blocks_to_copy=((10_000, 1),))
     group = first.llm_engine.executor.group
-    with pytest.raises(WorkerError, match=r"rank [01] failed in execute_model") as caught:
+    with pytest.raises(WorkerError, match=r"rank [01] failed:") as caught:
         first.llm_engine.executor.execute_model(impossible)
+    assert "called: execute_model" in str(caught.value)
     assert "kv_cache.py" in str(caught.value) and "ValueError: source block ids [10000]" in str(caught.value)
-    assert [process.exitcode for process in group._processes] == [1, 1]
+    assert all(process.exitcode is not None for process in group._processes)
     # The other engine has not noticed.
     second.llm_engine.executor.check_health()
     assert second.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs[0].token_ids == outputs[1]
@@ -133,7 +136,7 @@ def test_a_rank_that_cannot_start_says_why(divisible, tmp_path):
     """Would catch a start that hangs in the rendezvous because one rank never came."""
     start = time.monotonic()
     no_memory = {name: value for name, value in OPTIONS.items() if name != "num_blocks"}
-    with pytest.raises(WorkerError, match=r"rank [01] failed in start") as caught:
+    with pytest.raises(WorkerError, match=r"rank [01] failed:") as caught:
         LLM(divisible, tensor_parallel_size=2, kv_cache_memory_bytes=10, **no_memory)
     assert "No memory for the KV cache: 10 bytes" in str(caught.value)
     assert time.monotonic() - start < 120  # of which most is starting two processes
