@@ -144,6 +144,10 @@ class MultiprocExecutor:
     ) -> None:
         """`group`: processes that are there already; what they held before is dropped."""
         size = config.tensor_parallel_size
+        if config.node_rank > 0:
+            raise ValueError(
+                "node_rank > 0: run `python -m minivllm worker` there; the engine is on machine 0."
+            )
         Shard(0, size).config(load_model_config(resolve_model(config.model)))
         self.group = group or WorkerGroup(size, config.nnodes, config.master_addr, config.master_port)
         self.num_blocks, self.num_cpu_blocks = self.group.call("start", config, sampler)
