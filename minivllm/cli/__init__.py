@@ -1,4 +1,4 @@
-"""The command line: `python -m minivllm generate | chat | demo | run-batch | worker | compare | bench`.
+"""The command line: `python -m minivllm generate | chat | serve | run-batch | demo | compare | bench`.
 
     $ python -m minivllm generate "The capital of France is" --max-tokens 8 --temperature 0
     $ python -m minivllm chat
@@ -19,7 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minivllm.cli import commands
+from minivllm.cli import commands, serve_options
 from minivllm.cli.options import (
     add_batch_arguments,
     add_engine_arguments,
@@ -50,6 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--system-prompt", help="what the model is told first")
     add_sampling_arguments(command, max_tokens=256, temperature=0.2)
     command.set_defaults(run=commands.chat)
+
+    command = subparsers.add_parser("serve", help="OpenAI's API over HTTP, and a page that shows the blocks",
+                                  formatter_class=formatter)  # fmt: skip
+    serve_options.add_serve_arguments(command)
+    command.set_defaults(run=serve_options.serve)
 
     command = subparsers.add_parser("demo", help="a question and four prompts in one batch, with a report",
                                   formatter_class=formatter)  # fmt: skip
