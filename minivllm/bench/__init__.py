@@ -29,6 +29,7 @@ COMMANDS = {
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
+    "parallel": ("minivllm.bench.parallel", "1 to 3 workers here; 1 to 8 GPUs by arithmetic"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
     "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
 }

@@ -14,6 +14,9 @@ Paper: section 4.6. vLLM V1: `vllm/v1/worker/gpu_worker.py`, `cpu_worker.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from minivllm.attention import AttentionBackend
@@ -98,6 +101,10 @@ class Worker:
     def traffic(self) -> dict[str, tuple[int, int]]:
         """What this rank has put into each operation since the start: name -> (calls, bytes)."""
         return {name: (calls, self.tp.nbytes[name]) for name, calls in self.tp.calls.items()}
+
+    def apply(self, function: Callable[[Worker], Any]) -> Any:
+        """`function(worker)`, for what has no method here. It is sent by name, so it must stand in a module."""
+        return function(self)
 
     def shards(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight of this rank, for figures and tests."""
