@@ -103,7 +103,7 @@ class Worker:
         return {name: (calls, self.tp.nbytes[name]) for name, calls in self.tp.calls.items()}
 
     def apply(self, function: Callable[[Worker], Any]) -> Any:
-        """`function(worker)`, for what has no method here. It is sent by name, so it must stand in a module."""
+        """`function(worker)`, for what has no method here; sent by name, so it must stand in a module."""
         return function(self)
 
     def shards(self) -> dict[str, tuple[int, ...]]:
