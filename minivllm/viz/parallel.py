@@ -32,7 +32,8 @@ def shards_figure(shapes: Mapping[str, tuple[int, int]], size: int) -> Figure:
     if not shapes:
         raise ValueError("shards_figure needs at least one weight.")
     fig = new_figure(1.9 * len(shapes), 3.4)
-    panels = fig.subplots(1, len(shapes), squeeze=False)[0]
+    widths = [shape[1] for shape in shapes.values()]  # so that all are drawn to one scale
+    panels = fig.subplots(1, len(shapes), squeeze=False, width_ratios=widths)[0]
     for ax, (name, shape) in zip(panels, shapes.items(), strict=True):
         for rank in range(size):
             part = Shard(rank, size).part_of(name, shape) or ()

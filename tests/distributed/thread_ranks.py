@@ -4,6 +4,7 @@
 """
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -15,7 +16,7 @@ class ThreadRank:
     """Stands in for `TensorParallel`."""
 
     def __init__(self, shard, table, barrier):
-        self.shard, self.table, self.barrier = shard, table, barrier
+        self.shard, self.table, self.barrier, self.nbytes = shard, table, barrier, Counter()
 
     def _exchange(self, value):
         self.table[self.shard.rank] = value
@@ -25,9 +26,11 @@ class ThreadRank:
         return values
 
     def all_reduce(self, x):
+        self.nbytes["all_reduce"] += x.nbytes
         return torch.stack(self._exchange(x.clone())).sum(0)
 
     def all_gather(self, x):
+        self.nbytes["all_gather"] += x.nbytes
         return torch.cat(self._exchange(x), dim=-1)
 
     def smallest(self, number):
