@@ -18,7 +18,8 @@ right. The second sequence (x: may look)::
 
 A backend first writes the new K and V into their slots, then attends to what the block table names; so a
 token always sees itself, and a prompt cut into chunks gives what the whole prompt gives. The backends are in
-`attention_torch.py` (PyTorch operators) and `attention_kernels.py` (our own kernels, and the choice).
+`backends/`: `attention_torch.py` (PyTorch operators) and `attention_kernels.py` (our own kernels, and the
+choice).
 
 Paper: section 4.1 (PagedAttention) and figure 5. vLLM V1: `v1/attention/backend.py`.
 """

@@ -1,7 +1,8 @@
 """The layers a Llama is made of: linear, norm, rotary embedding, gated activation.
 
 Each is PyTorch's or Hugging Face's in meaning, and this is how it is written with PyTorch's operators; one
-kernel instead of several operators is in `layers_kernels.py`. Three things are as serving wants them::
+kernel instead of several operators is in `backends/layers_kernels.py`. Three things are as serving wants
+them::
 
     Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
                        matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)

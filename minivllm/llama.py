@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
+from minivllm.backends.layers_kernels import layer_kinds
 from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
 from minivllm.layers import Build, Linear, Rotation, pack_linears
-from minivllm.layers_kernels import layer_kinds
 
 
 class LlamaAttention(nn.Module):

@@ -4,11 +4,11 @@ Everything above the models works with token ids, positions and blocks, and know
 heads. So a second architecture is one new file and one entry in `weights/registry.py`; the four places
 that hold a model stay as they are::
 
-    weights/loader.py   load_weights(...)                             fill it, once
-    metrics/memory.py   config, nbytes, one forward pass              how much room is left for KV blocks
-    model_runner.py     forward(...) -> (T, hidden)                   each step
-                        compute_logits(rows) -> (N, V)                of the rows that are sampled from
-    cuda_graphs.py      forward(...)                                  recorded, then replayed
+    weights/loader.py         load_weights(...)                  fill it, once
+    metrics/memory.py         config, nbytes, one forward pass   how much room is left for KV blocks
+    model_runner.py           forward(...) -> (T, hidden)        each step
+                              compute_logits(rows) -> (N, V)     of the rows that are sampled from
+    backends/cuda_graphs.py   forward(...)                       recorded, then replayed
 
 It is a protocol: a class that has these members is a `Model` without inheriting anything. `LlamaForCausalLM`
 is one.

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from minivllm.attention import AttentionMetadata
-from minivllm.cuda_graphs import DecodeGraphs
+from minivllm.backends.cuda_graphs import DecodeGraphs
 from minivllm.kv_cache import KVCache
 from minivllm.model import Model
 from minivllm.outputs import SequenceOutput, TokenLogprobs

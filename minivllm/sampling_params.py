@@ -2,7 +2,8 @@
 
 Names, defaults, ranges and error texts are vLLM's. Both classes are frozen and validate themselves when
 they are made, so a bad value is reported where it was typed and never reaches the engine. They keep the
-fields as the user typed them; what the engine needs in another form is a property::
+fields as the user typed them (a tiny temperature excepted); what the engine needs in another form is a
+property::
 
     >>> params = SamplingParams(temperature=0.8, top_p=0.95, stop="\\n")
     >>> params.stop_strings
@@ -224,6 +225,8 @@ class SamplingParams:
                 f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
                 stacklevel=3,  # the line that made these parameters; 2 is the `__init__` of the dataclass
             )
+            # The one field that is changed, as in vLLM: a copy by `replace` then has no reason to warn again.
+            object.__setattr__(self, "temperature", MIN_TEMPERATURE)
 
     @property
     def is_greedy(self) -> bool:
@@ -233,7 +236,7 @@ class SamplingParams:
     @property
     def effective_temperature(self) -> float:
         """The temperature logits are divided by (not asked for when greedy)."""
-        return min(max(self.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+        return min(self.temperature, MAX_TEMPERATURE)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import minivllm.kernels.common  # while torch still says that there is no GPU: the kernels are to be interpreted
-from minivllm import cuda_graphs
+from minivllm.backends import cuda_graphs
 
 assert minivllm.kernels.common.INTERPRETED, "on a machine with a GPU there is nothing to pretend"
 

@@ -9,7 +9,7 @@ import torch
 
 from minivllm import SamplingParams
 from minivllm.attention import paged_attention_reference
-from minivllm.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
+from minivllm.backends.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
 from minivllm.kernels.reshape_and_cache import reshape_and_cache_reference
 from minivllm.kv_cache import KVCache
 from minivllm.weights.loader import load_model

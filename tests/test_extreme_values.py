@@ -47,8 +47,8 @@ def sample(options):
     num_samples = 1 if options.get("temperature", 1.0) < 1e-5 else 100
     row = make_row(prompt=(0, 1, 2), output=(0, 0, 3), num_samples=num_samples, logprobs=1, **options)
     (output,) = Sampler()(logits, [row])
-    assert all(math.isfinite(entry.logprob) for entry in output.logprobs)
-    return list(output.token_ids)
+    assert all(math.isfinite(entry.logprob) for run in output.logprobs for entry in run)
+    return [token for run in output.token_ids for token in run]
 
 
 @pytest.mark.parametrize(

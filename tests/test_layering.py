@@ -15,8 +15,8 @@ FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["scheduler"],
-    ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "layers_kernels",
-     "model", "llama", "cuda_graphs"],
+    ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.layers_kernels",
+     "model", "llama", "backends.cuda_graphs"],
     ["distributed.sharding", "weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
@@ -27,7 +27,7 @@ FLOORS = [
     ["engine_loop", "llm"],
 ]  # fmt: skip
 PURE_FLOORS = 3
-ROOMS = ("weights", "metrics", "distributed")
+ROOMS = ("backends", "weights", "metrics", "distributed")
 ORDER = [name for floor in FLOORS for name in floor]
 PURE = [name for floor in FLOORS[:PURE_FLOORS] for name in floor]
 
@@ -90,12 +90,12 @@ def test_the_two_wings_meet_in_the_runner_only():
     for name in (
         "kv_cache",
         "attention",
-        "attention_torch",
-        "attention_kernels",
+        "backends.attention_torch",
+        "backends.attention_kernels",
         "layers",
-        "layers_kernels",
+        "backends.layers_kernels",
         "llama",
-        "cuda_graphs",
+        "backends.cuda_graphs",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
         assert not own_imports(file_of(name)) & policy

@@ -197,11 +197,12 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
     """
     model = llm.llm_engine.runner.model.model
     states: list[torch.Tensor] = []
-    # PyTorch's own way of looking into a model. A copy: every layer adds to one tensor, the residual stream.
+    # PyTorch's own way of looking into a model. A layer leaves its last addition to the norm after it.
     hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output: states.append(output.clone()))
-        for layer in [*model.layers[:-1], model.norm]
+        layer.register_forward_hook(lambda _layer, _inputs, output: states.append(output[0] + output[1]))
+        for layer in model.layers[:-1]
     ]
+    hooks.append(model.norm.register_forward_hook(lambda _norm, _inputs, output: states.append(output[0])))
     try:
         # One token of output is one step, the prefill of the whole prompt: each hook is called once.
         params = SamplingParams(temperature=0, max_tokens=1)

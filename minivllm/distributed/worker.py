@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from minivllm.attention import AttentionBackend
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
+from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.config import EngineConfig
-from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.distributed.communication import TensorParallel
 from minivllm.distributed.parallel_layers import parallelize
 from minivllm.kv_cache import KVCache

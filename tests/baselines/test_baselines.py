@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from minivllm import SamplingParams
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.baselines import (
     BuddyAllocator,
     ContiguousKVCacheManager,

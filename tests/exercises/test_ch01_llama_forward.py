@@ -98,8 +98,8 @@ def test_the_norm_leaves_its_input_alone_and_keeps_its_dtype(ex, rng):
 )
 def test_the_model_writes_the_same_text_with_it(ex, tiny_model, reference_text, monkeypatch):
     """Inside the model, in place of its own norm."""
+    from minivllm.backends.layers_kernels import NumbaRMSNorm
     from minivllm.layers import RMSNorm
-    from minivllm.layers_kernels import NumbaRMSNorm
 
     monkeypatch.setattr(RMSNorm, "normalize", lambda self, x: ex.rms_norm(x, self.weight, float(self.eps)))
     monkeypatch.setattr(NumbaRMSNorm, "forward", RMSNorm.forward)  # which adds, then calls `normalize`

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minivllm import LLM, SamplingParams
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.weights.loader import (
     iterate_weights,
     load_model,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.attention_torch import TorchAttention, TorchPlan
+from minivllm.backends.attention_torch import TorchAttention, TorchPlan
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
