@@ -60,7 +60,7 @@ class StepLog:
         news += [f"Request {number} is finished; its blocks are free." for number in finished]
         self._news.extend((plan.step, text) for text in news)
         self._did = [*news, *(self._work(row) for row in plan.scheduled)]
-        self._why = self._reasons(plan, scheduler)
+        self._why = self._reasons(plan, updated, scheduler)
         self._last = plan
         self._tables = {seq_id: table.block_ids for seq_id, table in scheduler.kv.block_tables.items()}
 
@@ -93,12 +93,15 @@ class StepLog:
         blocks = f"new blocks: {', '.join(map(str, new))}" if new else "no new block"
         return f"Request {self.number(row.request_id)} computes {what}; {blocks}."
 
-    def _reasons(self, plan: SchedulerOutput, scheduler: Scheduler) -> list[str]:
+    def _reasons(self, plan: SchedulerOutput, updated: Updated, scheduler: Scheduler) -> list[str]:
         """Why the first in line was not admitted, in the order in which `Scheduler.schedule` asks."""
         if not scheduler.waiting:
             return []
         first = scheduler.waiting[0]
-        seats = sum(group.num_reserved_seqs for group in scheduler.running) + first.num_reserved_seqs
+        # Those that finished in this step still had their seats when it was planned: one for each sample.
+        gone = {group.request_id for group, _ in updated if group.is_finished}
+        seats = sum(row.num_samples for row in plan.scheduled if row.request_id in gone)
+        seats += sum(group.num_reserved_seqs for group in [*scheduler.running, first])
         if plan.preempted:
             reason = "after a preemption no request is admitted in the same step"
         elif scheduler.swapped:
