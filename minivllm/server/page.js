@@ -45,7 +45,7 @@
   }
 
   function makeCells(count) {
-    const size = count <= 48 ? 64 : count <= 160 ? 44 : 28;
+    const size = count <= 48 ? 64 : count <= 160 ? 44 : 32;
     const grid = $("grid");
     grid.style.setProperty("--size", size + "px");
     grid.style.setProperty("--font", size > 40 ? "20px" : "12px");
