@@ -40,6 +40,7 @@ def test_each_client_of_the_soak_leaves_an_empty_server(server, llm, kind):
     bodies = [soak.make_body(rng) for _ in range(4)]
     expected = {}
     for body in bodies:
+        body["max_tokens"] = min(body["max_tokens"], 30)  # with n = 3, more would not fit into 64 blocks of 4
         params = SamplingParams(**{name: value for name, value in body.items() if name != "prompt"})
         (output,) = llm.generate([body["prompt"]], params, use_tqdm=False)
         expected[json.dumps(body)] = "|".join(each.text for each in output.outputs)
@@ -106,7 +107,7 @@ def bodies(draw):
     return path, good | draw(st.dictionaries(names, near, max_size=3))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(bodies())
 def test_no_body_whatever_is_a_500(shared, drawn):
     """Would catch a value that passes all checks and fails in the engine, or in the JSON of the answer."""
