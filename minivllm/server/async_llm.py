@@ -77,9 +77,7 @@ class AsyncLLM:
     def __init__(self, config: EngineConfig, trace: StepObserver | None = None) -> None:
         self.engine_loop = EngineLoop(LLMEngine(config, trace=trace))
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._is_open = (
-            True  # changed, and jobs put, with the lock held: no job comes after the last was done
-        )
+        self._is_open = True  # read and changed with the lock held: no job comes after the last was done
         self._lock = threading.Lock()
         # The event loop's: who reads which request.
         self._streams: dict[str, OutputStream] = {}

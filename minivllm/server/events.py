@@ -1,11 +1,11 @@
 """What the page shows: a picture of the pool between two steps, and in words what the last step did and why.
 
-`StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`). Nothing is written
-down while nobody watches. `frame` then makes one picture, as plain data for JSON; with block_size 4, a request
-of 6 tokens in blocks 7 and 2, and another one that waits::
+`StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`); while no page is
+open it writes nothing down. `frame` makes one picture, as plain data for JSON; with block_size 4, a request of
+6 tokens in blocks 7 and 2, and another one that waits::
 
     {"step": 3, "num_blocks": 8, "block_size": 4, "paused": True,
-     "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, of whom, what is new
+     "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, requests, news
      "cached": [5],                                              free, but the prefix cache still knows it
      "requests": [{"number": 1, "state": "running", ...}, {"number": 2, "state": "waiting", ...}],
      "did": ["Request 1 computes position 5; no new block."],
@@ -53,9 +53,8 @@ class StepLog:
             return
         finished = [self.number(group.request_id) for group, _ in updated if group.is_finished]
         news = [self._preemption(name, scheduler) for name in plan.preempted]
-        news += [
-            f"Block {a} is shared and about to be written: copied to {b}." for a, b in plan.blocks_to_copy
-        ]
+        copied = "is shared and about to be written: copied to"
+        news += [f"Block {source} {copied} {target}." for source, target in plan.blocks_to_copy]
         news += [self._admission(row) for row in plan.scheduled if self._is_new(row, plan)]
         news += [f"Request {number} is finished; its blocks are free." for number in finished]
         self._news.extend((plan.step, text) for text in news)
