@@ -26,6 +26,8 @@ COMMANDS = {
     "openvino": ("minivllm.bench.throughput", "against OpenVINO GenAI, in the same way"),
     "latency": ("minivllm.bench.latency", "seconds for one batch, start to end"),
     "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
+    "http": ("minivllm.bench.http", "the same over HTTP: our server, vLLM's, the bare engine"),
+    "soak": ("minivllm.bench.soak", "a server under clients that behave badly"),
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),

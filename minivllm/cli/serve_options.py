@@ -17,7 +17,11 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Add everything that concerns clients and not the engine."""
     parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="in place of --model")
     add = parser.add_argument_group("server").add_argument
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all, so everybody may call")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: on all of them, so other machines may call",
+    )
     add("--port", type=int, default=8000, help="0: any that is free")
     add("--api-key", nargs="+", metavar="KEY", help="clients must send one of these (or: VLLM_API_KEY)")
     add("--served-model-name", nargs="+", metavar="NAME", help="what clients call the model")
@@ -37,7 +41,8 @@ def serve(args: argparse.Namespace) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"serve needs {', '.join(missing)}, which this installation lacks: pip install 'minivllm[server]'."
+            f"serve needs {', '.join(missing)}, and this installation lacks them: "
+            f"pip install 'minivllm[server]'."
         )
     args.model = args.model_tag or args.model
     if args.num_replicas is not None:

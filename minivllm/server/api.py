@@ -143,7 +143,7 @@ def _completion_request(
     tokenizer = engine.tokenizer
     text, token_ids = prompt, prompt
     if isinstance(prompt, str):
-        # Tokenized here and once, though the engine would do it: whether special tokens are added is a choice.
+        # Tokenized here, once, and not by the engine: whether special tokens are added is a choice.
         token_ids = encode(tokenizer, prompt, request.add_special_tokens is not False)
     elif request.echo:
         _check_tokens(prompt, engine)

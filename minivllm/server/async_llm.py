@@ -77,9 +77,7 @@ class AsyncLLM:
     def __init__(self, config: EngineConfig, trace: StepObserver | None = None) -> None:
         self.engine_loop = EngineLoop(LLMEngine(config, trace=trace))
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._is_open = (
-            True  # changed, and jobs put, with the lock held: no job comes after the last was done
-        )
+        self._is_open = True  # read and changed with the lock held: no job comes after the last was done
         self._lock = threading.Lock()
         # The event loop's: who reads which request.
         self._streams: dict[str, OutputStream] = {}
@@ -187,7 +185,7 @@ class AsyncLLM:
         """Run exactly one step of a paused engine; -> False, and no step, if no request is unfinished.
 
         Raises:
-            ValueError: the engine is not paused, so that nobody could say which step this one was.
+            ValueError: the engine is not paused: which step this one was could not be said.
         """
         return await self.call(self._step_if_paused)
 
@@ -310,5 +308,5 @@ class AsyncLLM:
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
         """Run `function` in the event loop's thread, if there is an event loop left."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # closed: nobody reads any more
+            with contextlib.suppress(RuntimeError):  # closed: no reader is left
                 self._loop.call_soon_threadsafe(function, *arguments)

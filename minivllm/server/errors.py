@@ -7,7 +7,7 @@ The `openai` package turns the status into its exception classes: 400 into BadRe
 AuthenticationError, 404 into NotFoundError, 503 into InternalServerError (which it tries again by itself).
 
 What the client did wrong is told in our own words, which name the field. What went wrong on our side is told
-as "internal error"; the traceback goes into the log and never into a body, where it would show paths and code.
+as "internal error"; the traceback goes into the log and not into a body, where it would show paths and code.
 
 vLLM V1: `vllm/entrypoints/openai/engine/protocol.py` (`ErrorResponse`), `vllm/entrypoints/utils.py`.
 """
@@ -80,7 +80,7 @@ def as_api_error(error: BaseException) -> APIError:
 
 
 def wrong_request(error: ValueError | TypeError) -> APIError:
-    """What the engine says of a wrong request, with the field that its message begins with: "top_p must ..."."""
+    """What the engine says of a wrong request; most messages begin with the field, as in "top_p must ..."."""
     message = str(error)
     name = re.match(r"[a-z]+(_[a-z]+)*(?= (must|cannot|is not|contains|asks|strings))", message)
     return APIError(400, message, name[0] if name else None)

@@ -1,11 +1,11 @@
 """What the page shows: a picture of the pool between two steps, and in words what the last step did and why.
 
-`StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`). Nothing is written
-down while nobody watches. `frame` then makes one picture, as plain data for JSON; with block_size 4, a request
-of 6 tokens in blocks 7 and 2, and another one that waits::
+`StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`); while no page is
+open it writes nothing down. `frame` makes one picture, as plain data for JSON; with block_size 4, a request of
+6 tokens in blocks 7 and 2, and another one that waits::
 
     {"step": 3, "num_blocks": 8, "block_size": 4, "paused": True,
-     "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, of whom, what is new
+     "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, requests, news
      "cached": [5],                                              free, but the prefix cache still knows it
      "requests": [{"number": 1, "state": "running", ...}, {"number": 2, "state": "waiting", ...}],
      "did": ["Request 1 computes position 5; no new block."],
@@ -53,14 +53,13 @@ class StepLog:
             return
         finished = [self.number(group.request_id) for group, _ in updated if group.is_finished]
         news = [self._preemption(name, scheduler) for name in plan.preempted]
-        news += [
-            f"Block {a} is shared and about to be written: copied to {b}." for a, b in plan.blocks_to_copy
-        ]
+        copied = "is shared and about to be written: copied to"
+        news += [f"Block {source} {copied} {target}." for source, target in plan.blocks_to_copy]
         news += [self._admission(row) for row in plan.scheduled if self._is_new(row, plan)]
         news += [f"Request {number} is finished; its blocks are free." for number in finished]
         self._news.extend((plan.step, text) for text in news)
         self._did = [*news, *(self._work(row) for row in plan.scheduled)]
-        self._why = self._reasons(plan, scheduler)
+        self._why = self._reasons(plan, updated, scheduler)
         self._last = plan
         self._tables = {seq_id: table.block_ids for seq_id, table in scheduler.kv.block_tables.items()}
 
@@ -93,12 +92,15 @@ class StepLog:
         blocks = f"new blocks: {', '.join(map(str, new))}" if new else "no new block"
         return f"Request {self.number(row.request_id)} computes {what}; {blocks}."
 
-    def _reasons(self, plan: SchedulerOutput, scheduler: Scheduler) -> list[str]:
+    def _reasons(self, plan: SchedulerOutput, updated: Updated, scheduler: Scheduler) -> list[str]:
         """Why the first in line was not admitted, in the order in which `Scheduler.schedule` asks."""
         if not scheduler.waiting:
             return []
         first = scheduler.waiting[0]
-        seats = sum(group.num_reserved_seqs for group in scheduler.running) + first.num_reserved_seqs
+        # Those that finished in this step still had their seats when it was planned: one for each sample.
+        gone = {group.request_id for group, _ in updated if group.is_finished}
+        seats = sum(row.num_samples for row in plan.scheduled if row.request_id in gone)
+        seats += sum(group.num_reserved_seqs for group in [*scheduler.running, first])
         if plan.preempted:
             reason = "after a preemption no request is admitted in the same step"
         elif scheduler.swapped:

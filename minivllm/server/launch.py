@@ -60,9 +60,7 @@ class Server(uvicorn.Server):
             max_prompt_chars=self.engine.engine.max_model_len * longest_token(self.engine),
         )
         limits = Limits(
-            api_keys=tuple(
-                args.api_key or ([os.environ["VLLM_API_KEY"]] if "VLLM_API_KEY" in os.environ else [])
-            ),
+            api_keys=tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")])),
             allowed_origins=tuple(args.allowed_origins),
             max_body_bytes=args.max_body_bytes,
         )

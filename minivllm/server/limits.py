@@ -36,7 +36,7 @@ OPEN_PATHS = ("/", "/health")
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in bytes, times in seconds. `api_keys`: none means that everybody may come in."""
+    """Sizes in bytes, times in seconds. Without `api_keys` all may come in."""
 
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -49,12 +49,8 @@ def guard(app: FastAPI, limits: Limits) -> None:
     """Put the guard, and CORS headers if other origins are allowed, in front of all routes."""
     app.add_middleware(Guard, limits=limits)
     if limits.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(limits.allowed_origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-        )
+        origins = list(limits.allowed_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
 
 
 class Guard:
@@ -65,6 +61,7 @@ class Guard:
         self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -90,8 +87,8 @@ class Guard:
             raise APIError(403, "requests from pages of other origins are not allowed here.")
         if self.limits.api_keys and scope["path"] not in OPEN_PATHS:
             given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            # All keys, and each in a time that does not tell how many characters were right.
-            if not any([hmac.compare_digest(given, key.encode()) for key in self.limits.api_keys]):
+            # Each key takes a time that does not tell how many of its characters were right.
+            if not sum(hmac.compare_digest(given, key.encode()) for key in self.limits.api_keys):
                 raise APIError(401, "a valid API key is needed: Authorization: Bearer KEY.")
 
 
@@ -130,6 +127,7 @@ class PatientProtocol(H11Protocol):
     """
 
     def connection_made(self, transport: Any) -> None:
+        """Start the timer for the first request's headers."""
         super().connection_made(transport)
         self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
 

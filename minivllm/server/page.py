@@ -4,9 +4,9 @@
     GET  /page/events    pictures of the pool (`events.py`), at most ten a second, as server-sent events
     POST /page/pause     /page/resume     /page/step
 
-How pictures reach the page. One task asks the engine's thread for a picture, ten times a second and only while
-a page is open; between two steps the thread makes it. If it differs from the last one, each open page gets it.
-A page that is slow misses pictures and never queues them, and two pages show the same::
+How pictures reach the page. One task asks the engine's thread for a picture, ten times a second and only
+while a page is open; between two steps the thread makes it. If it differs from the last one, each open page
+gets it. A slow page misses pictures; they do not queue up, and two pages show the same::
 
     engine's thread    step   step  [picture]  step   step  [picture]  ...
     Feed                             frame 41                frame 42

@@ -115,6 +115,7 @@ class CompletionReply(Reply):
         self._offsets: dict[int, int] = {}  # characters in a choice's tokens so far
 
     def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+        """Text and log-probabilities; the first of a choice may begin with the prompt."""
         is_first = index not in self._offsets
         text, entries, words = completion.text, completion.logprobs, []
         if self.no_output:
@@ -133,6 +134,7 @@ class CompletionReply(Reply):
         }
 
     def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """One choice: a chunk has the form of a body."""
         return [self.choice(index, output, completion)]
 
     def _logprobs(
@@ -144,9 +146,7 @@ class CompletionReply(Reply):
             first = None if entry is None else next(iter(entry.values()))
             tokens.append(self.first_words.get(output.request_id, "") if first is None else _word(first))
             chosen.append(None if first is None else _finite(first.logprob))
-            top.append(
-                None if entry is None else {_word(each): _finite(each.logprob) for each in entry.values()}
-            )
+            top.append(entry and {_word(each): _finite(each.logprob) for each in entry.values()})
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(tokens[-1])
         return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
@@ -163,10 +163,12 @@ class ChatReply(Reply):
         self._begun: set[int] = set()  # choices whose role has been told
 
     def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+        """The whole message."""
         message = {"role": "assistant", "content": completion.text}
         return {"index": index, "message": message} | self._rest(completion)
 
     def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """At first the role alone, as OpenAI sends it; then what is new."""
         role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         first = [] if index in self._begun else [{"index": index} | role]
         self._begun.add(index)
@@ -183,19 +185,14 @@ class ChatReply(Reply):
 
     def _logprob(self, entry: dict[int, Logprob]) -> dict[str, Any]:
         first = next(iter(entry.values()))
-        top = sorted(
-            (each for each in entry.values() if each.rank <= self.num_top), key=lambda each: each.rank
-        )
+        top = [each for each in entry.values() if each.rank <= self.num_top]
+        top.sort(key=lambda each: each.rank)
         return _token(first) | {"top_logprobs": [_token(each) for each in top]}
 
 
 def _token(logprob: Logprob) -> dict[str, Any]:
     word = _word(logprob)
-    return {
-        "token": word,
-        "logprob": _finite(logprob.logprob),
-        "bytes": list(word.encode("utf-8", "replace")),
-    }
+    return {"token": word, "logprob": _finite(logprob.logprob), "bytes": list(word.encode())}
 
 
 def _word(logprob: Logprob) -> str:

@@ -7,8 +7,8 @@ Nothing is sent before the request has been queued, so that a wrong one gets 400
 with 200. After that an error is an event of the stream, and `[DONE]` does not follow it: a client must not
 take a broken answer for a whole one.
 
-Whether it streams or not, a client that goes away is noticed at once: uvicorn says so (`http.disconnect`), the
-output stream is closed, and the engine drops the request before its next step.
+Whether it streams or not, a client that goes away is noticed: uvicorn says so (`http.disconnect`), the output
+stream is closed, and the engine drops the request before its next step.
 
 vLLM V1: `vllm/entrypoints/openai/engine/serving.py`, `with_cancellation` in `vllm/entrypoints/utils.py`.
 """
@@ -129,6 +129,7 @@ class EventStream(StreamingResponse):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events, and close the stream."""
         with self._stream:
             await super().__call__(scope, receive, send)
 

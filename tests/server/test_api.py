@@ -94,7 +94,7 @@ def test_logprobs_are_those_of_the_offline_engine(server, llm, stream):
     assert chosen == pytest.approx(
         [next(iter(entry.values())).logprob for entry in wanted.logprobs], abs=1e-4
     )
-    assert not chosen == pytest.approx([0.0] * 8, abs=1e-4)
+    assert chosen != pytest.approx([0.0] * 8, abs=1e-4)
     tokens = [token for part in parts for token in part.tokens]
     offsets = [offset for part in parts for offset in part.text_offset]
     assert offsets == [sum(map(len, tokens[:i])) for i in range(8)]

@@ -227,7 +227,7 @@ def test_a_reader_that_leaves_gives_its_blocks_back_before_the_next_step_but_one
                     await task
         await until(lambda: none_in_use(engine))
         steps = await engine.call(lambda inner: inner.scheduler.stats.num_steps)
-        assert 0 < steps < 100, "the text was completed: nobody had left"
+        assert 0 < steps < 100, "the text was completed: no reader had left"
 
     async def none_in_use(engine):
         return await num_used(engine) == 0
@@ -255,7 +255,7 @@ def test_an_abort_is_done_before_the_next_step(make_async):
 
 
 def test_a_submission_that_is_cancelled_is_not_left_behind(make_async):
-    """Would catch a request that is queued after its client was cancelled: nobody would ever read it."""
+    """Would catch a request that is queued after its client was cancelled: its text would never be read."""
     engine = make_async()
 
     async def main():

@@ -157,7 +157,7 @@ def test_a_step_longer_than_the_keep_alive_keeps_the_connection(server, script, 
 
 
 def test_a_client_that_does_not_read_holds_up_no_other(server, llm):
-    """Would catch a slow reader that stops the engine, or the event loop, for everybody else."""
+    """Would catch a slow reader that stops the engine, or the event loop, for all others."""
     body = json.dumps(LONG | {"stream": True, "n": 1}).encode()
     host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
     with socket.create_connection(host, timeout=10) as sleeper:
