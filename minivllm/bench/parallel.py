@@ -138,9 +138,7 @@ class Measured:
 
 def resident_bytes(worker: Worker) -> int:
     """Memory of a worker's process in use: with torch and all else, and the KV blocks which were written."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
+    return report.memory_bytes("VmRSS") or 0
 
 
 def print_report(result: report.Result) -> None:
