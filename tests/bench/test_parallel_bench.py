@@ -51,9 +51,9 @@ def test_the_shapes_are_those_of_llama(model, billions):
 
 
 def test_a_ring_by_hand():
-    """Would catch 2 (p - 1) / p upside down: 8 GPUs, 450 GB/s, LL for 8 KB and Simple for 8 MB."""
+    """Would catch 2 (p - 1) / p upside down: 8 GPUs, 450 GB/s, LL for 8 KB and Simple for 128 MB."""
     assert all_reduce_seconds(8192, 8, 450e9) == pytest.approx(6.6e-6 + 14 * 0.6e-6 + 1.75 * 8192 / 225e9)
-    assert all_reduce_seconds(2**23, 8, 450e9) == pytest.approx(8.4e-6 + 14 * 3.4e-6 + 1.75 * 2**23 / 450e9)
+    assert all_reduce_seconds(2**27, 8, 450e9) == pytest.approx(8.4e-6 + 14 * 3.4e-6 + 1.75 * 2**27 / 450e9)
     assert gather_seconds(8192, 8, 450e9) == pytest.approx(6.6e-6 + 7 * 0.6e-6 + 0.875 * 8192 / 225e9)
     assert all_reduce_seconds(8192, 1, 450e9) == gather_seconds(8192, 1, 450e9) == 0.0
 
