@@ -24,6 +24,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
+import socket
 import time
 import weakref
 from collections.abc import Iterator
@@ -65,9 +66,13 @@ class WorkerGroup:
         self.size, self.plan_nbytes = size, 0
         self._number = 0
         self._error: WorkerError | None = None
-        # Port 0: any free one. Chosen and taken in one step, so no other program can get in between.
-        self._store = dist.TCPStore(address, port or 0, is_master=True, wait_for_workers=False)
-        places = places_of(size, nnodes, 0, address, self._store.port)
+        # Port 0: any free one. Chosen and taken in one step, so no other program can get in between. The socket
+        # is ours, because the store's own would listen on all addresses of this machine.
+        listener = socket.create_server((address, port or 0))
+        port = listener.getsockname()[1]
+        options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+        self._store = dist.TCPStore(address, port, **options)
+        places = places_of(size, nnodes, 0, address, port)
         self._processes, self._connections = start_processes(places)
         # Also called when the group is dropped or the program ends, so no process stays behind.
         self.stop = weakref.finalize(self, _stop, self._processes, self._connections)

@@ -1,5 +1,6 @@
 """Workers that die, fail or never start: the call raises and says why, and no process stays behind."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -214,4 +215,9 @@ def test_a_reply_that_an_interrupt_left_unread_is_not_taken_for_the_next(divisib
     while engine.has_unfinished_requests():
         outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
     assert [outputs["0"], outputs["1"]] == [output.outputs[0].token_ids for output in whole]
-    engine.shutdown()
+    # An engine that is dropped without a shutdown leaves no process either.
+    (process,) = engine.executor.group._processes
+    assert process.is_alive()
+    del engine
+    gc.collect()
+    assert process.exitcode == 0
