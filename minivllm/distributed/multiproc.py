@@ -46,7 +46,9 @@ from minivllm.scheduler_output import SchedulerOutput
 from minivllm.weights.loader import load_model_config, resolve_model
 
 PATIENCE_SECONDS = 1.0
-"""How long processes may take to end by themselves, after a stop or after the first of them has failed."""
+"""How long the others may take to report and end, after the first rank has failed."""
+STOP_SECONDS = 5.0
+"""How long processes may take to end when they are told to."""
 
 
 class WorkerError(RuntimeError):
@@ -66,8 +68,8 @@ class WorkerGroup:
         self.size, self.plan_nbytes = size, 0
         self._number = 0
         self._error: WorkerError | None = None
-        # Port 0: any free one. Chosen and taken in one step, so no other program can get in between. The socket
-        # is ours, because the store's own would listen on all addresses of this machine.
+        # Port 0: any free one. Chosen and taken in one step, so no other program can get in between. The
+        # socket is ours, because the store's own would listen on all addresses of this machine.
         listener = socket.create_server((address, port or 0))
         port = listener.getsockname()[1]
         options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
@@ -131,6 +133,8 @@ class WorkerGroup:
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
         cause = cause_of_end(self._processes, reports(self._connections) | (failures or {}))
+        for process in self._processes:  # only now: after it, all of them look killed
+            process.kill()
         self._error = WorkerError(f"{cause} (called: {method}) All workers were ended: make a new LLM.")
         self.stop()
         raise self._error
@@ -243,7 +247,7 @@ def _stop(processes: list[SpawnProcess], connections: list[Connection]) -> None:
     """End all processes: by asking, and those that do not listen by force."""
     with suppress(OSError):
         connections[0].send_bytes(pickle.dumps(Call(0, "stop")))
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
     for process, connection in zip(processes, connections, strict=True):
