@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minivllm.aot import resources
 from minivllm.baselines import compare
-from minivllm.bench import kernel_report, latency, memory, plan, serve, sharing, throughput_report
+from minivllm.bench import kernel_report, latency, memory, parallel, plan, serve, sharing, throughput_report
 from minivllm.bench.report import Spread, paired_ratio, why_no_ratio
 
 HERE = Path(__file__).parent
@@ -49,6 +49,7 @@ PRINTERS = {
     "kernels": kernel_report.print_report,
     "resources": resources.print_report,
     "plan": plan.print_report,
+    "parallel": parallel.print_report,
 }
 
 # file in data/, title, what to look at; the command that made it stands in the file itself
@@ -111,6 +112,12 @@ SECTIONS = [
         "cpu_latency.json",
         "One batch alone",
         "Eight prompts of 32 tokens, 128 tokens each.",
+    ),
+    (
+        "cpu_parallel.json",
+        "Several workers, here and on GPUs",
+        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and not "
+        "a speed-up. Computed: how long it would take on GPUs (`bench/parallel_model.py` has the sources).",
     ),
     (
         "cpu_compare.json",

@@ -175,7 +175,7 @@ def print_measured(result: report.Result) -> None:
         equal = each["sum_bytes_measured"] == each["sum_bytes_by_arithmetic"]
         assert equal, "the ranks have summed something else than the theory says"
     print(report.table(rows))
-    print("weights, KV, in use: of one rank. The bytes in sums were counted, and are those of the formula.")
+    print("weights, KV, resident: of one rank. The bytes in sums were counted, and are those of the formula.")
 
 
 def print_computed(result: report.Result) -> None:
