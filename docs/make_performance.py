@@ -116,8 +116,8 @@ SECTIONS = [
     (
         "cpu_parallel.json",
         "Several workers, here and on GPUs",
-        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and not "
-        "a speed-up. Computed: how long it would take on GPUs (`bench/parallel_model.py` has the sources).",
+        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and "
+        "not a speed-up. Computed: its time on GPUs (`bench/parallel_model.py` has the sources).",
     ),
     (
         "cpu_compare.json",

@@ -101,6 +101,13 @@ def test_the_two_wings_meet_in_the_runner_only():
         assert not own_imports(file_of(name)) & policy
 
 
+def test_workers_know_nothing_of_policy():
+    """Would catch a worker that asks the scheduler: all that a rank may know of a request is in the plan."""
+    policy = {"scheduler", "kv_cache_manager", "block_pool", "sequence", "step_rules", "scheduling_policy"}
+    for name in (name for name in ORDER if name.startswith("distributed.")):
+        assert not own_imports(file_of(name)) & policy
+
+
 def test_the_kernels_never_import_the_engine():
     """Would catch a kernel that cannot be used or tested alone."""
     files = list((ROOT / "kernels").glob("*.py"))

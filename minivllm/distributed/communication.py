@@ -94,9 +94,19 @@ def join(shard: Shard, address: str, port: int) -> TensorParallel:
     """Meet the other ranks at `address`:`port`, where the first machine's engine keeps the list of them.
 
     Raises:
-        RuntimeError: the others did not come within `START_LIMIT`.
+        RuntimeError: the others did not come within `START_LIMIT`; the text says which.
     """
     store = dist.TCPStore(address, port, is_master=False, timeout=START_LIMIT)
+    names = [f"rank {rank}" for rank in range(shard.size)]
+    store.set(names[shard.rank], "is here")
+    try:
+        store.wait(names, START_LIMIT)
+    except dist.DistError as error:
+        missing = ", ".join(name for name in names if not store.check([name]))
+        raise RuntimeError(
+            f"{missing} of {shard.size} did not come to {address}:{port} within {START_LIMIT}. With several "
+            f"machines, run `python -m minivllm worker` on each of the others."
+        ) from error
     # Each tensor goes by the library of its device: one group serves plans on the CPU and sums on a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=shard.rank, world_size=shard.size, timeout=FOREVER)

@@ -145,6 +145,23 @@ def test_a_rank_that_cannot_start_says_why(divisible, tmp_path):
         LLM(tmp_path, tensor_parallel_size=2, **OPTIONS)
 
 
+def test_a_rank_that_never_comes_is_named(monkeypatch):
+    """Would catch a start that waits for ever, because a machine was forgotten."""
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    from minivllm.distributed import communication
+    from minivllm.distributed.sharding import Shard
+
+    monkeypatch.setattr(communication, "START_LIMIT", timedelta(seconds=0.5))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(
+        RuntimeError, match=r"rank 0, rank 2 of 3 did not come to 127\.0\.0\.1:\d+ within 0:00:00"
+    ):
+        communication.join(Shard(1, 3), "127.0.0.1", store.port)
+
+
 SCRIPT = """
 import sys
 from minivllm import LLM, SamplingParams
