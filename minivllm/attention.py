@@ -50,7 +50,7 @@ class AttentionMetadata:
     seq_lens: Tensor
     # (R + 1,) int32: sequence r owns query rows [query_start_loc[r], query_start_loc[r + 1]).
     query_start_loc: Tensor
-    # The same maxima as Python ints, so that the host need not ask the device for them.
+    # Two maxima as Python ints, so that the host need not ask the device for them.
     max_query_len: int
     max_seq_len: int
     # What a backend works out once per step, for all layers (see `AttentionBackend.prepare`).
@@ -91,7 +91,7 @@ def paged_attention_reference(
 
 
 class AttentionBackend(Protocol):
-    """One way to compute paged attention. A backend keeps no state from step to step but scratch memory."""
+    """One way to compute paged attention. From step to step a backend keeps scratch memory, and no state."""
 
     name: str
 

@@ -274,7 +274,7 @@ def test_the_example_of_the_module_docstring():
 
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
 def test_a_sequence_alone_gets_what_it_gets_in_a_batch(lengths: list[tuple[int, int]]):
-    """Catches a padded neighbour that leaks in: texts would depend on who else is being served."""
+    """Catches a padded neighbour that leaks in: texts would depend on which requests run beside them."""
     config = model_config(head_dim=64)
     batch = make_batch(lengths, config)
     together = run_torch(batch, config)

@@ -64,7 +64,7 @@ def test_an_extreme_value_gives_the_tokens_of_its_neighbour(name, value, same, o
 
 
 def test_every_number_of_the_parameters_has_its_extremes():
-    """Would catch a new float parameter that nobody tried in float32."""
+    """Would catch a new float parameter that was not tried in float32."""
     numbers = [name for name, kind in SamplingParams.__annotations__.items() if "float" in kind]
     assert set(numbers) == {name for name, *_ in CASES}
 
