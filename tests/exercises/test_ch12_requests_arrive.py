@@ -87,7 +87,7 @@ def status(group):
     "ex12b", points=2, hint="Compare steps, not positions in the queue: now - arrival >= patience."
 )
 def test_a_client_that_waited_too_long_costs_nothing_more(ex):
-    """One seat, taken for 30 steps: whoever has waited 10 steps is gone, and not one of its tokens is computed."""
+    """One seat, taken for 30 steps: a request that has waited 10 steps is gone, and none of its tokens is computed."""
     scheduler = scheduler_of(ex.Impatient)
     first = add(scheduler, 0, 3, 30)
     late = add(scheduler, 1, 8, 5)
@@ -207,7 +207,7 @@ def test_within_one_step_too(ex):
 def test_what_was_promised_counts_once_and_comes_back_first(ex):
     """In little memory: a victim that is counted again, or sent to the end, pays twice for having been preempted."""
     scheduler = scheduler_of(ex.FairQueue, max_num_seqs=2, num_blocks=9)
-    groups = ask(scheduler, "ann/0:28 ben/0:28 ann/1:4 ben/1:3")
+    groups = ask(scheduler, "ann/0:27 ben/0:29 ann/1:4 ben/1:3")
     starts = []
     for _ in range(SLOW):
         if not scheduler.has_unfinished:
