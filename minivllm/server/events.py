@@ -1,8 +1,8 @@
 """What the page shows: a picture of the pool between two steps, and in words what the last step did and why.
 
 `StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`); while no page is
-open it writes nothing down. `frame` makes one picture, as plain data for JSON. Here block_size is 4, a request
-of 6 tokens has blocks 7 and 2, and another one waits::
+open it writes nothing down. `frame` makes one picture, as plain data for JSON. Here block_size is 4, a
+request of 6 tokens has blocks 7 and 2, and another one waits::
 
     {"step": 3, "num_blocks": 8, "block_size": 4, "paused": True,
      "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, requests, news
