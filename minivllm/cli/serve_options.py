@@ -31,6 +31,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout-keep-alive", type=int, default=5, help="seconds until an idle connection is closed")
     add("--shutdown-timeout", type=int, default=30, help="seconds that running requests get after SIGTERM")
     add("--num-reserved-cores", type=int, default=0, help="cores that the engine leaves to the event loop")
+    add("--page", action=argparse.BooleanOptionalAction, default=True, help="the page, with Pause and Step")
     add("--uvicorn-log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 

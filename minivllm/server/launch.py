@@ -65,8 +65,10 @@ class Server(uvicorn.Server):
             allowed_origins=tuple(args.allowed_origins),
             max_body_bytes=args.max_body_bytes,
         )
-        feed = Feed(self.engine, log, lambda: self.should_exit)
-        app = make_app(self.service, limits, page_routes(feed), metrics_routes(self.engine, metrics))
+        routers = [metrics_routes(self.engine, metrics)]
+        if args.page:
+            routers.append(page_routes(Feed(self.engine, log, lambda: self.should_exit)))
+        app = make_app(self.service, limits, *routers)
         app.router.lifespan_context = self._lifespan
         super().__init__(
             uvicorn.Config(
