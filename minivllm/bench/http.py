@@ -4,6 +4,7 @@
 
     offline     the engine in this process, no HTTP: what `bench serve` measures
     minivllm    `python -m minivllm serve`, started here
+    watched     the same, with its page open: what the pictures cost
     vllm        `vllm serve`, from the environment that `make bench-vllm` builds
     NAME=URL    any server with OpenAI's API that runs already
 
@@ -12,6 +13,9 @@ off beside `offline`: at the infinite rate in tokens/s, at a low one in TTFT::
 
     client    POST at the arrival time ---> chunk  chunk  chunk ... usage, [DONE]
     TTFT      from the arrival to the first chunk with a token, the connection included
+
+While a server works, `/health` is asked 50 times a second. The answer needs nothing of the engine, so it takes as
+long as the server's event loop does other things, or has no core.
 
 Measures, tables and figure are those of `serve.py`. vLLM V1: `vllm/benchmarks/serve.py` with
 `lib/endpoint_request_func.py`.
@@ -32,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from minivllm.bench import options, servers
 from minivllm.bench import serve as in_process
@@ -40,7 +45,8 @@ from minivllm.bench.report import Result, finish, new_result
 from minivllm.bench.serve import Served
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 
-OFFLINE, VLLM = "offline", "vllm"
+OFFLINE, WATCHED, VLLM = "offline", "watched", "vllm"
+PROBE_SECONDS = 0.02
 Run = Callable[[list[BenchRequest]], tuple[list[Served], float]]
 
 
@@ -51,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_output_arguments(parser, plot=True)
     add = parser.add_argument
     add("--backend", nargs="+", default=[OFFLINE, OURS], metavar="NAME",
-        help="offline, minivllm, vllm, or NAME=URL of a server that runs")  # fmt: skip
+        help="offline, minivllm, watched, vllm, or NAME=URL of a server that runs")  # fmt: skip
     add(
         "--request-rate",
         nargs="+",
@@ -61,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--burstiness", type=float, default=1.0, help="1: Poisson; below: bunched; above: regular")
     add("--vllm-env", type=Path, default=Path(".venv-vllm"), help="environment of vLLM")
+    add("--num-reserved-cores", type=int, default=0, help="passed on to our server")
     options.add_counts(parser, repeats=(3, "times that each point is measured"))
 
 
@@ -103,27 +110,58 @@ def make_backend(text: str, args: argparse.Namespace, stack: ExitStack) -> Run:
         return partial(
             in_process.serve, make_baseline(OURS, args.model, options.engine_options(args)).llm.llm_engine
         )
-    if name == OURS:
-        command, variables = servers.minivllm_command(args, port), None
+    if name in (OURS, WATCHED):
+        more = ["--num-reserved-cores", str(args.num_reserved_cores)]
+        command, variables = servers.minivllm_command(args, port, more), None
     elif name == VLLM:
         command, variables = servers.vllm_command(args, port, args.vllm_env)
     else:
-        raise ValueError(f"--backend takes offline, minivllm, vllm or NAME=URL, got {text!r}.")
+        raise ValueError(f"--backend takes offline, minivllm, watched, vllm or NAME=URL, got {text!r}.")
     server = stack.enter_context(servers.running(name, command, port, variables))
-    return partial(send_all, server.url, servers.NAME)
+    return partial(send_all, server.url, servers.NAME, watch=name == WATCHED)
 
 
-def send_all(url: str, model: str | None, requests: list[BenchRequest]) -> tuple[list[Served], float]:
-    """Send the requests as they arrive; -> when each got its tokens, and the seconds in all."""
+def send_all(
+    url: str, model: str | None, requests: list[BenchRequest], watch: bool = False
+) -> tuple[list[Served], float]:
+    """Send the requests as they arrive; -> when each got its tokens, and the seconds in all.
+
+    Args:
+        watch: have the page's pictures sent meanwhile, and throw them away.
+    """
 
     async def main() -> tuple[list[Served], float]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=3600, limits=limits) as client:
+            answered: list[float] = []
+            beside = [asyncio.create_task(probe(client, url, answered))]
+            beside += [asyncio.create_task(look(client, url))] if watch else []
             start = time.perf_counter()
             served = await asyncio.gather(*(send(client, url, model, start, each) for each in requests))
-            return list(served), time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            for task in beside:
+                task.cancel()
+            median, p99 = np.percentile(answered or [0.0], (50, 99))
+            print(f"/health answered in {1e3 * median:.1f} ms (median), {1e3 * p99:.1f} ms (99%)")
+            return list(served), seconds
 
     return asyncio.run(main())
+
+
+async def probe(client: httpx.AsyncClient, url: str, answered: list[float]) -> None:
+    """Ask for /health until cancelled, and note how long each answer took."""
+    while True:
+        start = time.perf_counter()
+        await client.get(f"{url}/health")
+        answered.append(time.perf_counter() - start)
+        await asyncio.sleep(PROBE_SECONDS)
+
+
+async def look(client: httpx.AsyncClient, url: str) -> None:
+    """Be an open page until cancelled."""
+    async with client.stream("GET", f"{url}/page/events") as answer:
+        async for _ in answer.aiter_bytes():
+            pass
 
 
 async def send(

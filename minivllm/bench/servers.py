@@ -95,7 +95,7 @@ def vllm_command(args: argparse.Namespace, port: int, env: Path) -> tuple[list[s
 def running(
     name: str, command: list[str], port: int, variables: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """Start a server, wait until it is healthy, and end it; RuntimeError with its log if it does not start."""
+    """Start a server, wait until it is healthy, end it. RuntimeError, with its log: it does not start."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
         server = Server(name, f"http://127.0.0.1:{port}", process.pid)

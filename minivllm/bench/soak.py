@@ -4,10 +4,10 @@
 
 A server is started with few blocks, so that it preempts all the time, and `--clients` clients do at random::
 
-    whole       a completion; its text must be the offline engine's        slow      reads a chunk now and then
-    stream      the same in chunks                                         leave     goes away in the middle
-    cancel      gives up waiting for a whole answer                        garbage   bodies that are none
-    upload      half a body, then nothing                                  crowd     more than the queue holds
+    whole     a completion; its text must be the offline engine's       slow      reads a chunk now and then
+    stream    the same in chunks                                        leave     goes away in the middle
+    cancel    gives up waiting for a whole answer                       garbage   bodies that are none
+    upload    half a body, then nothing                                 crowd     more than the queue holds
 
 What must hold is checked all the time, and at the end: no answer of 500, no request without an end, every
 finished text right, no block held when all have gone, and memory that does not grow (its slope is printed).

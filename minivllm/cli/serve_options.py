@@ -33,6 +33,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-reserved-cores", type=int, default=0, help="cores that the engine leaves to the event loop")
     add("--num-replicas", type=int, help="engines, on Ray, behind one address (default: one, without Ray)")
     add("--ray-address", help="of the Ray cluster (default: RAY_ADDRESS, or a new one here)")
+    add("--page", action=argparse.BooleanOptionalAction, default=True, help="the page, with Pause and Step")
     add("--uvicorn-log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 

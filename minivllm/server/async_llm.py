@@ -19,7 +19,7 @@ A step that raises ends the requests which were in the engine with that error, a
 next. `pause` keeps the thread from stepping while jobs go on; `step` then runs one step, for a teacher who
 walks through `schedule()` with a class.
 
-    engine = AsyncLLM(EngineConfig(model="smollm2-135m-instruct"))
+    engine = AsyncLLM(LLMEngine(EngineConfig(model="smollm2-135m-instruct")))
     async for output in engine.generate("The capital of France is", SamplingParams(), "request 1"):
         print(output.outputs[0].text)
 
@@ -39,8 +39,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from minivllm.config import EngineConfig
-from minivllm.engine import LLMEngine, StepObserver
+from minivllm.engine import LLMEngine
 from minivllm.engine_loop import EngineLoop
 from minivllm.inputs import Request
 from minivllm.outputs import RequestOutput
@@ -64,18 +63,15 @@ class RequestAbortedError(RuntimeError):
 
 
 class AsyncLLM:
-    """An engine that serves coroutines of one event loop.
+    """An engine that serves the coroutines of one event loop.
 
     Args:
-        config: see `EngineConfig`.
-        trace: told about every step, in the engine's thread (see `StepObserver`).
-
-    Raises:
-        ValueError, TypeError, ConnectionError: as `LLMEngine`.
+        engine: from now on its thread's alone, until `shutdown`. The engine's trace is told about the steps
+            in that thread.
     """
 
-    def __init__(self, config: EngineConfig, trace: StepObserver | None = None) -> None:
-        self.engine_loop = EngineLoop(LLMEngine(config, trace=trace))
+    def __init__(self, engine: LLMEngine) -> None:
+        self.engine_loop = EngineLoop(engine)
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = True  # read and changed with the lock held: no job comes after the last was done
         self._lock = threading.Lock()

@@ -23,6 +23,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from minivllm.server.async_llm import EngineClosedError
 
@@ -103,6 +104,10 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         return error_response(APIError(error.status_code, str(error.detail), headers=error.headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # for the log: there is no reader left
 
     @app.exception_handler(Exception)
     async def on_any(request: Request, error: Exception) -> Response:

@@ -1,8 +1,8 @@
 """What the page shows: a picture of the pool between two steps, and in words what the last step did and why.
 
 `StepLog` is told about every step, in the engine's thread, as a trace is (`StepObserver`); while no page is
-open it writes nothing down. `frame` makes one picture, as plain data for JSON; with block_size 4, a request of
-6 tokens in blocks 7 and 2, and another one that waits::
+open it writes nothing down. `frame` makes one picture, as plain data for JSON. Here block_size is 4, a
+request of 6 tokens has blocks 7 and 2, and another one waits::
 
     {"step": 3, "num_blocks": 8, "block_size": 4, "paused": True,
      "blocks": [[7, 4, 1, [1], ""], [2, 2, 1, [1], "new"]],      id, filled slots, holders, requests, news
@@ -73,11 +73,10 @@ class StepLog:
         return row.seq_id not in self._tables or row.request_id in plan.preempted
 
     def _preemption(self, request_id: str, scheduler: Scheduler) -> str:
-        where = (
-            "moved to CPU memory" if scheduler.preemption_mode == "swap" else "freed, to be computed again"
-        )
-        number = self.number(request_id)
-        return f"Request {number} is preempted: no block was free, and it was admitted last. Its blocks are {where}."
+        swap = scheduler.preemption_mode == "swap"
+        where = "moved to CPU memory" if swap else "freed, to be computed again"
+        name = f"Request {self.number(request_id)}"
+        return f"{name} is preempted: no block was free, and it was admitted last. Its blocks are {where}."
 
     def _admission(self, row: ScheduledSequence) -> str:
         found = f", {row.start} of them found in the prefix cache" if row.start else ""

@@ -27,6 +27,7 @@ from fastapi import FastAPI
 
 from minivllm.cli.options import engine_options
 from minivllm.config import EngineConfig
+from minivllm.engine import LLMEngine
 from minivllm.server.api import make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.events import Observers, StepLog
@@ -51,7 +52,7 @@ class Server(uvicorn.Server):
             torch.set_num_threads(max(1, torch.get_num_threads() - args.num_reserved_cores))
         names = tuple(args.served_model_name or [args.model])
         log, metrics = StepLog(), StepMetrics(names[0])
-        self.engine = AsyncLLM(engine_config(args), Observers(metrics, log))
+        self.engine = AsyncLLM(LLMEngine(engine_config(args), trace=Observers(metrics, log)))
         self.service = Service(
             engine=self.engine,
             names=names,
@@ -64,8 +65,10 @@ class Server(uvicorn.Server):
             allowed_origins=tuple(args.allowed_origins),
             max_body_bytes=args.max_body_bytes,
         )
-        feed = Feed(self.engine, log, lambda: self.should_exit)
-        app = make_app(self.service, limits, page_routes(feed), metrics_routes(self.engine, metrics))
+        routers = [metrics_routes(self.engine, metrics)]
+        if args.page:
+            routers.append(page_routes(Feed(self.engine, log, lambda: self.should_exit)))
+        app = make_app(self.service, limits, *routers)
         app.router.lifespan_context = self._lifespan
         super().__init__(
             uvicorn.Config(

@@ -140,4 +140,7 @@ def page_routes(feed: Feed) -> APIRouter:
 
 
 # Nothing from elsewhere, not even by mistake.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data:"
+)

@@ -45,7 +45,7 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """`include_usage`: a last chunk with it. `continuous_usage_stats`, which is vLLM's: usage in every chunk."""
+    """`include_usage`: a last chunk with it. `continuous_usage_stats` (vLLM's): usage in every chunk."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None

@@ -7,8 +7,8 @@ Nothing is sent before the request has been queued, so that a wrong one gets 400
 with 200. After that an error is an event of the stream, and `[DONE]` does not follow it: a client must not
 take a broken answer for a whole one.
 
-Whether it streams or not, a client that goes away is noticed: uvicorn says so (`http.disconnect`), the output
-stream is closed, and the engine drops the request before its next step.
+Whether it streams or not, a client that goes away is noticed: uvicorn says so, the output stream is
+closed, and the engine drops the request before its next step.
 
 vLLM V1: `vllm/entrypoints/openai/engine/serving.py`, `with_cancellation` in `vllm/entrypoints/utils.py`.
 """

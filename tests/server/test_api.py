@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from minivllm import SamplingParams
+from minivllm.server.limits import Guard, Limits
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
 OFFLINE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -377,6 +378,20 @@ def test_too_many_requests_get_503_and_may_come_again(server, monkeypatch):
         server.client().completions.create(prompt=["a", "b", "c"], **GREEDY)
     assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"] == "1"
     assert server.client().completions.create(prompt=["a", "b"], **GREEDY).choices
+
+
+def test_a_write_that_never_ends_is_given_up():
+    """Would catch a client that holds a connection, and an answer, for ever by not reading."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def never(message):
+        await asyncio.Event().wait()
+
+    guard = Guard(app, Limits(write_seconds=0.02))
+    with pytest.raises(TimeoutError):
+        asyncio.run(guard({"type": "http", "path": "/", "headers": []}, None, never))
 
 
 def test_slow_headers_and_slow_bodies_are_cut_off(start, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm import LLM, EngineConfig, RequestOutputKind, SamplingParams
+from minivllm import LLM, EngineConfig, LLMEngine, RequestOutputKind, SamplingParams
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.server.async_llm import AsyncLLM, EngineClosedError, RequestAbortedError
 from minivllm.server.output_stream import OutputStream, merge_deltas
@@ -34,7 +34,7 @@ def make_async(tiny_llama):
     made = []
 
     def make(**options):
-        made.append(AsyncLLM(EngineConfig(model=str(tiny_llama), **OPTIONS | options)))
+        made.append(AsyncLLM(LLMEngine(EngineConfig(model=str(tiny_llama), **OPTIONS | options))))
         return made[-1]
 
     yield make
