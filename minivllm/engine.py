@@ -266,7 +266,7 @@ class LLMEngine:
 
     @property
     def runner(self) -> ModelRunner:
-        """The model runner, for those who want to look inside. Only where it is in this process."""
+        """The model runner, for a look inside; only where it is in this process."""
         return self.executor.runner
 
     @property

@@ -65,8 +65,7 @@ class WorkerGroup:
         self, size: int, nnodes: int = 1, address: str = "127.0.0.1", port: int | None = None
     ) -> None:
         """Start ranks 0 .. size / nnodes - 1 here; those of other machines come to `address`:`port`."""
-        self.size, self.plan_nbytes = size, 0
-        self._number = 0
+        self.plan_nbytes, self._number = 0, 0
         self._error: WorkerError | None = None
         # Port 0: any free one. Chosen and taken in one step, so no other program can get in between. The
         # socket is ours, because the store's own would listen on all addresses of this machine.

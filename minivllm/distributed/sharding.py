@@ -1,4 +1,4 @@
-"""Who holds what: the part of a model which belongs to one rank, as a smaller model.
+"""What a rank holds: its part of the model, which is a smaller model.
 
 Tensor parallelism cuts every layer, not the stack of layers, so all ranks work on every token at the same
 time. Attention heads do not know of each other, and neither do the inner columns of an MLP: each rank takes

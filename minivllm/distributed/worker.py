@@ -106,10 +106,6 @@ class Worker:
         """`function(worker)`, for what has no method here; sent by name, so it must stand in a module."""
         return function(self)
 
-    def shards(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight of this rank, for figures and tests."""
-        return {name: tuple(weight.shape) for name, weight in self.runner.model.named_parameters()}
-
     def _make_kv_cache(self, model: Model) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
 

@@ -68,7 +68,7 @@ def make_parallel(groups, divisible):
         assert engine.scheduler.kv.pool.num_used == engine.scheduler.kv.cpu_pool.num_used == 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_whole(divisible):
     """Make engines with one worker in this process, on the same model."""
 

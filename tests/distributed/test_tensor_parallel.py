@@ -16,7 +16,6 @@ from minivllm import BeamSearchParams, SamplingParams
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits, llama_logits
 from minivllm.distributed import parallel_layers
 from minivllm.distributed.worker import Worker
-from minivllm.engine import LLMEngine
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
 from tests.distributed.thread_ranks import on_ranks
 from tests.test_any_history import alone, assert_same, everything, play, random_options
@@ -71,25 +70,17 @@ def count_ties(got, want, prompt, next_logits):
 
 
 @pytest.fixture(scope="module")
-def alike(make_whole_of_module):
+def alike(make_whole):
     """What one process gives, and its logits: by model."""
     results = {}
 
     def of(model):
         if model not in results:
-            engine = make_whole_of_module(model)
+            engine = make_whole(model)
             results[model] = run(engine), llama_logits(engine.runner.model)
         return results[model]
 
     return of
-
-
-@pytest.fixture(scope="module")
-def make_whole_of_module():
-    from minivllm.config import EngineConfig
-    from tests.distributed.conftest import OPTIONS
-
-    return lambda model, **options: LLMEngine(EngineConfig(model=str(model), **OPTIONS | options))
 
 
 @pytest.mark.parametrize("size", SIZES)

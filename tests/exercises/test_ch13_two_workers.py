@@ -233,7 +233,7 @@ def check_bytes(ex, expected, layers, hidden, vocab, *step):
 
 
 @pytest.mark.exercise(
-    "ex13c", points=2, hint="o_proj, down_proj, in each layer; and who else is divided by rows of input?"
+    "ex13c", points=2, hint="o_proj, down_proj, in each layer; and what else gives terms of a sum?"
 )
 def test_two_sums_a_layer_and_one_for_the_embedding(ex):
     """Half the sums are half the time that is lost between GPUs: count them before you buy."""
