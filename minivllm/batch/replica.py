@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from minivllm.config import EngineConfig
+from minivllm.engine import LLMEngine
 from minivllm.server.api import make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.limits import Limits
@@ -30,7 +31,7 @@ class Replica:
     """
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        self.engine = AsyncLLM(EngineConfig(model=model, **options))
+        self.engine = AsyncLLM(LLMEngine(EngineConfig(model=model, **options)))
         defaults = default_sampling_params(self.engine.engine.model_folder)
         service = Service(engine=self.engine, names=(model,), defaults=defaults)
         transport = httpx.ASGITransport(make_app(service, Limits()))

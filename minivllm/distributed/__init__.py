@@ -10,8 +10,8 @@
                           |
                        tokens of rank 0
 
-Read `sharding.py` first (what each rank holds), then `parallel_layers.py` (how parts add up to the whole), and then
-how the plan travels: `executor.py`, `worker.py`, `multiproc.py`.
+Read `sharding.py` first (what each rank holds), then `parallel_layers.py` (how parts add up to the whole),
+and last how the plan travels: `executor.py`, `worker.py`, `worker_process.py`, `multiproc.py`.
 
 Paper: section 4.6 (distributed execution). vLLM V1: `vllm/v1/executor/`, `vllm/distributed/`.
 """

@@ -279,6 +279,7 @@ class AsyncLLM:
             lost = list(self._running)
             self._drop(lost)
             self._post(self._fail, lost, error)
+            self.engine.executor.check_health()  # a worker that is gone ends this thread
         outputs = self._outbox.copy()
         self._outbox.clear()
         self._running.difference_update(output.request_id for output in outputs if output.finished)

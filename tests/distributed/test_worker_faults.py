@@ -1,5 +1,6 @@
 """Workers that die, fail or never start: the call raises and says why, and no process stays behind."""
 
+import asyncio
 import gc
 import multiprocessing
 import os
@@ -143,6 +144,27 @@ def test_a_rank_that_cannot_start_says_why(divisible, tmp_path):
     assert time.monotonic() - start < 120  # of which most is starting two processes
     with pytest.raises(ValueError, match=r"has no config\.json"):
         LLM(tmp_path, tensor_parallel_size=2, **OPTIONS)
+
+
+def test_a_server_whose_worker_is_gone_takes_no_more_requests(divisible):
+    """Would catch a server that says it is healthy and answers every request with the same error."""
+    from minivllm.server.async_llm import AsyncLLM
+
+    config = EngineConfig(model=str(divisible), distributed_executor_backend="mp", **OPTIONS)
+
+    async def serve():
+        engine = AsyncLLM(LLMEngine(config))
+        (process,) = engine.engine.executor.group._processes
+        outputs = [output async for output in engine.generate(PROMPT, GREEDY, "a")]
+        assert outputs[-1].finished and engine.is_running
+        process.kill()
+        with pytest.raises(WorkerError, match="was killed by SIGKILL"):
+            async for _ in engine.generate(PROMPT, GREEDY, "b"):
+                pass
+        engine._thread.join(30)
+        assert not engine.is_running and engine.errored
+
+    asyncio.run(serve())
 
 
 def test_a_rank_that_never_comes_is_named(monkeypatch):
