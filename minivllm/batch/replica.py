@@ -33,7 +33,8 @@ class Replica:
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.engine = AsyncLLM(LLMEngine(EngineConfig(model=model, **options)))
         defaults = default_sampling_params(self.engine.engine.model_folder)
-        service = Service(engine=self.engine, names=(model,), defaults=defaults)
+        # How many requests are under way is for the caller to say: none is refused because others wait.
+        service = Service(engine=self.engine, names=(model,), defaults=defaults, max_unfinished=10**9)
         transport = httpx.ASGITransport(make_app(service, Limits()))
         # No time limit: a request may wait for its turn as long as it takes.
         self._client = httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=None)
