@@ -16,7 +16,7 @@ from minivllm.distributed.sharding import Shard, possible_sizes
 from minivllm.layers import Build, Linear
 from minivllm.weights.files import StoredWeight
 from minivllm.weights.loader import load_model
-from tests.distributed.thread_ranks import on_ranks
+from tests.helpers_ranks import on_ranks
 
 SIZES = [2, 3]
 DTYPE = torch.float64

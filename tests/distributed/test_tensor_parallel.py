@@ -17,7 +17,7 @@ from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logit
 from minivllm.distributed import parallel_layers
 from minivllm.distributed.worker import Worker
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
-from tests.distributed.thread_ranks import on_ranks
+from tests.helpers_ranks import on_ranks
 from tests.test_any_history import alone, assert_same, everything, play, random_options
 
 SIZES = [2, 3]

@@ -267,7 +267,7 @@ def test_the_engine_sends_as_much(ex, tiny_model):
     from minivllm.config import EngineConfig
     from minivllm.distributed.worker import Worker
     from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
-    from tests.distributed.thread_ranks import on_ranks
+    from tests.helpers_ranks import on_ranks
 
     config = EngineConfig(
         model=str(tiny_model), num_blocks=8, block_size=4, max_model_len=32, attention_backend="torch"
