@@ -18,6 +18,7 @@ from minivllm.bench import (
     kernel_report,
     latency,
     memory,
+    parallel,
     plan,
     serve,
     sharing,
@@ -60,6 +61,7 @@ PRINTERS = {
     "plan": plan.print_report,
     "gpu-tests": gpu_tests.print_report,
     "gpu-report": gpu_report.print_report,
+    "parallel": parallel.print_report,
 }
 
 # file in data/, title, what to look at; the command that made the file stands in the file itself
@@ -122,6 +124,12 @@ SECTIONS = [
         "cpu_latency.json",
         "One batch alone",
         "Eight prompts of 32 tokens, 128 tokens each.",
+    ),
+    (
+        "cpu_parallel.json",
+        "Several workers, here and on GPUs",
+        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and "
+        "not a speed-up. Computed: its time on GPUs (`bench/parallel_model.py` has the sources).",
     ),
     (
         "cpu_compare.json",

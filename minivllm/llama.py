@@ -129,12 +129,16 @@ class LlamaModel(nn.Module):
         self.norm = layer_kinds(build).norm(build)
         self.rotary_emb = layer_kinds(build).rotary_embedding(build)
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(T,) -> (T, hidden)."""
+        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
+        return F.embedding(input_ids, self.embed_tokens)
+
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T,) token ids and positions -> (T, hidden)."""
-        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
-        hidden = F.embedding(input_ids, self.embed_tokens)
+        hidden = self.embed(input_ids)
         # The angles depend on positions alone: looked up once, used in every layer.
         rotation = self.rotary_emb.look_up(positions, hidden.dtype)
         update = torch.zeros_like(hidden)  # nothing is to be added to the embedding

@@ -82,16 +82,16 @@ def logprobs_of(entries):
 
 def fail_once(engine):
     """One step that dies after the model has written its KV."""
-    original = engine.runner.execute_model
+    original = engine.executor.execute_model
 
     def die(plan):
         original(plan)
         raise RuntimeError("boom")
 
-    engine.runner.execute_model = die
+    engine.executor.execute_model = die
     with pytest.raises(RuntimeError, match="boom"):
         engine.step()
-    engine.runner.execute_model = original
+    engine.executor.execute_model = original
 
 
 def play(engine, r, num_requests=9):

@@ -39,6 +39,8 @@ CHAPTERS = {
     9: "ch09_sharing",
     10: "ch10_triton_kernel",
     11: "ch11_together",
+    12: "ch12_requests_arrive",
+    13: "ch13_two_workers",
 }
 
 

@@ -16,7 +16,7 @@ vLLM V1: `Worker.determine_available_memory` in `vllm/v1/worker/gpu_worker.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,9 @@ from minivllm.model import Model
 
 # Small enough for a laptop beside a browser, large enough for 23,296 tokens of SmolLM2-135M in float32.
 CPU_KV_CACHE_BYTES = 1 << 30
+
+
+_ADD_UP = ("weights", "kv_cache", "workspace", "bytes_per_token")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class MemoryReport:
             f"{self.num_blocks} blocks = {self.num_tokens} tokens of {self.bytes_per_token / 1024:.1f} KiB, "
             f"attention workspace {self.workspace / mib:.1f} MiB"
         )
+
+
+def total(reports: list[MemoryReport]) -> MemoryReport:
+    """The memory of all workers together. They hold the same blocks, each its own heads of them."""
+    sums = {name: sum(getattr(report, name) for report in reports) for name in _ADD_UP}
+    return replace(reports[0], **sums)
 
 
 def derive_num_blocks(
