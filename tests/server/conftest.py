@@ -72,6 +72,7 @@ def running(model, *options):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
+        server.engine.shutdown()  # a server that was made to stop at once has not done it
     assert is_empty(server.engine.engine)
     assert not (server.engine._streams or server.engine.engine_loop._mailboxes)
 
