@@ -138,7 +138,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one Llama. Field names are those of Hugging Face's `config.json`.
+    """The shape of one Llama, or of a relative. Field names are those of Hugging Face's `config.json`.
 
     `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
@@ -161,8 +161,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
-    # The three that differ between checkpoints that all call themselves Llama.
+    # Four that differ between checkpoints of one family, or between relatives. `attention_bias` is that of
+    # all four projections of attention; `qkv_bias` that of Q, K and V alone.
     attention_bias: bool = False
+    qkv_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     # Where generation ends. What a prompt begins with is up to the tokenizer.

@@ -16,7 +16,7 @@ FLOORS = [
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["scheduler"],
     ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "layers_kernels",
-     "model", "llama", "cuda_graphs"],
+     "model", "llama", "qwen3", "cuda_graphs"],
     ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
@@ -94,6 +94,7 @@ def test_the_two_wings_meet_in_the_runner_only():
         "layers",
         "layers_kernels",
         "llama",
+        "qwen3",
         "cuda_graphs",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
