@@ -233,6 +233,9 @@ class EngineConfig:
     preemption_mode: str = "recompute"
     scheduling_policy: str = "fcfs"
 
+    # Guessing tokens ahead: see `speculative/config.py` for what the dict may say.
+    speculative_config: dict[str, Any] | None = None
+
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"
     enforce_eager: bool = False

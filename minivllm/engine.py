@@ -50,6 +50,9 @@ from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.scheduling_policy import POLICIES
 from minivllm.sequence import SequenceGroup
+from minivllm.speculative.config import speculation_of
+from minivllm.speculative.draft_model import DraftModel, load_draft_model
+from minivllm.speculative.speculator import Speculator
 from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
@@ -98,6 +101,7 @@ class LLMEngine:
         # What is quick to check comes first, before gigabytes of weights are read.
         _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
         _require_methods("trace", trace, ("record",))
+        speculation = speculation_of(config)
         folder = resolve_model(config.model)
         self.config = config
         self.model_folder = folder
@@ -114,11 +118,13 @@ class LLMEngine:
         )
         # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
         model = load_model(folder, self.attention, self.dtype, self.device)
-        kv_cache = self._make_kv_cache(model)
+        draft_model = load_draft_model(speculation, config, model, self.max_model_len)
+        kv_cache = self._make_kv_cache(model, draft_model)
         graphs = None
         if can_replay(self.device, self.attention.name, config.enforce_eager):
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
-        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
+        drafter = None if draft_model is None else DraftModel(draft_model, kv_cache)
+        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs, drafter)
         kv = kv_cache_manager_cls(
             num_blocks=kv_cache.num_blocks,
             block_size=config.block_size,
@@ -126,6 +132,8 @@ class LLMEngine:
             num_cpu_blocks=kv_cache.num_cpu_blocks,
         )
         self.scheduler = self._make_scheduler(scheduler_cls, kv)
+        if speculation is not None:
+            self.scheduler.speculator = Speculator(speculation)
         self.input_processor = InputProcessor(
             config=config,
             model_config=self.model_config,
@@ -268,7 +276,7 @@ class LLMEngine:
 
     def memory(self) -> MemoryReport:
         """Bytes held by weights, KV cache and workspace."""
-        kv_cache = self.runner.kv_cache
+        kv_cache, drafter = self.runner.kv_cache, self.runner.drafter
         return MemoryReport(
             weights=self.runner.model.nbytes,
             kv_cache=kv_cache.nbytes,
@@ -276,6 +284,8 @@ class LLMEngine:
             num_blocks=kv_cache.num_blocks,
             num_tokens=kv_cache.num_blocks * kv_cache.block_size,
             bytes_per_token=self.model_config.kv_bytes_per_token(self.dtype.itemsize),
+            draft_weights=0 if drafter is None else drafter.model.nbytes,
+            draft_kv_cache=0 if drafter is None else drafter.kv_cache.nbytes,
         )
 
     # -- construction -------------------------------------------------------------------------------
@@ -302,15 +312,21 @@ class LLMEngine:
             policy=POLICIES[self.config.scheduling_policy](),
         )
 
-    def _make_kv_cache(self, model: Model) -> KVCache:
+    def _make_kv_cache(self, model: Model, draft_model: Model | None) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
+
+        A draft model has as many blocks of its own, out of the same bytes.
 
         Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
         1,356 blocks.
         """
         config, model_config = self.config, self.model_config
-        num_blocks = derive_num_blocks(config, model, self.dtype, self.device, self.max_model_len)
-        block_bytes = config.block_size * model_config.kv_bytes_per_token(self.dtype.itemsize)
+        models = [model] if draft_model is None else [model, draft_model]
+        per_token = sum(each.config.kv_bytes_per_token(self.dtype.itemsize) for each in models)
+        block_bytes = config.block_size * per_token
+        num_blocks = derive_num_blocks(
+            config, model, self.dtype, self.device, self.max_model_len, block_bytes
+        )
         num_cpu_blocks = config.swap_space_bytes // block_bytes
         if config.preemption_mode == "swap" and num_cpu_blocks == 0:
             raise ValueError(

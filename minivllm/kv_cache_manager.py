@@ -133,7 +133,8 @@ class KVCacheManager:
         for table, start, count, (seq, num_tokens) in zip(tables, starts, missing, chunks, strict=True):
             table.blocks.extend(self.pool.allocate(count))
             self.block_tables[seq.seq_id] = table
-            for block, block_hash in self._full_blocks(seq, start, start + num_tokens):
+            # What lies behind the known tokens are drafts: their blocks get names when they are accepted.
+            for block, block_hash in self._full_blocks(seq, start, min(start + num_tokens, len(seq))):
                 self.in_flight.setdefault(block_hash, block)
         return copies
 
