@@ -82,6 +82,7 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
     `float`       a real number above 0, up to `AT_MOST` (1e30); NaN and infinity are not
     `bool`        True or False, no other true or false value
     `str`         one of `CHOICES` where the field has an entry, else not empty
+    `dict`        a dict, whose keys are left to what reads it
     `... | None`  None as well
     ============  ======================================================================
 
@@ -99,6 +100,8 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
         elif kind.startswith("str") and not (value and isinstance(value, str)):
             raise TypeError(f"{name} must be a name or a path, got {value!r}.")
+        elif kind.startswith("dict") and not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict, but is of type {type(value).__name__}.")
         elif kind == "float" and not 0 < require_number(name, value) <= AT_MOST.get(name, 1e30):
             raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 

@@ -73,8 +73,6 @@ class SpeculativeConfig:
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> SpeculativeConfig:
         """The config of `speculative_config={...}`; a TypeError names keys that are unknown or missing."""
-        if not isinstance(options, dict):
-            raise TypeError(f"speculative_config must be a dict, but is of type {type(options).__name__}.")
         known, needed = cls.__dataclass_fields__, {"method", "num_speculative_tokens"}
         unknown, missing = sorted(set(options) - set(known)), sorted(needed - set(options))
         if unknown or missing:
