@@ -133,10 +133,25 @@ class KVCacheManager:
         for table, start, count, (seq, num_tokens) in zip(tables, starts, missing, chunks, strict=True):
             table.blocks.extend(self.pool.allocate(count))
             self.block_tables[seq.seq_id] = table
-            # What lies behind the known tokens are drafts: their blocks get names when they are accepted.
-            for block, block_hash in self._full_blocks(seq, start, min(start + num_tokens, len(seq))):
+            for block, block_hash in self._full_blocks(seq, start, start + num_tokens):
                 self.in_flight.setdefault(block_hash, block)
         return copies
+
+    def extend(self, seq: Sequence, num_tokens: int) -> bool:
+        """Make room for drafts too: for `num_tokens` in all, where `allocate_slots` has made room for the known.
+
+        No block is copied: the one where the known tokens begin is the sequence's own by now, whichever other
+        request has found it in flight since. No block gets a name, as drafts may turn out wrong.
+
+        Returns:
+            False if it does not fit, and then nothing has changed.
+        """
+        table = self.block_tables[seq.seq_id]
+        missing = table.num_missing_blocks(seq.num_computed_tokens + num_tokens)
+        if missing > self.pool.num_free:
+            return False
+        table.blocks.extend(self.pool.allocate(missing))
+        return True
 
     def cache_blocks(self, seq: Sequence, start: int) -> None:
         """Register the blocks which the accepted tokens of `seq`, from position `start` on, have filled.

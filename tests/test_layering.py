@@ -15,7 +15,7 @@ FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
-     "speculative.rejection", "scheduler"],
+     "speculative.rejection", "speculative.break_even", "scheduler"],
     ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "layers_kernels",
      "model", "llama", "qwen3", "cuda_graphs"],
     ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",

@@ -27,6 +27,7 @@ COMMANDS = {
     "latency": ("minivllm.bench.latency", "seconds for one batch, start to end"),
     "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
+    "speculative": ("minivllm.bench.speculative", "drafts: speedup on four texts, and the break-even"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),

@@ -50,7 +50,7 @@ class Speculator:
         for index, row in enumerate(step.scheduled):
             seq = groups[row.request_id].find(row.seq_id)
             drafted = self._with_drafts(row, seq, budget)
-            if drafted.num_drafts == 0 or kv.allocate_slots([(seq, drafted.num_tokens)]) is None:
+            if drafted.num_drafts == 0 or not kv.extend(seq, drafted.num_tokens):
                 continue
             block_ids = kv.block_tables[seq.seq_id].block_ids
             step.scheduled[index] = replace(drafted, block_ids=block_ids)
