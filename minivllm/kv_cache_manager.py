@@ -138,7 +138,7 @@ class KVCacheManager:
         return copies
 
     def extend(self, seq: Sequence, num_tokens: int) -> bool:
-        """Make room for drafts too: for `num_tokens` in all, where `allocate_slots` has made room for the known.
+        """Make room for drafts too: `num_tokens` in all, of which `allocate_slots` has placed the known ones.
 
         No block is copied: the one where the known tokens begin is the sequence's own by now, whichever other
         request has found it in flight since. No block gets a name, as drafts may turn out wrong.

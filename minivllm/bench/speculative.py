@@ -124,7 +124,7 @@ def step_times(runner: ModelRunner, batch: int, most: int, args: argparse.Namesp
 
 
 def plan_of(runner: ModelRunner, batch: int, count: int, seq_len: int) -> SchedulerOutput:
-    """A step of `batch` sequences: each computes `count` tokens, all but one drafts, behind `seq_len` others."""
+    """A step of `batch` sequences of `seq_len` tokens: each computes `count` more, all but one drafts."""
     num_blocks = cdiv(seq_len + count, runner.kv_cache.block_size)
     greedy = SamplingParams(temperature=0.0)
     return SchedulerOutput(
@@ -274,6 +274,7 @@ def draw(result: Result, path: str) -> None:
     left.set_title("what drafts cost", fontsize=10)
     right.set(xlabel="acceptance of a draft", ylabel="speedup")
     right.set_title(f"what {num_drafts} drafts gain (lines: in every step; |: break-even)", fontsize=10)
+    left.set_xticks(range(1, num_drafts + 2))
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
