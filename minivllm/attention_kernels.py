@@ -29,7 +29,6 @@ from minivllm.attention_torch import TorchAttention, TorchPlan
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
-
 FEW_QUERIES = 8
 """Up to so many queries of a sequence are computed one by one: a decode, or drafts that are verified."""
 

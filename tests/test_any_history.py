@@ -106,7 +106,7 @@ def play(engine, r, num_requests=9, beams=True):
                 requests[name] = prompt, params
             except ValueError as error:
                 assert "blocks" in str(error) or "at once" in str(error)
-        if r.random() < 0.03 and engine.abort_request(name := r.choice(list(outputs))):
+        if r.random() < 0.03 and outputs and engine.abort_request(name := r.choice(list(outputs))):
             lost.add(name)
         if r.random() < 0.01 and engine.has_unfinished_requests():
             lost |= set(engine.scheduler.groups)

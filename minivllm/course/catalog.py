@@ -39,6 +39,7 @@ CHAPTERS = {
     9: "ch09_sharing",
     10: "ch10_triton_kernel",
     11: "ch11_together",
+    16: "ch16_guess_and_check",
 }
 
 
