@@ -16,8 +16,8 @@ FLOORS = [
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
      "speculative.rejection", "speculative.break_even", "scheduler"],
-    ["kernels", "kv_cache", "attention", "attention_torch", "attention_kernels", "layers", "layers_kernels",
-     "model", "llama", "qwen3", "cuda_graphs"],
+    ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.layers_kernels",
+     "model", "llama", "qwen3", "backends.cuda_graphs"],
     ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
@@ -63,10 +63,10 @@ def test_every_module_has_a_floor():
     """Would catch a new module that the layering test never looks at."""
     modules = {
         name_of(path)
-        for folder in ("", "weights", "metrics", "speculative")
+        for folder in ("", "backends", "weights", "metrics", "speculative")
         for path in (PACKAGE / folder).glob("*.py")
     }
-    assert modules - {"", "weights", "metrics", "speculative", "__main__"} == set(ORDER)
+    assert modules - {"", "backends", "weights", "metrics", "speculative", "__main__"} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -92,13 +92,13 @@ def test_the_two_wings_meet_in_the_runner_only():
     for name in (
         "kv_cache",
         "attention",
-        "attention_torch",
-        "attention_kernels",
+        "backends.attention_torch",
+        "backends.attention_kernels",
         "layers",
-        "layers_kernels",
+        "backends.layers_kernels",
         "llama",
         "qwen3",
-        "cuda_graphs",
+        "backends.cuda_graphs",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
         assert not own_imports(file_of(name)) & policy

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from minivllm import SamplingParams
-from minivllm.attention_torch import TorchAttention
+from minivllm.backends.attention_torch import TorchAttention
 from minivllm.qwen3 import Qwen3Attention
 from minivllm.weights.loader import load_model, load_model_config
 from minivllm.weights.random_model import CONFIG, FAMILIES, random_llama

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.config import EngineConfig
 from minivllm.kv_cache import KVCache
 from minivllm.model import Model

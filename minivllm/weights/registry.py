@@ -1,4 +1,4 @@
-"""Which class computes which architecture: the one table a new model is entered into.
+"""Which class computes which architecture: the one table into which a new model is entered.
 
     config.json   "architectures": ["Qwen3ForCausalLM"]   ->   qwen3.Qwen3ForCausalLM
                   "model_type": "qwen3"                   ->   the same, where no architecture is named
