@@ -100,10 +100,11 @@ def load_draft_model(
         return None
     folder = resolve_model(speculation.model)
     config, weight = load_model_config(folder), next(target.parameters())
-    if config.vocab_size != target.config.vocab_size:
+    vocab_size = load_model_config(resolve_model(engine.model)).vocab_size
+    if config.vocab_size != vocab_size:
         raise ValueError(
             f"the draft model {speculation.model} has a vocabulary of {config.vocab_size} tokens and the "
-            f"model one of {target.config.vocab_size}: ids would mean different words. Use a smaller model "
+            f"model one of {vocab_size}: ids would mean different words. Use a smaller model "
             "of the same family."
         )
     if config.max_position_embeddings < max_model_len:

@@ -1,5 +1,7 @@
 """The parts of speculative decoding one by one: n-grams, the speculator's plan, what is accepted, the settings."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from minivllm.config import EngineConfig
 from minivllm.outputs import SequenceOutput, TokenLogprobs
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler_output import SamplingMetadata, ScheduledSequence
+from minivllm.speculative.break_even import break_even, largest_ratio, speedup, tokens_per_step
 from minivllm.speculative.config import SpeculativeConfig, speculation_of
 from minivllm.speculative.ngram import propose_ngram, propose_ngram_reference
 from minivllm.speculative.speculator import LONGEST_REST, Speculator
@@ -237,3 +240,37 @@ def test_lookup_lengths_that_are_left_out(lookup, longest, shortest):
     """Would catch a minimum above the maximum when only one is given."""
     config = SpeculativeConfig(**NGRAM, **{f"prompt_lookup_{key}": value for key, value in lookup.items()})
     assert (config.longest, config.shortest) == (longest, shortest)
+
+
+# -- when drafts pay --------------------------------------------------------------------------------
+
+
+def test_the_yield_of_a_step_is_what_a_simulation_gives():
+    """Would catch a sum that leaves out the model's own token, or counts drafts behind a wrong one."""
+    r = random.Random(0)
+    for acceptance, num_drafts in ((0.3, 2), (0.8, 4), (1.0, 3), (0.0, 3)):
+        total = 0
+        for _ in range(20_000):
+            rights = [r.random() < acceptance for _ in range(num_drafts)]
+            total += 1 + ([*rights, False]).index(False)
+        assert total / 20_000 == pytest.approx(tokens_per_step(acceptance, num_drafts), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"), [(1.0, 0.0), (1.25, 0.2), (1.5, 0.34), (2.0, 0.52), (3.0, 0.74), (5.0, 1.0)]
+)
+def test_the_break_even_is_where_nothing_is_gained(cost, expected):
+    """Would catch the table of the docstring being wrong."""
+    found = break_even(4, cost)
+    assert found == pytest.approx(expected, abs=0.005)
+    assert speedup(found, 4, cost) == pytest.approx(1.0)
+    assert speedup(min(1.0, found + 0.1), 4, cost) >= 1.0
+
+
+def test_a_draft_model_that_costs_too_much_has_no_break_even():
+    """Would catch a threshold above 1 that is reported as if it could be reached."""
+    assert break_even(4, 5.1) == float("inf")
+    limit = largest_ratio(0.8, 4, 2.0)
+    assert speedup(0.8, 4, 2.0, limit) == pytest.approx(1.0)
+    assert break_even(4, 2.0, limit) == pytest.approx(0.8)
+    assert break_even(4, 2.0, 0.61) == float("inf")
