@@ -22,6 +22,7 @@ from minivllm.bench import (
     plan,
     serve,
     sharing,
+    speculative,
     throughput_report,
 )
 from minivllm.bench.report import Spread, paired_ratio, table, why_no_ratio
@@ -53,6 +54,7 @@ PRINTERS = {
     "throughput": throughput_report.print_report,
     "sharing": sharing.print_report,
     "serve": serve.print_report,
+    "speculative": speculative.print_report,
     "latency": latency.print_report,
     "memory": memory.print_report,
     "compare": compare.print_report,
@@ -119,6 +121,11 @@ SECTIONS = [
         "Requests that arrive over time",
         "Poisson arrivals, open loop, as in the paper's figure 12: below the knee of a curve that policy "
         "keeps up.",
+    ),
+    (
+        "cpu_speculative.json",
+        "Drafts",
+        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on drafts pay.",
     ),
     (
         "cpu_latency.json",

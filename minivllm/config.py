@@ -83,6 +83,7 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
     `float`       a number above 0, up to `AT_MOST` (1e30); neither NaN nor infinity
     `bool`        True or False; not 1, not "False"
     `str`         one of `CHOICES` where the field has an entry, else not empty
+    `dict`        a dict, whose keys are left to what reads it
     `... | None`  None as well
     ============  ======================================================================
 
@@ -100,6 +101,8 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
         elif kind.startswith("str") and not (value and isinstance(value, str)):
             raise TypeError(f"{name} must be a name or a path, got {value!r}.")
+        elif kind.startswith("dict") and not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict, but is of type {type(value).__name__}.")
         elif kind == "float" and not 0 < require_number(name, value) <= AT_MOST.get(name, 1e30):
             raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 
@@ -139,7 +142,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one Llama. Field names are those of Hugging Face's `config.json`.
+    """The shape of one Llama, or of a relative. Field names are those of Hugging Face's `config.json`.
 
     `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
@@ -162,8 +165,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
-    # The three that differ between checkpoints that all call themselves Llama.
+    # Four that differ between checkpoints of one family, or between relatives. `attention_bias` is that of
+    # all four projections of attention; `qkv_bias` that of Q, K and V alone.
     attention_bias: bool = False
+    qkv_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     # The tokens that end a generation. The token that begins a prompt is the tokenizer's business.
@@ -241,6 +246,9 @@ class EngineConfig:
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int | None = None
+
+    # Guessing tokens ahead: see `speculative/config.py` for what the dict may say.
+    speculative_config: dict[str, Any] | None = None
 
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"

@@ -46,6 +46,8 @@ from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.scheduling_policy import POLICIES
 from minivllm.sequence import SequenceGroup
+from minivllm.speculative.config import speculation_of
+from minivllm.speculative.speculator import Speculator
 from minivllm.weights.loader import load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class LLMEngine:
         # Quick checks come first, before gigabytes of weights are read.
         _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
         _require_methods("trace", trace, ("record",))
+        speculation = speculation_of(config)
         folder = resolve_model(config.model)
         self.config = config
         self.model_folder = folder
@@ -116,6 +119,8 @@ class LLMEngine:
             num_cpu_blocks=self.executor.num_cpu_blocks,
         )
         self.scheduler = self._make_scheduler(scheduler_cls, kv)
+        if speculation is not None:
+            self.scheduler.speculator = Speculator(speculation)
         self.input_processor = InputProcessor(
             config=config,
             model_config=self.model_config,

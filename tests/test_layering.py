@@ -14,20 +14,21 @@ PACKAGE = ROOT / "minivllm"
 FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
-    ["scheduler"],
+    ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
+     "speculative.rejection", "speculative.break_even", "scheduler"],
     ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.layers_kernels",
-     "model", "llama", "backends.cuda_graphs"],
+     "model", "llama", "qwen3", "backends.cuda_graphs"],
     ["distributed.sharding", "weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
-     "metrics.log"],
+     "metrics.log", "speculative.draft_model"],
     ["distributed.communication", "distributed.parallel_layers", "distributed.worker", "distributed.worker_process",
      "distributed.multiproc", "distributed.executor"],
     ["engine"],
     ["engine_loop", "llm"],
 ]  # fmt: skip
 PURE_FLOORS = 3
-ROOMS = ("backends", "weights", "metrics", "distributed")
+ROOMS = ("backends", "weights", "metrics", "distributed", "speculative")
 ORDER = [name for floor in FLOORS for name in floor]
 PURE = [name for floor in FLOORS[:PURE_FLOORS] for name in floor]
 
@@ -95,6 +96,7 @@ def test_the_two_wings_meet_in_the_runner_only():
         "layers",
         "backends.layers_kernels",
         "llama",
+        "qwen3",
         "backends.cuda_graphs",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}

@@ -29,6 +29,7 @@ COMMANDS = {
     "http": ("minivllm.bench.http", "the same over HTTP: our server, vLLM's, the bare engine"),
     "soak": ("minivllm.bench.soak", "a server under clients that behave badly"),
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
+    "speculative": ("minivllm.bench.speculative", "drafts: speedup on four texts, and the break-even"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "parallel": ("minivllm.bench.parallel", "1 to 3 workers here; 1 to 8 GPUs by arithmetic"),

@@ -14,6 +14,7 @@ vLLM V1: `vllm/engine/arg_utils.py`.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "attention_backend": {
         "choices": CHOICES["attention_backend"],
         "help": "auto: triton on CUDA, numba on a CPU",
+    },
+    "speculative_config": {
+        "type": json.loads,
+        "help": """as JSON: '{"method": "ngram", "num_speculative_tokens": 4}'""",
     },
     "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
     "distributed_executor_backend": {

@@ -41,6 +41,7 @@ CHAPTERS = {
     11: "ch11_together",
     12: "ch12_requests_arrive",
     13: "ch13_two_workers",
+    16: "ch16_guess_and_check",
 }
 
 

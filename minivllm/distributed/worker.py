@@ -32,6 +32,8 @@ from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.outputs import SequenceOutput
 from minivllm.sampler import Sampler
 from minivllm.scheduler_output import SchedulerOutput
+from minivllm.speculative.config import speculation_of
+from minivllm.speculative.draft_model import DraftModel, load_draft_model
 from minivllm.weights.loader import load_model, load_model_config, resolve_model
 
 
@@ -71,12 +73,14 @@ class Worker:
         model = load_model(folder, self.attention, self.dtype, self.device, shard)
         if shard.size > 1:
             parallelize(model, self.tp)
-        kv_cache = self._make_kv_cache(model)
+        draft_model = load_draft_model(speculation_of(config), config, model, config.max_model_len)
+        kv_cache = self._make_kv_cache(model, draft_model)
         graphs = None
         # A sum over ranks inside a graph has not been tried on GPUs yet.
         if shard.size == 1 and can_replay(self.device, self.attention.name, config.enforce_eager):
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, config.max_model_len)
-        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
+        drafter = None if draft_model is None else DraftModel(draft_model, kv_cache)
+        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs, drafter)
 
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
         """Carry out one step, together with all other ranks; every rank has the same outputs."""
@@ -88,7 +92,7 @@ class Worker:
 
     def memory(self) -> MemoryReport:
         """Bytes which this rank holds."""
-        model, kv_cache = self.runner.model, self.runner.kv_cache
+        model, kv_cache, drafter = self.runner.model, self.runner.kv_cache, self.runner.drafter
         return MemoryReport(
             weights=model.nbytes,
             kv_cache=kv_cache.nbytes,
@@ -96,6 +100,8 @@ class Worker:
             num_blocks=kv_cache.num_blocks,
             num_tokens=kv_cache.num_blocks * kv_cache.block_size,
             bytes_per_token=model.config.kv_bytes_per_token(self.dtype.itemsize),
+            draft_weights=0 if drafter is None else drafter.model.nbytes,
+            draft_kv_cache=0 if drafter is None else drafter.kv_cache.nbytes,
         )
 
     def traffic(self) -> dict[str, tuple[int, int]]:
@@ -106,17 +112,23 @@ class Worker:
         """`function(worker)`, for what has no method here; sent by name, so it must stand in a module."""
         return function(self)
 
-    def _make_kv_cache(self, model: Model) -> KVCache:
+    def _make_kv_cache(self, model: Model, draft_model: Model | None) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
+
+        A draft model has as many blocks of its own, out of the same bytes.
 
         Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
         1,356 blocks. On three ranks a block takes a third on each, so each holds three times as many.
         """
         config = self.config
-        num_blocks = derive_num_blocks(config, model, self.dtype, self.device, config.max_model_len)
+        models = [model] if draft_model is None else [model, draft_model]
+        per_token = sum(each.config.kv_bytes_per_token(self.dtype.itemsize) for each in models)
+        block_bytes = config.block_size * per_token
+        num_blocks = derive_num_blocks(
+            config, model, self.dtype, self.device, config.max_model_len, block_bytes
+        )
         if self.tp.shard.size > 1:  # the scheduler hands out block ids that exist everywhere
             num_blocks = self.tp.smallest(num_blocks)
-        block_bytes = config.block_size * model.config.kv_bytes_per_token(self.dtype.itemsize)
         num_cpu_blocks = config.swap_space_bytes // block_bytes
         if config.preemption_mode == "swap" and num_cpu_blocks == 0:
             raise ValueError(

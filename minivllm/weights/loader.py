@@ -33,7 +33,7 @@ from minivllm.weights.download import BUILTIN_MODELS, default_cache_dir, resolve
 from minivllm.weights.files import START_AGAIN, StoredWeight, locate_weights, read_json
 from minivllm.weights.hf_config import load_model_config
 from minivllm.weights.random_model import random_llama
-from minivllm.weights.registry import model_class
+from minivllm.weights.registry import architecture_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,7 +125,7 @@ def load_model(
     if config.tie_word_embeddings:
         drop_tied_copy(folder, weights)
     check_size(folder, config, weights)
-    model = model_class(config.architecture)(shard.config(config), attention, dtype, device)
+    model = architecture_named(config.architecture).cls(shard.config(config), attention, dtype, device)
     choices = default_cache_dir() / "linear_kernels.json"
     parts = ((name, stored.read(shard.part_of(name, stored.shape))) for name, stored in weights.items())
     try:
