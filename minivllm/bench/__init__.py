@@ -28,6 +28,12 @@ COMMANDS = {
     "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
+    "paper": ("minivllm.bench.evaluation.command", "the paper's figures 12 to 19, from the real scheduler"),
+    "step-time": (
+        "minivllm.bench.evaluation.validate",
+        "the step-time model behind them, against real steps",
+    ),
+    "headline": ("minivllm.bench.evaluation.headline", "paging against reservation, on the real model"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
     "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),

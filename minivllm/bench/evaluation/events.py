@@ -35,8 +35,7 @@ from minivllm.scheduler import Scheduler
 from minivllm.sequence import Sequence, SequenceGroup
 
 Lengths = Iterator[tuple[int, int]]  # (prompt tokens, output tokens)
-MAX_NUM_SEQS = 256
-NUM_TOKENS = 2560  # per step
+Arrival = tuple[float, int, int]  # (seconds from the start, prompt tokens, output tokens)
 MAX_MODEL_LEN = simulation.MAX_MODEL_LEN
 
 
@@ -70,6 +69,7 @@ class System:
         static: whether a batch is closed until its last request is done (FasterTransformer).
         swap: whether a preempted sequence is moved to CPU memory; else it is computed again.
         shares_prefix: whether the prefix cache is on.
+        lookup_tokens: what finding a block costs a paged kernel, in tokens that it could have read.
     """
 
     memory: str
@@ -77,10 +77,11 @@ class System:
     static: bool = False
     swap: bool = False
     shares_prefix: bool = False
+    lookup_tokens: float = EXTRA_PER_BLOCK
 
-    def scheduler(self, num_slots: int) -> Scheduler:
-        """With empty queues, and memory of `num_slots` tokens."""
-        num_blocks = num_slots // self.block_size
+    def scheduler(self, where: Deployment) -> Scheduler:
+        """With empty queues, and the memory and limits of a deployment."""
+        num_blocks = where.num_slots // self.block_size
         if self.memory == "paged":
             cpu_blocks = num_blocks if self.swap else 0
             kv = WatermarkManager(num_blocks, self.block_size, self.shares_prefix, cpu_blocks)
@@ -88,7 +89,7 @@ class System:
             kv = orca(ReservationPolicy(self.memory), MAX_MODEL_LEN)(num_blocks, self.block_size)
         kind = StaticBatchScheduler if self.static else Scheduler
         mode = "swap" if self.swap else "recompute"
-        return kind(kv, MAX_NUM_SEQS, NUM_TOKENS, preemption_mode=mode)
+        return kind(kv, where.max_num_seqs, where.max_num_batched_tokens, preemption_mode=mode)
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class Simulation:
 
     def __init__(self, system: System, where: Deployment, demand: Demand = ONE) -> None:
         self.system, self.demand = system, demand
-        self.scheduler = system.scheduler(where.num_slots)
+        self.scheduler = system.scheduler(where)
         paged = system.memory == "paged"
-        self.model = replace(where.model, extra_per_block=EXTRA_PER_BLOCK if paged else 0.0)
+        self.model = replace(where.model, extra_per_block=system.lookup_tokens if paged else 0.0)
         self.runner = simulation.dummy_outputs
         if demand.beams and paged:
             self.runner = simulation.random_beam_outputs(seed=0)
@@ -136,7 +137,9 @@ class Simulation:
             prompt = [0] * self.demand.prefix_len + [seq_id + 1] * prompt_len
             params = simulation.ONE_SAMPLE if self.copies > 1 else self.demand.params
             longest = len(prompt) + output_len
-            group = SequenceGroup(str(seq_id), None, [Sequence(seq_id, prompt, 0)], params, max_num_tokens=longest)
+            group = SequenceGroup(
+                str(seq_id), None, [Sequence(seq_id, prompt, 0)], params, max_num_tokens=longest
+            )
             self.scheduler.add(group)
             request_ids.append(group.request_id)
         return request_ids
@@ -161,7 +164,9 @@ class Capacity:
     step_seconds: float
 
 
-def saturate(system: System, where: Deployment, lengths: Lengths, count: int, demand: Demand = ONE) -> Capacity:
+def saturate(
+    system: System, where: Deployment, lengths: Lengths, count: int, demand: Demand = ONE
+) -> Capacity:
     """Step until `count` requests have finished, or twice as many as run at once where those are more; after
     half as many that do not count, because all begin together.
 
@@ -173,7 +178,7 @@ def saturate(system: System, where: Deployment, lengths: Lengths, count: int, de
         run.clock, num_finished = 0.0, 0
         run.totals.clear()
         while num_finished < share * max(count * run.copies, 2 * len(run.scheduler.running)):
-            while len(run.scheduler.waiting) < MAX_NUM_SEQS:
+            while len(run.scheduler.waiting) < where.max_num_seqs:
                 prompt_len, output_len = next(lengths)
                 run.add(prompt_len, output_len)
                 queued.append(output_len)
@@ -187,26 +192,35 @@ def saturate(system: System, where: Deployment, lengths: Lengths, count: int, de
     )
 
 
-def arrive(
-    system: System, where: Deployment, lengths: Lengths, rate: float, count: int, seed: int = 0
-) -> tuple[float, Counter[str]]:
-    """Serve `count` requests that come at `rate` per second; -> mean normalized latency, totals.
+@dataclass(frozen=True)
+class Arrived:
+    """What came of a run with arrivals: seconds on its clock, latency per output token, preemptions."""
 
-    Every system meets the same requests in the same order and, up to the rate, at the same moments.
-    """
-    run, rng = Simulation(system, where), random.Random(f"{seed}/arrivals")
-    moments = list(itertools.accumulate(rng.expovariate(1.0) / rate for _ in range(count)))
-    coming = deque(zip(moments, itertools.islice(lengths, count), strict=True))
-    open_requests: dict[str, tuple[float, int]] = {}
+    seconds: float
+    normalized_latency: float
+    num_preemptions: int
+
+
+def arrivals(lengths: Lengths, rate: float, count: int, seed: int = 0) -> list[Arrival]:
+    """`count` requests of a Poisson process. Another rate stretches the same moments."""
+    rng = random.Random(f"{seed}/arrivals")
+    moments = itertools.accumulate(rng.expovariate(1.0) / rate for _ in range(count))
+    return [(moment, *each) for moment, each in zip(moments, lengths, strict=False)]
+
+
+def arrive(system: System, where: Deployment, requests: list[Arrival]) -> Arrived:
+    """Serve requests, in order of arrival. Each is added after the step during which it came."""
+    run, coming = Simulation(system, where), deque(requests)
+    unfinished: dict[str, tuple[float, int]] = {}
     latencies: list[float] = []
-    while coming or open_requests:
-        if not open_requests:
+    while coming or unfinished:
+        if not unfinished:
             run.clock = max(run.clock, coming[0][0])  # idle until the next one comes
         while coming and coming[0][0] <= run.clock:
-            moment, (prompt_len, output_len) = coming.popleft()
+            moment, prompt_len, output_len = coming.popleft()
             (request_id,) = run.add(prompt_len, output_len)
-            open_requests[request_id] = moment, output_len
+            unfinished[request_id] = moment, output_len
         for request_id in run.step():
-            moment, output_len = open_requests.pop(request_id)
+            moment, output_len = unfinished.pop(request_id)
             latencies.append((run.clock - moment) / output_len)
-    return sum(latencies) / len(latencies), run.totals
+    return Arrived(run.clock, sum(latencies) / len(latencies), run.totals["preemptions"])

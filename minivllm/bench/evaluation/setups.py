@@ -43,10 +43,12 @@ EXTRA_PER_BLOCK = 0.23 * 16  # tokens: the middle of 20 to 26%, at 16 tokens per
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model on its chips, and the slots that its KV memory has."""
+    """A model on its chips, the slots that its KV memory has, and vLLM's limits of 2023 for a step."""
 
     model: StepModel
     num_slots: int
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2560
 
 
 def fitted_host(model: StepModel) -> tuple[float, float]:
