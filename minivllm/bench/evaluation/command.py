@@ -6,8 +6,8 @@
     figure                              here   paper   difference      0% inside the paper's range, else from
     16  1-shot: vLLM / Oracle           1.51    1.67   -10%            its nearer end; "!" is beyond 25%
 
-Two runs with one seed print the same, but for figure 18a: it is measured on this machine, as nothing else here
-is. Paper: sections 6 and 7. vLLM V1 has no counterpart.
+Two runs with one seed print the same, but for figure 18a, which is measured on this machine. Paper: sections
+6 and 7. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from minivllm.bench.evaluation.setups import FIXED_SECONDS, SEQUENCE_SECONDS
 
 GPU_KERNELS = Path(__file__).parents[3] / "docs" / "data" / "gpu_kernels.json"
 CAVEATS = (
-    "Step times come from a roofline, and lengths from gamma distributions with the paper's means. Systems are "
-    "compared by what they serve per second when the queue is never empty.",
+    "Step times come from a roofline, and lengths from gamma distributions with the paper's means. Systems "
+    "are compared by what they serve per second when the queue is never empty.",
     f"The host takes {1e3 * FIXED_SECONDS:.1f} ms per step and {1e6 * SEQUENCE_SECONDS:.0f} us per sequence. "
     "Both were fitted to the two step times that Figure 13 implies; no ratio was used.",
     "FasterTransformer's padding is left out, and that it answers only when the whole batch is done.",

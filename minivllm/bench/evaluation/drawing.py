@@ -1,6 +1,6 @@
 """The figures of `bench paper`, drawn: a panel for each, with the paper's numbers as black marks.
 
-    12            a curve per system: latency per token against requests per second, dotted where its capacity is
+    12            a curve per system: latency per token against requests per second, dotted at its capacity
     14, 16, 17    bars: what vLLM serves over what the others serve; a black line is the paper's ratio
     13, 15        bars of requests running, and of blocks saved
     18, 19        what a block size serves, relative to the best; milliseconds of a return from preemption

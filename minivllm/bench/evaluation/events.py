@@ -1,7 +1,7 @@
 """Runs of the real scheduler under a computed clock: how many requests per second a system can serve.
 
 Two kinds of run. *Saturated*: the queue is never empty; what then comes out per second is the capacity. At a
-lower rate the queue stays short; at a higher one it grows for as long as the trace lasts. *Arriving*: requests
+lower rate the queue stays short; at a higher one it grows for as long as the trace lasts. *Arriving*: they
 come at random moments (Poisson), each waits for its turn, and its latency is measured::
 
     normalized   |              /          latency / output tokens, the mean over the requests
@@ -147,7 +147,9 @@ class Simulation:
     def step(self) -> list[str]:
         """One step of the real scheduler; -> ids of the requests which it finished."""
         plan = self.scheduler.schedule()
-        self.clock += self.model.seconds(plan, self.system.block_size)
+        shares = self.demand != ONE and self.system.memory == "paged"
+        num_shared = self.scheduler.kv.num_blocks_saved if shares else 0
+        self.clock += self.model.seconds(plan, self.system.block_size, num_shared)
         running, preempted = len(self.scheduler.running), len(plan.preempted)
         tokens = sum(row.num_samples for row in plan.scheduled)
         self.totals.update(steps=1, running=running, tokens=tokens, preemptions=preempted)

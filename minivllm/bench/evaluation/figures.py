@@ -1,7 +1,7 @@
 """Which runs make which figure of the paper, and what the paper says of each.
 
-A figure is a list of `Run`s, made on as many cores as there are; what the paper says are `Claim`s about ratios
-of their rates::
+A figure is a list of `Run`s, made on as many cores as there are; what the paper says are `Claim`s about
+ratios of their rates::
 
     Run("13B ShareGPT", "vLLM", ...)     1.72 requests/s     \\
     Run("13B ShareGPT", "Oracle", ...)   1.02 requests/s      >   Claim: 1.7 to 2.7, here 1.68, -1%
@@ -90,7 +90,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Saving:
-    """Figure 15: blocks saved by sharing, on a part of the requests of `bench memory`, which does it at length."""
+    """Figure 15: blocks saved by sharing, on fewer requests than `bench memory` takes."""
 
     panel: str
     name: str
@@ -161,7 +161,7 @@ def figure_15() -> list[Saving]:
 
 
 def figure_16() -> list[Run]:
-    """A prefix of one example (80 tokens) or five (341), which vLLM keeps once and Oracle for each request."""
+    """A prefix of one example (80 tokens) or five (341): vLLM keeps it once, Oracle for each request."""
     vllm = System("paged", shares_prefix=True)
     return [
         Run(panel, name, system, "translation", demand=Demand(prefix_len=length))
@@ -268,7 +268,7 @@ class Panels:
 LARGE = (
     "at 122 sequences the host's fitted Python time is a quarter of a step; eight GPUs' workers may share it"
 )
-CHAT = "lengths of the histories are not in the paper"
+CHAT = "twice the requests run, but reading their K and V makes each step a third longer"
 COPIES = "the copies' times are guessed; at the 12 GB/s of PCIe 3.0 both take as long"
 
 

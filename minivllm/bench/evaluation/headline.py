@@ -12,7 +12,7 @@ At a small ratio paging gains most; at a large one every system has more request
 and memory no longer matters. So the whole curve is shown, and the paper's ratio is marked on it. Lengths are
 ShareGPT-like: the paper's, scaled by max_model_len / 2,048, so that a laptop is done within an hour.
 
-    $ python -m minivllm bench headline --ratios 7.7 --repeats 5                                about 30 minutes
+    $ python -m minivllm bench headline --ratios 7.7 --repeats 5          half an hour
     $ python -m minivllm bench headline --ratios 2 4 7.7 16 --repeats 3 --plot headline.png
 
 Paper: section 6.2. vLLM V1 has no counterpart.
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace, ratio: float, requests: list[BenchRequest]) -> dict[str, Any]:
     """All systems in turns with one size of memory, each after a run of its own that counts sequences."""
     settings = {
-        "max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, "enable_prefix_caching": False,
-        "num_blocks": int(ratio * args.max_model_len) // 16, "block_size": 16, "skip_tokenizer_init": True,
+        "max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, "skip_tokenizer_init": True,
+        "num_blocks": int(ratio * args.max_model_len) // 16, "block_size": 16, "enable_prefix_caching": False,
     }  # fmt: skip
     systems = {name: make_baseline(name, args.model, settings) for name in SYSTEMS}
     batch = {}
@@ -116,8 +116,8 @@ def print_report(result: report.Result) -> None:
     print(report.describe(where))
     print(
         f"{result['model']}, {setting['num_prompts']} ShareGPT-like requests scaled to a context of "
-        f"{setting['max_model_len']} tokens, seed {setting['seed']}. Ratio: memory / max_model_len; the paper's "
-        f"is {PAPER_RATIO}."
+        f"{setting['max_model_len']} tokens, seed {setting['seed']}. Ratio: memory / max_model_len; the "
+        f"paper's is {PAPER_RATIO}."
     )
     lines = [("ratio", "system", "running", "output tokens/s", "of Orca (Max)")]
     for point in result["points"]:

@@ -5,7 +5,8 @@ on, and makes a few thousand calls. Each of these has a time that follows from a
 
     weights     bytes of all weights / bandwidth                  the same for 1 row and for 100
     products    2 x weights x rows / arithmetic rate              128 rows or so take as long as the weights
-    attention   bytes of K and V / bandwidth, and its arithmetic  grows with every token in the batch
+    attention   bytes of K and V / bandwidth, and its arithmetic  grows with every token in the batch; a block
+                that several sequences share is read once (a layer's share of it stays in the chip's cache)
     all-reduce  two per layer, if the weights lie on several chips
     host        a fixed time, and one for each sequence           Python, sampling, launching kernels
     swapping    copies between GPU and CPU memory, one per block, layer and of K and V
@@ -81,7 +82,7 @@ class Work:
     swapped_blocks: int = 0
 
 
-def work_of(plan: SchedulerOutput, extra_per_block: float = 0.0) -> Work:
+def work_of(plan: SchedulerOutput, extra_per_block: float = 0.0, shared_tokens: int = 0) -> Work:
     """Count what a plan asks for.
 
     A decode row at position 99 reads 100 tokens and has 100 pairs; a prompt of 100 tokens also reads 100
@@ -90,12 +91,14 @@ def work_of(plan: SchedulerOutput, extra_per_block: float = 0.0) -> Work:
     Args:
         plan: any plan.
         extra_per_block: what looking up a block costs a paged kernel, in tokens that it could have read.
+        shared_tokens: slots which the tables name more than once, counted each time but the first.
     """
     rows = [(row.start, row.num_tokens, len(row.block_ids)) for row in plan.scheduled]
     return Work(
         rows=sum(count for _, count, _ in rows),
         samples=sum(row.num_samples > 0 for row in plan.scheduled),
-        kv_tokens=sum(start + count + extra_per_block * blocks for start, count, blocks in rows),
+        kv_tokens=sum(start + count + extra_per_block * blocks for start, count, blocks in rows)
+        - shared_tokens,
         pairs=sum(count * start + count * (count + 1) / 2 for start, count, _ in rows),
         swapped_blocks=len(plan.blocks_to_swap_in) + len(plan.blocks_to_swap_out),
     )
@@ -139,9 +142,9 @@ class StepModel:
             "swapping": swapping,
         }
 
-    def seconds(self, plan: SchedulerOutput, block_size: int = 16) -> float:
+    def seconds(self, plan: SchedulerOutput, block_size: int = 16, num_shared_blocks: int = 0) -> float:
         """Of one step; a plan without rows still takes the time of its copies."""
-        work = work_of(plan, self.extra_per_block)
+        work = work_of(plan, self.extra_per_block, num_shared_blocks * block_size)
         if work.rows == 0:
             return work.swapped_blocks * self.swap_seconds(block_size)
         return sum(self.parts(work, block_size).values())

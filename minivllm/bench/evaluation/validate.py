@@ -1,7 +1,7 @@
 """Does the step-time model predict real steps? `python -m minivllm bench step-time` asks this CPU.
 
-The model of `step_time.py` has five rates. They are fitted to half of a grid of real steps, and have to predict
-the other half, and then the time of a whole run that was no part of the fit::
+The model of `step_time.py` has five rates. They are fitted to half of a grid of real steps, and have to
+predict the other half, and then the time of a whole run that was no part of the fit::
 
     decode    rows 1 2 4 8 16 32 64  x  lengths 32 64 128 256 512 1024        fitted + held out, in turns
     prefill   prompts of 32 ... 1024 tokens                                   in the same way
@@ -24,7 +24,6 @@ import argparse
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import numpy as np
 
