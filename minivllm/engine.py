@@ -31,11 +31,13 @@ import torch
 
 from minivllm.attention import AttentionBackend
 from minivllm.attention_kernels import make_attention_backend
+from minivllm.attention_torch import TorchAttention
 from minivllm.config import EngineConfig
 from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.layers import tile_linears
 from minivllm.metrics.log import PeriodicLog
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.metrics.stats import EngineStats, collect_stats
@@ -109,11 +111,18 @@ class LLMEngine:
         if not config.skip_tokenizer_init:
             self.tokenizer = load_tokenizer(resolve_model(config.tokenizer) if config.tokenizer else folder)
 
-        self.attention = attention_backend or make_attention_backend(
-            config.attention_backend, self.model_config, config.block_size, self.dtype, self.device
-        )
+        parts = self.model_config, config.block_size, self.dtype, self.device
+        if config.batch_invariant:
+            if self.device.type != "cpu":
+                raise ValueError(
+                    f"batch_invariant=True is for CPUs only, and this engine is on {self.device}."
+                )
+            attention_backend = TorchAttention(*parts, piece=1)
+        self.attention = attention_backend or make_attention_backend(config.attention_backend, *parts)
         # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
         model = load_model(folder, self.attention, self.dtype, self.device)
+        if config.batch_invariant:
+            tile_linears(model)
         kv_cache = self._make_kv_cache(model)
         graphs = None
         if can_replay(self.device, self.attention.name, config.enforce_eager):
