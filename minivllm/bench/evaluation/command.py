@@ -38,15 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [*figures.FIGURES, "all"]
     parser.add_argument("--figure", nargs="+", choices=names, default=["all"], help="which figures")
     parser.add_argument("--workers", type=options.positive_int, help="processes; as many as there are cores")
+    text = "of the requests: less is quicker and scatters more"
+    parser.add_argument("--share", type=float, default=1.0, help=text)
     options.add_seed(parser)
     options.add_output_arguments(parser, plot=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate what was asked for and report; -> the exit status, 0."""
+    """Simulate what was asked for and report; -> the exit status, 0. ValueError: no share of the requests."""
+    if not 0 < args.share <= 10:
+        raise ValueError(f"--share must be above 0 and at most 10, got {args.share}.")
     wanted = [name for name in figures.FIGURES if name in args.figure or "all" in args.figure]
-    result = report.new_result("paper", seed=args.seed, caveats=CAVEATS)
-    result["rows"] = figures.simulate(wanted, args.seed, args.workers)
+    result = report.new_result("paper", seed=args.seed, share=args.share, caveats=CAVEATS)
+    result["rows"] = figures.simulate(wanted, args.seed, args.workers, args.share)
     result["claims"] = [
         asdict(claim) | {"difference": claim.difference, "holds": claim.holds}
         for claim in figures.claims_of(result["rows"])

@@ -74,10 +74,10 @@ class Run:
     demand: Demand = ONE
     loads: tuple[float, ...] = ()
 
-    def result(self, seed: int = 0) -> Row:
-        """The numbers of this run, ready for JSON."""
-        where, count = DEPLOYMENTS[self.model], TRAFFIC[self.traffic][1]
-        count = max(1, count // self.demand.width)
+    def result(self, seed: int = 0, share: float = 1.0) -> Row:
+        """The numbers of this run, ready for JSON, from a share of its requests."""
+        where = DEPLOYMENTS[self.model]
+        count = max(2, int(share * TRAFFIC[self.traffic][1] / self.demand.width))
         capacity = saturate(self.system, where, lengths_of(self.traffic, seed), count, self.demand)
         curve = []
         for load in self.loads:
@@ -96,13 +96,13 @@ class Saving:
     name: str
     width: int
 
-    def result(self, seed: int = 0) -> Row:
-        """The saving, 0 to 1."""
+    def result(self, seed: int = 0, share: float = 1.0) -> Row:
+        """The saving, 0 to 1, from a share of the requests."""
         data, method = self.panel.split()
         params: SamplingParams | BeamSearchParams = SamplingParams(n=self.width, ignore_eos=True)
-        count = TRAFFIC[data][1] // 2
+        count = max(2, int(share * TRAFFIC[data][1] / 2))
         if method == "beam":
-            count //= 10
+            count = max(2, count // 10)
             params = BeamSearchParams(self.width, simulation.MAX_MODEL_LEN, ignore_eos=True)
         saving = simulation.measure_sharing(params, TRAFFIC[data][0], count, seed)
         return {"panel": self.panel, "name": self.name, "saving": saving}
@@ -117,8 +117,8 @@ class SwapCost:
     block_size: int
     num_tokens: int = 512
 
-    def result(self, seed: int = 0) -> Row:
-        """Arithmetic, no run; `seed` changes nothing."""
+    def result(self, seed: int = 0, share: float = 1.0) -> Row:
+        """Arithmetic, no run: `seed` and `share` change nothing."""
         model = DEPLOYMENTS["13B"].model
         num_blocks = -(-self.num_tokens // self.block_size)
         pairs = self.num_tokens * (self.num_tokens + 1) / 2
@@ -200,18 +200,22 @@ FIGURES = {
 }  # fmt: skip
 
 
-def _result(job: tuple[Run | Saving | SwapCost, int]) -> Row:
-    return job[0].result(job[1])
+def _result(job: tuple[Run | Saving | SwapCost, int, float]) -> Row:
+    run, seed, share = job
+    return run.result(seed, share)
 
 
-def simulate(figures: list[str], seed: int = 0, num_workers: int | None = None) -> dict[str, list[Row]]:
-    """Make the figures; -> rows by figure. The same numbers whatever the number of workers.
+def simulate(
+    figures: list[str], seed: int = 0, num_workers: int | None = None, share: float = 1.0
+) -> dict[str, list[Row]]:
+    """Make the figures, with a share of the requests; -> rows by figure.
 
-    Runs are independent of each other, so they are dealt out to processes, the longest first or nearly so.
+    Runs are independent of each other, so they are dealt out to processes: the numbers are the same for any
+    number of workers.
     """
     jobs = [(figure, run) for figure in figures for run in FIGURES[figure]()]
     rows: dict[str, list[Row]] = {figure: [] for figure in figures}
-    work = [(run, seed) for _, run in jobs]
+    work = [(run, seed, share) for _, run in jobs]
     workers = num_workers or len(available_cores())
     if workers == 1:
         results = [_result(job) for job in work]
