@@ -39,6 +39,8 @@ CHAPTERS = {
     9: "ch09_sharing",
     10: "ch10_triton_kernel",
     11: "ch11_together",
+    14: "ch14_same_text",
+    15: "ch15_paper_figures",
 }
 
 

@@ -150,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, fit, predict; -> the exit status, 0 also where a mark is missed."""
     llm = LLM(args.model, num_blocks=args.num_blocks, skip_tokenizer_init=True, enable_prefix_caching=False,
-              max_model_len=2 * args.max_length)  # fmt: skip
+              max_model_len=max(2 * args.max_length, 512))  # fmt: skip
     engine = llm.llm_engine
     if engine.device.type != "cpu":
         raise ValueError(
