@@ -309,8 +309,8 @@ def test_step_time_measures_fits_and_predicts(folder, tmp_path, capsys):
 def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, capsys):
     """Would catch systems that got different memory, and a drawing or a table that its own numbers break."""
     path = tmp_path / "headline.json"
-    run_command("headline", ["--model", str(folder), "--max-model-len", "128", "--num-prompts", "24", "--repeats", "1",
-                             "--ratios", "4", "7.7", "--output-json", str(path),
+    run_command("headline", ["--model", str(folder), "--max-model-len", "64", "--num-prompts", "16", "--repeats", "1",
+                             "--ratios", "4", "--output-json", str(path),
                              "--plot", str(tmp_path / "headline.png")])  # fmt: skip
     points = json.loads(path.read_text())["points"]
     for point in points:

@@ -159,8 +159,7 @@ def run(args: argparse.Namespace) -> int:
     result = report.new_result("step-time", model=args.model)
     plans = grid(engine, args.max_rows, args.max_length)
     works = [work_of(plan) for plan in plans]
-    requests = workloads.uniform_requests(args.num_prompts, engine.model_config.vocab_size, args.seed)
-    requests = with_arrivals(requests, float("inf"))
+    requests = with_arrivals(run_requests(args, engine.model_config.vocab_size), float("inf"))
     serve(engine, requests[:2])
     half = measure(engine, plans, (args.rounds + 1) // 2)
     runs = [serve(engine, requests)[1] for _ in range(min(3, args.rounds))]  # between two halves of the grid
@@ -178,6 +177,15 @@ def run(args: argparse.Namespace) -> int:
         "run_predicted": predict_run(model, engine, requests),
     }
     return report.finish(args, result, print_report, draw)
+
+
+def run_requests(args: argparse.Namespace, vocab_size: int) -> list[workloads.BenchRequest]:
+    """The uniform workload, 16 to 256 tokens in and out; shorter if the grid has been cut down."""
+    uniform = workloads.uniform_requests(args.num_prompts, vocab_size, args.seed)
+    scale = min(1.0, args.max_length / max(LENGTHS))
+    lengths = [(len(each.prompt_token_ids), each.output_len) for each in uniform]
+    lengths = [(max(1, int(scale * a)), max(1, int(scale * b))) for a, b in lengths]
+    return workloads.requests_of_lengths(lengths, vocab_size, args.seed)
 
 
 def summary(result: report.Result) -> dict[str, float]:
