@@ -21,11 +21,11 @@ INTRODUCTION = """\
 # Performance
 
 What minivllm does on a CPU, beside its peers, and where a step's time goes. All runs of a section were made
-in one process or one script, in turns, so that a machine that slows down slows every backend. Medians, with
-the smallest and largest value in brackets. The files are in `docs/data/`; this page is written from them by
-`python docs/make_performance.py`.
+in one process or one script, in turns, so that a machine that slows down slows every backend. Values are
+medians, with the smallest and largest value in brackets. The files are in `docs/data/`; this page is written
+from them by `python docs/make_performance.py`.
 
-**Read a ratio with its machine.** Which engine is faster depends on the processor, so every section begins
+**Read a ratio with its machine.** Which engine is faster depends on the processor, so every report begins
 with its name. A ratio is formed per round and quoted with the range of the rounds. It is not quoted where the
 machine was busy at the start (load average above 0.7) or where the rounds of one backend differ by more than
 15% of their median. The files of November 2026 were measured on a busy Intel Xeon, so most of them show rates
@@ -35,8 +35,7 @@ with two cores it is the other way round: 75 to 83 tokens per second against 134
 and 193 to 213 for OpenVINO GenAI (0.40 times), at commit 3a6d948; no file of these is in `docs/data/`.
 
 The *bound* is the time that the matrix products of the model alone would take at the same number of rows in
-each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and
-everything that is neither.
+each step, measured in the same process. What is missing to 100% is attention, sampling, scheduling and so on.
 """
 
 PRINTERS = {
@@ -51,7 +50,7 @@ PRINTERS = {
     "plan": plan.print_report,
 }
 
-# file in data/, title, what to look at; the command that made it stands in the file itself
+# file in data/, title, what to look at; the command that made the file stands in the file itself
 SECTIONS = [
     (
         "cpu_vllm.json",
@@ -190,11 +189,11 @@ GPU_SECTIONS = [
         "kernel_resources.json",
         "Known without a GPU",
         "The machine code of every kernel for six chips, beside their data sheets. *Programs* run side by "
-        "side on a multiprocessor; *under way* are the bytes of K and V they have asked for when all of them "
-        "wait, in brackets what must be under way at any time to keep the memory busy; *issue* is the share "
-        "of its instruction slots that a multiprocessor needs while the memory runs at full speed. The naive "
-        "lesson shows the other side: above 100% the memory has to wait. None of it is a speed: it counts "
-        "instructions, not the time in which they wait for each other.",
+        "side on a multiprocessor; *under way* are the bytes of K and V that they have asked for when all "
+        "programs wait, in brackets what must be under way at any time to keep the memory busy; *issue* is "
+        "the share of its instruction slots that a multiprocessor needs while the memory runs at full speed. "
+        "The naive lesson shows the other side: above 100% the memory has to wait. None of these numbers is "
+        "a speed: they count instructions, not the time in which instructions wait for each other.",
     ),
 ]
 END_TO_END_MARK = 5.0  # times `generate_batch`

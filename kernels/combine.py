@@ -2,7 +2,7 @@
 
 Split-KV cuts a sequence into parts and runs the online softmax of `paged_attention_naive.py` on each part in
 its own program. Part i ends with its own maximum m_i, sum l_i and unnormalised acc_i, each right relative to
-m_i. They are put on one scale by the same alpha that joins two blocks, only all at once::
+m_i. The factor alpha that joins two blocks puts the parts on one scale too, all of them at once::
 
     M = max_i m_i          w_i = exp(m_i - M)
 
@@ -12,10 +12,10 @@ m_i. They are put on one scale by the same alpha that joins two blocks, only all
     part 1   m=2  l=1  acc=2  --- w = 1    ---+--> O = (0.135 * 1 + 2 + 0.368 * 3)
     part 2   m=1  l=1  acc=3  --- w = e^-1 ---+        / (0.135 + 1 + 0.368) = 2.155
 
-(The same numbers as in the naive kernel's example, and the same answer: softmax does not care about order.)
+(These are the numbers of the naive kernel's example, and the same answer: softmax does not depend on order.)
 
-A part that got no tokens has m = -inf and l = 0, and its acc was never written: it is masked off, not
-multiplied by 0, because memory that nobody wrote may hold NaN and 0 * NaN is NaN.
+A part that got no tokens has m = -inf and l = 0, and its acc was not written: acc is masked off there, not
+multiplied by 0, because unwritten memory may hold NaN and 0 * NaN is NaN.
 
 The scores are in units of log 2 (see `paged_attention.py`), hence exp2.
 

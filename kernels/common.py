@@ -3,31 +3,31 @@
 Every kernel file says `from .common import tl, triton` instead of `import triton`. What that buys:
 
 1. **Interpreter or compiler.** Without a GPU Triton can still run a kernel, one program after the other, in
-   numpy: slow (about 100 microseconds a tensor operation) but the same source, on a laptop, in a debugger.
+   numpy: slow (about 100 microseconds per tensor operation) but the same source, on a laptop, in a debugger.
    The switch is the environment variable `TRITON_INTERPRET`, read at two moments: when `@triton.jit`
    decorates a kernel, and, for Triton's own library (`tl.sum`, `tl.cdiv`, ...), when `triton` is imported.
-2. **Somebody imported Triton first.** `import torch` does not, but `torch._dynamo` does, and so does
+2. **Triton may be imported already.** `import torch` does not do it, but `torch._dynamo` does, and so does
    `from transformers import LlamaForCausalLM`. Then the library was decorated for the compiler, and an
    interpreted kernel that calls `tl.sum` dies with "Cannot call @triton.jit'd outside of the scope of a
    kernel". `_interpret_library` decorates those few functions again.
 
-When which half is for the interpreter::
+Which half is made for the interpreter::
 
     import order               tl.sum is ...              @triton.jit makes ...        works?
     kernels first, no GPU      interpreted                interpreted kernels          yes
     transformers first         for the compiler           interpreted kernels          no: repaired here
     any order, with a GPU      for the compiler           compiled kernels             yes
 
-The checks run before anything is written. A kernel trusts its arguments completely (a wrong stride reads
-someone else's memory, on a GPU without any message), so this is the only place where an error can teach.
+The checks run before anything is written. A kernel trusts its arguments completely (a wrong stride reads the
+memory of another tensor, on a GPU without any message), so only these checks can give an error that teaches.
 
 An example::
 
     check_tensor("key", key, ("T", 3, 64))        key is (10, 3, 32)
     ValueError: key must have shape (T, 3, 64), got (10, 3, 32).
 
-A string names an axis of any size, a number an axis that another tensor has fixed already. They cost Python
-time at every launch, which a CUDA graph does not repeat when it is replayed.
+A string names an axis of any size, a number an axis that another tensor has fixed already. The checks cost
+Python time at every launch; a CUDA graph does not repeat them when it is replayed.
 
 vLLM V1: `vllm/triton_utils/importing.py`.
 """
@@ -53,7 +53,7 @@ import triton  # noqa: E402  (only now: see the docstring)
 import triton.language as tl  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-# As it was when the first kernel file was imported: a kernel is decorated once and for all.
+# The mode when the first kernel file was imported, which stays: a kernel is decorated once.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 # What the kernels load and compute with. 8-bit formats would need a scale for each tensor as well.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,9 +66,9 @@ MAX_HEAD_DIM = 256
 def _interpret_library() -> None:
     """Switch Triton's own jit functions to the interpreter where triton was imported without it.
 
-    They are in two modules, the public names and where they are defined, and both are in use: a kernel says
-    `tl.sum`, and `tl.sum` calls functions of `tl.standard`. `value.fn` is the plain Python function that the
-    decorator had been given, so nothing is lost by wrapping it anew.
+    They are in two modules, under public names and where they are defined, and both are in use: a kernel says
+    `tl.sum`, and `tl.sum` calls functions of `tl.standard`. `value.fn` is the plain Python function which the
+    decorator was given, so it can be wrapped anew.
     """
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -78,7 +78,7 @@ def _interpret_library() -> None:
                 setattr(module, name, InterpretedFunction(value.fn))
 
 
-# `tl.sum` stands for all: they are decorated in the same moment, when triton is imported.
+# `tl.sum` stands for all these functions: they are decorated together, when triton is imported.
 if INTERPRETED and isinstance(tl.sum, JITFunction):
     _interpret_library()
 
@@ -134,7 +134,7 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) 
     )
     if not fits:
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}.")
-    # An axis of size 1 has no neighbours: torch gives it any stride, and none is ever used.
+    # An axis of size 1 has no neighbours: torch gives it any stride, and the kernels do not use it.
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
             f"{name} {wanted} must be contiguous along its last axis, got strides {tensor.stride()}. "
@@ -153,7 +153,7 @@ def check_dtypes(allowed: tuple[torch.dtype, ...], **tensors: torch.Tensor) -> N
         if tensor.dtype not in allowed:
             names = ", ".join(str(dtype) for dtype in allowed)
             raise TypeError(f"{name} must have one of the dtypes {names}, got {tensor.dtype}.")
-    # Allowed each, but mixed. A kernel would not fail: it would round where nobody expects it.
+    # Each dtype is allowed, but they are mixed. A kernel would not fail: it would round unexpectedly.
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         got = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
         raise TypeError(f"{' and '.join(tensors)} must share one dtype, got {got}.")
@@ -162,7 +162,7 @@ def check_dtypes(allowed: tuple[torch.dtype, ...], **tensors: torch.Tensor) -> N
 def check_devices(**tensors: torch.Tensor) -> None:
     """Raise ValueError unless all `tensors` are on one device and a kernel can be launched there.
 
-    The launch goes by one device; a pointer from another would be read as an address of this one.
+    A launch is on one device, which would read another device's pointer as an address of its own.
     """
     if len({tensor.device for tensor in tensors.values()}) > 1:
         got = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
@@ -178,7 +178,7 @@ def check_range(name: str, tensor: torch.Tensor, low: int, high: int) -> None:
 
     Args:
         name: as the message should call it.
-        tensor: integers of any shape; none at all is right.
+        tensor: integers of any shape; an empty tensor passes.
         low: smallest value allowed.
         high: first value too large: -1 and B * S for slots, so that -1 marks a token to skip.
     """
@@ -253,7 +253,7 @@ def check_attention(
         raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM} to fit in one tile, got {head_dim}.")
     check_tensor("seq_lens", seq_lens, ("R",))
     check_tensor("block_tables", block_tables, (seq_lens.shape[0], "max_blocks"))
-    # A call each: int32 tables beside int64 lengths are as good, the kernels load them apart.
+    # One call each: int32 tables beside int64 lengths are fine, because the kernels load them separately.
     check_dtypes(INDEX_DTYPES, block_tables=block_tables)
     check_dtypes(INDEX_DTYPES, seq_lens=seq_lens)
     check_devices(

@@ -1,7 +1,7 @@
 """How a kernel is launched on which chip: tile sizes, warps, stages and splits, as plain if/else.
 
 Triton has an autotuner (`@triton.autotune`). It is not used here, for four reasons: it times candidates in
-the middle of serving, its lookup costs tens of microseconds a launch, a CUDA graph freezes whatever it chose,
+the middle of serving, its lookup costs tens of microseconds per launch, a CUDA graph freezes its choice,
 and it cannot run without a GPU. Functions that can be called, read and tested anywhere do the same job; the
 benchmark (`python -m minivllm bench kernels`) is where their numbers are to be checked.
 
@@ -9,16 +9,16 @@ Four words::
 
     BLOCK_N      keys handled at once, independent of the block size S of the KV cache
     BLOCK_M      query rows handled at once; tl.dot wants at least 16 of them to fill a tensor core
-    num_warps    groups of 32 threads a program runs on
+    num_warps    groups of 32 threads that a program runs on
     num_stages   how many loads Triton's pipeliner keeps under way. A paged load is two loads in a row (the
                  block number, then the key), so 3 stages buffer one tile of keys and 5 buffer two
 
 With one tile buffered a program loads and computes by turns, and another program on the same multiprocessor
-computes meanwhile; so small tiles and several programs a multiprocessor are as good as deep pipelines, and do
-not leave a second, half empty wave of programs at the end.
+computes meanwhile; so small tiles and several programs per multiprocessor are as good as deep pipelines, and
+do not leave a second, half empty wave of programs at the end.
 
-Two things bound them. Shared memory, where tiles wait between load and use: 64 KB a program on a T4 (7.5),
-99 KB on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). And registers: 255 a thread, and
+Two things bound tiles. Shared memory, where tiles wait between load and use: 64 KB per program on a T4 (7.5),
+99 KB on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). And registers: 255 per thread;
 what does not fit is written to memory in the middle of the loop ("spilled"). Both are known without a GPU:
 `python -m minivllm bench resources` compiles every kernel with these choices for all six chips and shows what
 they need, and `tests/kernels/test_kernel_aot.py` fails if one does not fit.
@@ -44,7 +44,7 @@ class Chip:
     """What the choices below depend on."""
 
     capability: int  # 10 * major + minor, for example 90 for an H100; 0 for the interpreter
-    num_sms: int  # streaming multiprocessors: programs that can run side by side, times a few
+    num_sms: int  # streaming multiprocessors; each runs a few programs side by side
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def row_bytes(head_dim: int, element_size: int) -> int:
 
 
 def decode_tiles(chip: Chip, head_dim: int, element_size: int) -> Tiles:
-    """Tiles of `paged_attention`: one query token a sequence, so memory speed decides."""
+    """Tiles of `paged_attention`: one query token per sequence, so memory speed decides."""
     if chip.capability == 0:
         # The interpreter pays for each operation, not for its size: few, large tiles.
         return Tiles(block_m=16, block_n=256, num_warps=4, num_stages=1)
@@ -111,17 +111,17 @@ def prefill_tiles(chip: Chip, head_dim: int, element_size: int, mean_query_len: 
         return Tiles(block_m=128 if many else 64, block_n=64, num_warps=8 if many else 4, num_stages=3)
     if chip.capability == 90:
         return Tiles(block_m=64, block_n=32, num_warps=4, num_stages=2)
-    # Hopper's tensor cores read a tile from shared memory, all others from registers. A thread has 255; with
+    # Hopper's tensor cores read a tile from shared memory, all others from registers. A thread has 255: with
     # 64 rows of 64 keys it needs a few more at head_dim 128. So half the keys, at 256 also twice the warps.
     few_warps = row <= 256
     return Tiles(block_m=64, block_n=32, num_warps=4 if few_warps else 8, num_stages=3 if few_warps else 2)
 
 
 def choose_num_splits(chip: Chip, num_programs: int, max_tokens: int) -> int:
-    """In how many parts each sequence is attended to in parallel (split-KV); a power of two.
+    """The number of parts in which each sequence is attended to in parallel (split-KV); a power of two.
 
     A decode batch of R sequences with Hkv KV heads is R * Hkv programs. One long sequence on an H100 is 8
-    programs for 132 multiprocessors: 94% of the chip would watch. So split until each multiprocessor has
+    programs for 132 multiprocessors: 94% of the chip would be idle. So split until each multiprocessor has
     up to four programs, but not into parts so short that merging them costs more than they save.
 
     Args:

@@ -1,7 +1,7 @@
 """The matrix product of a linear layer on a CPU: four ways, and the choice of the fastest one by measurement.
 
 A decode step has few rows, so a product y = x W^T is over as soon as its weight W (out, in) has been read.
-How fast that is depends on the order of W in memory, and which order is best depends on the processor::
+The speed of that read depends on the order of W in memory, and the best order depends on the processor::
 
     F.linear    row after row of W, as it was loaded                      everywhere
     mm          W^T, copied: row after row of (in, out)                   everywhere
@@ -21,13 +21,13 @@ All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Ca
     8      49         65    71    22           61         60    70    35            67         40    26
     32     76         87    98    46           120        121   120   72            121        69    43
     64     119        128   131   77                                                117        111   85
-           Zen 4                               Zen 3 (others were at work)          Cascade Lake
+           Zen 4                               Zen 3 (a busy machine)               Cascade Lake
 
-So what is best on one machine is worst on the next, and MKL as the default for all was 1.7 to 3.2 times too
-slow on Zen 4. `choose_linear_kernel` measures on the model's own weights, for about a second, and remembers.
+So the best way on one machine is the worst on the next: from 8 rows on MKL takes 1.7 to 3.2 times as long as
+oneDNN on Zen 4. `choose_linear_kernel` measures the model's own weights, for about a second, and remembers.
 
 The operators of MKL and oneDNN are the ones which torch.compile uses for frozen weights. They are private to
-PyTorch: a way which does not exist here, or does not agree with `F.linear`, is not offered.
+PyTorch: one which does not exist on this machine, or does not agree with `F.linear`, is not a candidate.
 
 vLLM V1: `model_executor/layers/utils.py` (`dispatch_cpu_unquantized_gemm`).
 """
@@ -47,17 +47,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = (1, 8, 32, 64, 128)
-"""Numbers of rows which are measured: one sequence up to 64 at once, and a piece of a prompt. From there
-on arithmetic is what takes the time: 128 rows tell what 1,024 would, in an eighth of the time."""
+"""Numbers of rows which are measured: one sequence up to 64 at once, and a piece of a prompt. From 128 rows
+on arithmetic takes the time, so 128 rows tell what 1,024 would, in an eighth of the time."""
 SAMPLE_BYTES = 32 << 20
-"""Weights which are measured: more than a core's caches hold, because a step finds no weight there either."""
+"""Bytes of weights to measure: more than a core's caches hold, as a step finds no weight in them either."""
 SMALLEST_BYTES = 4 << 20
-"""A model with fewer bytes of weights is as fast either way."""
+"""For a model with fewer bytes of weights the choice makes no difference."""
 PACKED_FOR_ROWS = 32
-"""Rows which MKL and oneDNN are told to expect. The result is right for any number. On Zen 3 oneDNN is as
-fast (within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
+"""Rows which MKL and oneDNN are told to expect. The result is right for other numbers too. On Zen 3 oneDNN is
+as fast (within 10%) when told 8, 64 or 1,024; a weight packed for 1 row is a third slower from 8 rows on."""
 ADVANTAGE = 0.95
-"""`F.linear` is taken if it is at most 5% behind: it needs no copy, which for a tied head is a second one."""
+"""`F.linear` is taken if it is at most 5% behind: it needs no copy of the weights."""
 TOLERANCE = {torch.float32: 1e-4}
 """Largest difference from `F.linear`, as a part of the largest result; 0.02 for other dtypes."""
 
@@ -109,7 +109,7 @@ class MklLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR_ROWS)
-        # The operator asks for the weight too, but reads its shape only: a single element, repeated.
+        # The operator wants the weight too, but reads only its shape: so it gets one element, repeated.
         self._shape, self._bias = weight.new_zeros(1).expand(weight.shape), bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -177,13 +177,13 @@ def fastest(
 ) -> tuple[type[LinearKernel], bool]:
     """Measure; the best is the one with the least sum, over `ROWS`, of its time divided by the shortest time.
 
-    The kinds take turns for `rounds` rounds. Each product is timed alone, and of its times the shortest
-    counts: another program on the machine only ever adds to a time, and one product is short enough to escape
-    it. The first of `kinds` has its sum multiplied by `ADVANTAGE`.
+    The kinds take turns for `rounds` rounds. Each product is timed alone, and the shortest of its times
+    counts: another program on the machine can only add to a time, and one product is short enough to escape.
+    The first of `kinds` has its sum multiplied by `ADVANTAGE`.
 
     Returns:
         The best, and whether there was time for all rounds: after `seconds` no further number of rows is
-        begun, and the best is the one of what was measured until then.
+        begun, and what was measured until then decides.
     """
     products = [[kind(weight, None) for weight in weights] for kind in kinds]
     times = torch.full((rounds, len(kinds), len(ROWS), len(weights)), torch.inf)
@@ -221,9 +221,9 @@ def choose_linear_kernel(
 ) -> type[LinearKernel]:
     """The fastest kind for a model's weights on this machine.
 
-    The choice is for all of the model: one name to print. It is remembered, not only to spare the second: the
-    kinds round differently, so with a choice that changes from start to start a text could change too. What
-    was measured on a machine too busy for all rounds is used, but not remembered.
+    One choice serves the whole model. It is remembered, not only to save a second: the kinds round
+    differently, so with a choice that changes from start to start a text could change too. A choice made on a
+    machine too busy for all rounds is used, but not remembered.
 
     Args:
         weights: all (out, in) on the CPU, in one dtype.

@@ -2,7 +2,7 @@
 
 The mathematics (S, m, l, acc, alpha) and the block table are those of `paged_attention_naive.py`; read that
 first. Decode is bound by memory: it reads the whole KV of a sequence to compute one token. So the aim is to
-read each byte once, in large pieces, from all multiprocessors at the same time. Three ideas:
+read each byte once, in large pieces, from all multiprocessors at the same time. Three ideas do it:
 
 **1. Grouped heads.** With grouped-query attention G query heads share one KV head. One program takes the
 whole group, so that K is read once instead of G times, and the scores become a matrix product::
@@ -16,8 +16,8 @@ whole group, so that K is read once instead of G times, and the scores become a 
 A tensor core works on at least 16 rows. For G = 3 thirteen of them are padding, and it still pays: published
 measurements put kernels without tensor cores near 50% of the memory bandwidth, with them above 80%.
 
-**2. Tiles decoupled from blocks.** A step handles BLOCK_N keys, whatever the block size S of the cache. Every
-key looks up its own block, so a tile may span several blocks or be part of one::
+**2. Tiles decoupled from blocks.** One turn of the loop handles BLOCK_N keys, at any block size S of the KV
+cache. Every key looks up its own block, so a tile may span several blocks or be part of one::
 
     S = 4, BLOCK_N = 8, block table [7, 2, 5]
     position n       0  1  2  3  4  5  6  7 | 8  9 ..
@@ -32,7 +32,7 @@ of a sequence are divided among NUM_SPLITS programs. Each writes its (m, l, acc)
     program  split 0           split 1            split 2             -> combine -> O
 
 Small print. exp(x) is computed as exp2(x * log2 e), which is one instruction, so m is in units of log 2. The
-block table is read under the same mask as the keys: padding entries, whatever they hold, are never followed.
+block table is read under the same mask as the keys: its padding may hold anything and is not followed.
 
 Paper: section 4.1. vLLM V1: `vllm/v1/attention/ops/triton_unified_attention.py` (its "3D" kernel).
 """
@@ -48,7 +48,7 @@ from .paged_attention_naive import paged_attention_naive, paged_attention_refere
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
 
-# More rows than that would need more registers for acc than they save in reads.
+# With more rows acc would cost more in registers than is saved in reads.
 MAX_HEADS_PER_PROGRAM = 32  # larger groups (Falcon: 71 query heads, 1 KV head) are cut into several
 
 
@@ -190,7 +190,7 @@ def paged_attention(
         seq_lens: (R,) int32, the query's own token included; a sequence of length 0 gives zeros.
         scale: usually D ** -0.5.
         num_splits: parts each sequence is cut into; None lets `choose_num_splits` decide. For a given number
-            the result of a sequence does not depend on what else is in the batch, to the last bit.
+            the result of a sequence is the same, to the last bit, in every batch.
         tiles: launch configuration; None lets `decode_tiles` decide.
 
     Returns:

@@ -1,9 +1,9 @@
 """Decode attention over a paged KV cache on a CPU: the loops of the lesson, compiled by Numba.
 
 PyTorch's attention wants the keys of a sequence side by side, so on a CPU the blocks have to be copied
-together first, which costs as much time as the attention itself. A kernel of one's own follows the block
-table and reads the blocks where they lie. On a GPU that is written in Triton (`paged_attention.py`); here are
-the same steps in plain Python, one program per (sequence, KV head), block size 4, block table [7, 2]::
+together first, which costs as much time as the attention itself. A kernel of our own follows the block table
+and reads the blocks where they lie. For a GPU it is written in Triton (`paged_attention.py`); here are the
+same steps in plain Python, one program per (sequence, KV head), block size 4, block table [7, 2]::
 
     block 7  k0 k1 k2 k3  ->  scores s0 .. s3   maximum, exp, sum  ->  acc  = e0 v0 + e1 v1 + e2 v2 + e3 v3
     block 2  k4 k5  .  .  ->  scores s4 s5      the old is rescaled, then  acc += e4 v4 + e5 v5
@@ -16,7 +16,7 @@ masked: they are not read.
 The time goes into arithmetic as well as into memory, so the loops are written for vector instructions: `exp`
 is a polynomial (`rows_cpu.py`), queries are multiplied by `scale` once, and values are added four keys at a
 time, because each addition to `acc` reads and writes all of it. With `NUMBA_DISABLE_JIT=1` in the environment
-Python itself runs these loops, and one can step through them with a debugger.
+Python itself runs these loops, and you can step through them with a debugger.
 
 Paper: section 4.1 and figure 5. vLLM V1: `csrc/cpu/cpu_attn.cpp` and `v1/attention/backends/cpu_attn.py`.
 """
@@ -110,14 +110,14 @@ def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
 
 
 def use_threads(num_threads: int) -> int:
-    """Run the kernel on so many threads from now on, or on as many as Numba has; returns how many."""
+    """Run the kernel on `num_threads` threads from now on, or on as many as Numba has; returns how many."""
     num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(num_threads)
     return num_threads
 
 
 def deal_out(seq_lens: np.ndarray, num_threads: int) -> np.ndarray:
-    """An order of the sequences that gives every thread about as much to read as the others.
+    """An order of the sequences in which all threads have about the same amount to read.
 
     `prange` hands each thread one run of consecutive programs. So the sequences are dealt out like cards, the
     longest first. Returns indices. Example: lengths [9, 1, 8, 2] and 2 threads give [0, 3, 2, 1]: one thread

@@ -1,6 +1,6 @@
 """Decode attention over a paged KV cache, lesson one: the simplest kernel that is correct.
 
-**What is computed.** For one query q (the token whose successor is wanted) and the n tokens of its sequence::
+**What is computed.** For one query q (that of the newest token) and the n tokens of its sequence::
 
     S_j = scale * q . K_j                      j = 0 .. n-1       the scores
     P_j = exp(S_j) / sum_j exp(S_j)                               their softmax
@@ -21,14 +21,14 @@ largest score so far m, the sum of exponentials l and the weighted sum of values
 
     m   = max S_j          l = sum exp(S_j - m)          acc = sum exp(S_j - m) * V_j
 
-When a block brings a larger maximum m', everything so far was measured against the wrong one. Both sums are
-off by the same factor alpha = exp(m - m'), so one multiplication repairs them::
+When a block brings a larger maximum m', everything so far was measured against the wrong maximum. Both sums
+are off by the same factor alpha = exp(m - m'), so one multiplication repairs them::
 
     l   <- l   * alpha + sum_block exp(S_j - m')
     acc <- acc * alpha + sum_block exp(S_j - m') * V_j
     m   <- m'
 
-At the end O = acc / l. Since no exponent is ever positive, nothing overflows, whatever the scores.
+At the end O = acc / l. Since no exponent is positive, no exponential overflows, however large the scores are.
 
 Example with values 1, 2, 3 and scores 0, 2, 1, blocks of one key::
 
@@ -38,8 +38,8 @@ Example with values 1, 2, 3 and scores 0, 2, 1, blocks of one key::
     O = 3.239 / 1.503 = 2.155, the softmax average of 1, 2, 3.
 
 **What is naive.** One program per query head, as in the paper's kernel: with grouped-query attention G heads
-read the same keys, each for itself; and products are summed on the ordinary cores, so the arithmetic, not the
-memory, is the limit (about half of the bandwidth at best). `paged_attention.py` is lesson two.
+read the same keys, each of them again; and products are summed on the ordinary cores, so the arithmetic, not
+the memory, is the limit (about half of the bandwidth at best). `paged_attention.py` is lesson two.
 
 Paper: section 4.1 and equation 4. vLLM v0.1: `csrc/attention/attention_kernels.cu`.
 Online softmax: Milakov and Gimelshein, arXiv 1805.02867.

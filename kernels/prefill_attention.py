@@ -1,8 +1,8 @@
 """Attention of many queries per sequence over the paged KV cache: prefill, chunked prefill, mixed batches.
 
 The scheduler knows no phases: a step may run all 37 tokens of one prompt, tokens 512..1023 of another and
-one new token of a third. Their queries are packed into one (T, Hq, D) tensor and `query_start_loc` says where
-each sequence's begin. Queries are the *last* tokens of their sequence; each sees itself and all before it::
+one new token of a third. All queries are packed into one (T, Hq, D) tensor, and `query_start_loc` says where
+the queries of each sequence begin. They are its *last* tokens; each sees itself and all tokens before it::
 
     query_start_loc = [0, 3, 4]     seq_lens = [5, 6]         keys ->
                                           j =   0  1  2  3  4  5
@@ -30,7 +30,7 @@ from
     first_tile[r] = query_start_loc[r] // BLOCK_Q + r
 
 up to the next sequence's first: at least cdiv(query_len, BLOCK_Q) of them, and T // BLOCK_Q + R in all. A
-program counts how many first tiles it has reached, and returns if it is past the queries of its sequence::
+program counts the first tiles up to its own, and returns if its tile is past the queries of its sequence::
 
     BLOCK_Q = 2, query_start_loc = [0, 3, 4]:  first_tile = [0, 2]     launched: 4 // 2 + 2 = 4
     program 0: sequence 0, tokens 0 1   program 1: sequence 0, token 2
@@ -103,7 +103,7 @@ def find_tile(query_start_loc_ptr, num_seqs, tile, LANES_R: tl.constexpr, BLOCK_
     r = tl.arange(0, LANES_R)
     starts = tl.load(query_start_loc_ptr + r, mask=r < num_seqs, other=0)
     reached = (r < num_seqs) & (starts // BLOCK_Q + r <= tile)
-    # As many as are reached, minus one, is the number of the last of them.
+    # Counting from 0, the last sequence that is reached is one less than the number of those reached.
     seq = tl.sum(reached.to(tl.int32), axis=0) - 1
     query_start = tl.load(query_start_loc_ptr + seq)
     query_len = tl.load(query_start_loc_ptr + seq + 1) - query_start
@@ -186,15 +186,15 @@ def _prefill_kernel(
     packed_token = (query_start + token).to(tl.int64)
     head = kv_head * G + head_in_group
     query = query_ptr + (packed_token * query_stride_token + head * query_stride_head)[:, None] + d[None, :]
-    # Once; it serves all key tiles. Example, D = 80: BLOCK_D = 128, and the 48 lanes of padding are 0 here
+    # Loaded once, for all key tiles. Example, D = 80: BLOCK_D = 128, and the 48 lanes of padding are 0 here
     # and in K, so that they add nothing to the scores.
     q = tl.load(query, mask=row_mask, other=0.0)  # (BLOCK_M, BLOCK_D)
     if DOT_F32:
         q = q.to(tl.float32)
 
-    # Keys up to the last query's own.
-    # The last query sees the most, so nothing beyond its position is loaded: nearly half of the scores of a
-    # fresh prompt are skipped. Example, context 32, first_token 16, BLOCK_Q 16: keys 0 .. 63.
+    # The end of the keys. The last query sees the most, so nothing beyond its position is loaded: nearly half
+    # of the scores of a fresh prompt are skipped. Example, context 32, first_token 16, BLOCK_Q 16: keys
+    # 0 .. 63.
     high = tl.minimum(context + first_token + BLOCK_Q, seq_len)
 
     # State of the online softmax, a row each: largest score, sum of exponentials, weighted sum of values.

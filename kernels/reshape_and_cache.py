@@ -1,7 +1,7 @@
 """Write the keys and values of this step's tokens into their slots of the KV cache.
 
 The model computes K and V for T tokens of many sequences, packed in one batch. `slot_mapping` says where in
-the cache each of them lives. A slot is a flat number: block * S + offset in the block::
+the cache each token's K and V belong. A slot is a flat number: block * S + offset in the block::
 
     block_size S = 4                          slot_mapping = [28, 29, 8, -1]
 
@@ -11,21 +11,21 @@ the cache each of them lives. A slot is a flat number: block * S + offset in the
     token 3 --> -1: padding, skipped            ...
                                                 block 7 [  tok 0 | tok 1 |  |   ]
 
-One program a token. It is a pure scatter: the address comes out of a tensor, nothing is computed. Two things
-have to be right all the same:
+One program per token. The kernel is a pure scatter: the address comes out of a tensor, nothing is computed.
+Two things have to be right all the same:
 
-* `Hkv * D` is no power of two for many models (SmolLM2: 3 * 64 = 192), but `tl.arange` needs one. The tile is
-  padded to 256 lanes and the last 64 are masked off. An unmasked store would overwrite the next slot.
+* `Hkv * D` is often not a power of two (SmolLM2: 3 * 64 = 192), but `tl.arange` needs one. The tile is padded
+  to 256 lanes and the last 64 are masked off. An unmasked store would overwrite the next slot.
 * `block * stride` needs 64 bits: a cache of 4.6 GB has more than 2^31 elements.
 
-Example, Hkv = 3, D = 64: lane 130 belongs to head 130 // 64 = 2 and is its number 130 % 64 = 2. In token 1
-above it travels, counted in elements and with everything contiguous::
+Example, Hkv = 3, D = 64: lane 130 belongs to head 130 // 64 = 2 and is its number 130 % 64 = 2. For token 1
+above the lane moves a number, counted in elements and with everything contiguous::
 
     from   key        1 * 192 + 2 * 64 + 2                       = 322
     to     key_cache  7 * (4 * 192) + 1 * 192 + 2 * 64 + 2       = 5698       block 7, offset 1, head 2, d 2
 
-Cost: 2 * Hkv * D numbers read and written for a token, and nothing else; beside the matrix products of a
-layer it is small, but it is a launch in every layer. It has to come before attention in the same
+Cost: 2 * Hkv * D numbers read and written per token, and nothing else; that is small beside the matrix
+products of a layer, but it is a launch in every layer. The write has to come before attention in the same
 layer: the attention kernels read the keys of this step's tokens out of the KV cache, too.
 
 Paper: section 5.1, "fused reshape and block write". vLLM V1: `csrc/cache_kernels.cu`,
@@ -98,7 +98,7 @@ def _reshape_and_cache_kernel(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
     # Padding: a batch recorded as a CUDA graph has a fixed number of rows, and some stand for no token.
-    # One scalar, so the whole program leaves; lanes of a tile cannot leave one by one, they are masked.
+    # `slot` is a scalar, so the whole program leaves; single lanes of a tile can only be masked.
     if slot < 0:
         return
     # The two coordinates of a slot, as in the picture. A token's row is in one piece, so this is done once.
@@ -113,7 +113,7 @@ def _reshape_and_cache_kernel(
     head = lane // D
     d = lane % D
 
-    # `other` is what masked lanes get. They are not stored, but undefined values are a poor thing to carry.
+    # `other` is what masked lanes get. They are not stored, but they should not be undefined either.
     key = tl.load(key_ptr + token * key_stride_token + head * key_stride_head + d, mask=mask, other=0.0)
     value = tl.load(
         value_ptr + token * value_stride_token + head * value_stride_head + d, mask=mask, other=0.0
@@ -140,7 +140,7 @@ def reshape_and_cache(
         key_cache: (B, S, Hkv, D); may be a view, such as one layer of a larger tensor.
         value_cache: (B, S, Hkv, D).
         slot_mapping: (T,) int64 (int32 also works); -1 skips the token. No slot may appear twice: the
-            programs run in no order, so which of two writes would win is open.
+            programs run in no fixed order, so either of two writes might win.
 
     Raises:
         TypeError: a dtype is not supported, or the four float tensors differ in theirs.
@@ -158,12 +158,12 @@ def reshape_and_cache(
     check_devices(
         key=key, value=value, key_cache=key_cache, value_cache=value_cache, slot_mapping=slot_mapping
     )
-    # A slot too large would be a write into somebody else's memory: on a CPU that ends the process.
+    # A slot too large would be a write into foreign memory: on a CPU that ends the process.
     check_range("slot_mapping", slot_mapping, -1, num_blocks * block_size)
     if num_tokens == 0:
         return
 
-    # A warp is 32 threads. 256 lanes on 4 warps are 2 numbers a thread; 4096 lanes (32 heads of 128, none
+    # A warp is 32 threads. 256 lanes on 4 warps are 2 numbers per thread; 4096 lanes (32 heads of 128, none
     # grouped) on 8 warps are 16, as many as 2048 lanes on 4.
     lanes = triton.next_power_of_2(num_kv_heads * head_dim)
     _reshape_and_cache_kernel[(num_tokens,)](

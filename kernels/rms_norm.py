@@ -11,7 +11,7 @@ kernel and read back by the next; fused, it is written once and normalised while
              read s             write y                  write s, y
              5 rows of traffic                           4 rows, and one launch instead of two
 
-One program a row. The row is one tile: H padded to a power of two (576 -> 1024), the padding masked to 0,
+One program per row. The row is one tile: H padded to a power of two (576 -> 1024), the padding masked to 0,
 which adds nothing to the sum of squares; the mean divides by H, not by the padded length.
 
 **Whose rounding?** Hugging Face's: s is rounded to the model's dtype (it is the next residual), squares are
@@ -19,8 +19,8 @@ summed in float32 (300^2 is beyond float16's 65504), the normalised row is round
 multiplied by the weight. Another order would be as good, but would differ in the last bit, and then greedy
 decoding sometimes differs in a token.
 
-vLLM V1: `csrc/layernorm_kernels.cu` (its fused kernel writes in place; this one returns new tensors, so that
-nobody's input changes under their feet, at the same traffic).
+vLLM V1: `csrc/layernorm_kernels.cu` (its fused kernel writes in place; this one returns new tensors, at the
+same traffic, so that no caller finds its input changed).
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Rotary position embedding (RoPE), in place on queries and keys.
 
-The position of a token is told to attention by rotating its query and key. The head's numbers are taken in
+Attention learns the position of a token from the rotation of its query and key. A head's numbers are taken in
 pairs; pair i of the token at position p is a point in the plane and is turned by the angle p * theta_i::
 
     x1' = x1 * cos(p theta_i) - x2 * sin(p theta_i)
@@ -24,18 +24,18 @@ Example, head_dim 4, half 2, position 1, theta = (1, 0.01): cos = (0.54, 1.00), 
     x2'          3 * 0.54 + 1 * 0.84 =  2.46        4 * 1.00 + 2 * 0.01 = 4.02
     head after   [ -1.98   1.96 | 2.46   4.02 ]              at position 0 nothing turns: cos = 1, sin = 0
 
-One program a token: it loads the token's cos and sin once and turns all its heads, queries and keys. The tile
-is (heads, half), both padded to powers of two. Arithmetic is in float32, rounded once at the end.
+One program per token: it loads the token's cos and sin once and turns all its heads, queries and keys. The
+tile is (heads, half), both padded to powers of two. Arithmetic is in float32, rounded once at the end.
 
-**A tile with two axes.** `tl.arange` makes a row of indices; `[:, None]` stands it up, as in numpy. The sum
-of a standing one and a lying one is a whole matrix of addresses, of which one `tl.load` fetches all::
+**A tile with two axes.** `tl.arange` makes a row of indices; `[:, None]` makes a column of it, as in numpy.
+The sum of a column and a row is a whole matrix of addresses, and one `tl.load` fetches them all::
 
     head = [0, 1]   i = [0, 1, 2]   D = 8        head[:, None] * 8 + i[None, :]  =  [ 0   1   2 ]
                                                                                     [ 8   9  10 ]
 
-**Why in place?** Nobody needs the unrotated heads again, and q and k are views of the fused qkv tensor: new
-tensors would only take memory. It is safe because each program loads both members of a pair before it stores
-either, and no two programs share a token.
+**Why in place?** The unrotated heads are not needed again, and q and k are views of the fused qkv tensor: new
+tensors would only take memory. In place is safe because each program loads both members of a pair before it
+stores either, and no two programs share a token.
 
 vLLM V1: `csrc/pos_encoding_kernels.cu`, with the same `cos_sin_cache`.
 """
@@ -86,12 +86,12 @@ def _rotate_heads(
 ):
     """Turn all heads of one token: load the two halves of every pair, store them rotated.
 
-    Called once for the query heads and once for the key heads, as their numbers differ (grouped-query
-    attention: SmolLM2 has 9 and 3) and with them the tile. The compiler inlines it.
+    Called once for the query heads and once for the key heads, because there are more query heads (SmolLM2:
+    9 and 3), so the tiles differ. The compiler inlines the call.
     """
     head = tl.arange(0, LANES_HEADS)
     i = tl.arange(0, LANES_HALF)
-    # A row of addresses for each head. Along the row they are neighbours: `check_tensor` has seen to it.
+    # One row of addresses per head. Within a row the addresses are neighbours, as `check_tensor` has checked.
     first = row_ptr + head[:, None] * stride_head + i[None, :]
     # 3 heads are padded to 4 rows, a half of 40 to 64 lanes. Without the mask row 3 would rotate
     # whatever lies behind the heads in memory: in a fused qkv tensor the keys or the values.
@@ -135,7 +135,7 @@ def _rotary_kernel(
     position = tl.load(positions_ptr + token).to(tl.int64)
     i = tl.arange(0, LANES_HALF)
     row = cos_sin_ptr + position * cos_sin_stride + i
-    # Read once, used by all heads: 9 + 3 of them in SmolLM2. That is why a program takes a whole token.
+    # Read once, used by all heads (9 + 3 in SmolLM2). That is why a program takes a whole token.
     cos = tl.load(row, mask=i < HALF, other=0.0).to(tl.float32)
     sin = tl.load(row + HALF, mask=i < HALF, other=0.0).to(tl.float32)
     query = query_ptr + token * query_stride_token

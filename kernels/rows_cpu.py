@@ -1,7 +1,7 @@
 """The work between two matrix products on a CPU: each piece one pass over its rows, compiled by Numba.
 
-PyTorch does it operator by operator, and each operator reads and writes all of its rows and costs some
-microseconds before it begins. With 32 rows of 576 numbers that is most of its time::
+PyTorch does this work operator by operator, and each operator reads and writes all of its rows and costs some
+microseconds before it begins. With 32 rows of 576 numbers, beginning is most of its time::
 
     h + u, then norm     add, norm of the row, square, divide, multiply, multiply  ->  rms_norm_cpu
     rotate Q and K       roll, multiply, multiply and add                          ->  rotary_embedding_cpu
@@ -12,9 +12,9 @@ microseconds before it begins. With 32 rows of 576 numbers that is most of its t
                                                 +-->  t_i / rms * w_i <+            the second one reads it
 
 The loops run on one thread: 32 rows take 10 to 40 microseconds, and waking a second thread and waiting for it
-would take as long. For many rows (`MOST_ROWS`) PyTorch's operators, on all threads, are the faster ones. On
-Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), microseconds, PyTorch / these
-loops::
+would take as long. For many rows (above `MOST_ROWS`) PyTorch's operators, on all threads, are faster. On
+Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), in microseconds, PyTorch first
+and these loops second::
 
     rows     add and norm     rotation      activation
     1        19 / 14          18 / 11       12 / 9
@@ -40,9 +40,9 @@ import numba
 import numpy as np
 
 MOST_ROWS = 64
-"""With more rows than these, PyTorch's operators on several threads are faster."""
+"""With more rows, PyTorch's operators on several threads are faster."""
 # What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
-# assume that nothing is infinite: the first maximum of an attention is.
+# assume that numbers are finite: the maximum from which attention starts is -inf.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -105,7 +105,7 @@ def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
 def silu_and_mul_cpu(gate_up, out):
     """out (T, I) = silu of the first half of each row of gate_up (T, 2 * I), times the second half.
 
-    silu(g) = g / (1 + e^-g) = g e^g / (1 + e^g): of the two, that one whose exponent is not positive.
+    silu(g) = g / (1 + e^-g) = g e^g / (1 + e^g): of the two forms, the one whose exponent is not positive.
     """
     inner = out.shape[1]
     for row in range(out.shape[0]):

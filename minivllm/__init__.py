@@ -10,11 +10,11 @@ wing then load in milliseconds, without torch::
 The names are vLLM's: with `vllm` replaced by `minivllm` in its import, and another model's name, vLLM's first
 example runs as it is.
 
-One setting has to be made before torch is loaded. Where an operator runs on several threads, each waits for
-the others at its end: by turning in a loop (libgomp: some hundred thousand turns), then asleep. With another
-program on the machine, say a browser, that loop takes the core from the very thread which is waited for: on
-two busy cores 120 products took 400 to 1,400 ms, and with a thousand turns 130 to 200. Waking a thread costs
-some microseconds more. A value of GOMP_SPINCOUNT which is in the environment already stays as it is.
+One setting has to be made before torch is loaded. Where an operator runs on several threads, a thread which
+is done waits for the rest: first in a loop (libgomp: some hundred thousand turns), then asleep. If another
+program, say a browser, is busy too, that loop takes the core from the very thread which is waited for: on two
+busy cores 120 products took 400 to 1,400 ms, and with a thousand turns 130 to 200. Waking a thread costs some
+microseconds more. A value of GOMP_SPINCOUNT which is in the environment already stays as it is.
 
 vLLM V1: `vllm/__init__.py`, which imports its names on first use as well.
 """
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Never run: this is how editors and type checkers learn what `__getattr__` will return.
+# Not executed: editors and type checkers learn from it what `__getattr__` will return.
 if TYPE_CHECKING:
     from minivllm.config import EngineConfig
     from minivllm.engine import LLMEngine
@@ -54,12 +54,12 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562).
 
-    Python calls this whenever the module lacks the name it is asked for. Only the first time costs anything:
-    after that `importlib` finds the module in `sys.modules`.
+    Python calls this for each name that the module itself lacks. Only the first call for a name has to load
+    anything: after that `importlib` finds the module in `sys.modules`.
     """
     if name not in _HOME:
         raise AttributeError(f"module 'minivllm' has no attribute {name!r}. It has: {', '.join(__all__)}.")
-    # Imported here like everything else: a study of one module should load that module.
+    # Imported here like everything else: importing one module of minivllm should load that module alone.
     import importlib
 
     return getattr(importlib.import_module(f"minivllm.{_HOME[name]}"), name)

@@ -18,7 +18,8 @@ right. The second sequence (x: may look)::
 
 A backend first writes the new K and V into their slots, then attends to what the block table names; so a
 token always sees itself, and a prompt cut into chunks gives what the whole prompt gives. The backends are in
-`attention_torch.py` (PyTorch operators) and `attention_kernels.py` (our own kernels, and the choice).
+`backends/`: `attention_torch.py` (PyTorch operators) and `attention_kernels.py` (our own kernels, and the
+choice).
 
 Paper: section 4.1 (PagedAttention) and figure 5. vLLM V1: `v1/attention/backend.py`.
 """
@@ -49,7 +50,7 @@ class AttentionMetadata:
     seq_lens: Tensor
     # (R + 1,) int32: sequence r owns query rows [query_start_loc[r], query_start_loc[r + 1]).
     query_start_loc: Tensor
-    # The same maxima as Python ints, so that the host need not ask the device for them.
+    # Two maxima as Python ints, so that the host need not ask the device for them.
     max_query_len: int
     max_seq_len: int
     # What a backend works out once per step, for all layers (see `AttentionBackend.prepare`).
@@ -90,7 +91,7 @@ def paged_attention_reference(
 
 
 class AttentionBackend(Protocol):
-    """One way to compute paged attention. A backend keeps no state from step to step but scratch memory."""
+    """One way to compute paged attention. From step to step a backend keeps scratch memory, and no state."""
 
     name: str
 

@@ -57,7 +57,7 @@ def advance(
     """Replace the live beams of `group` by the next generation, forking and freeing as needed.
 
     Args:
-        sampled: the live beams, all of one length, whose every token is computed, and for each its most
+        sampled: the live beams, which have one length and all their tokens computed, each with its most
             likely next tokens, at least `group.num_candidates` of them.
         new_seq_id: gives an unused sequence id at each call.
     """
@@ -86,7 +86,7 @@ def advance(
 
     survivors = [offer for offer in offers if offer.token_id not in group.stop_token_ids][: params.beam_width]
     if last or not _can_improve(group, params, finished, survivors):
-        # The end of the group: the hypotheses stay, best first, and no beam holds a block any more.
+        # The group is finished: the hypotheses stay, best first, and no beam holds a block any more.
         for beam in beams:
             kv.free(beam)
         for index, seq in enumerate(finished):
@@ -114,8 +114,8 @@ def _can_improve(
     """Whether a live beam may still end up among the best `beam_width` hypotheses (Hugging Face's rule)."""
     if len(finished) < params.beam_width:
         return True
-    # `finished` is sorted, so its last is the one to beat. Log-probabilities only fall, so the best live
-    # beam, if it ended now, is an upper bound for whatever grows from it (but for the length penalty).
+    # `finished` is sorted, so its last is the one to beat. Log-probabilities only fall, so the score of the
+    # best live beam is an upper bound for all that grows from it (but for the length penalty).
     if params.early_stopping is True:
         return False
     length = survivors[0].parent.num_output_tokens + 1

@@ -93,8 +93,8 @@ class BlockPool:
     def free(self, blocks: Iterable[KVCacheBlock]) -> None:
         """Take one holder from each block; at zero it joins the end of the queue, in the order given.
 
-        Give the blocks of a sequence last block first: then the tail, which fewest other prompts can share,
-        is also the first to be overwritten.
+        Give the blocks of a sequence last block first: then the tail, which the fewest other prompts can
+        share, is also the first to be overwritten.
 
         Raises:
             ValueError: a block has no holder. Blocks before it in the list have been freed.
@@ -109,8 +109,8 @@ class BlockPool:
     def cache(self, block: KVCacheBlock, block_hash: bytes) -> None:
         """Make a full block findable under `block_hash`.
 
-        Two sequences may compute the same content at the same time. The first one registered stays the one
-        that is found; the other remains an ordinary block of its owner.
+        Two sequences may compute the same content at the same time. The block that is registered first stays
+        the one that is found; the other remains an ordinary block of its owner.
         """
         if block.block_hash is None and block_hash not in self._cached:
             block.block_hash = block_hash

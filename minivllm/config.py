@@ -1,8 +1,8 @@
 """Settings: what the engine was told (`EngineConfig`) and what the model is (`ModelConfig`).
 
-Both are frozen. For a different setting make a new config with `dataclasses.replace`: one that a part of the
-engine has already read does not change. An unknown key is an error and is not ignored: a typo in a setting
-that silently does nothing costs more time than any bug.
+Both are frozen. For a different setting make a new config with `dataclasses.replace`: a config that a part of
+the engine has already read does not change. An unknown key is an error and is not ignored: a typo that
+silently does nothing costs more time than most bugs.
 
 Worked example, SmolLM2-135M in float32::
 
@@ -25,8 +25,8 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
-# What a setting may say. Here and not where each is used, so that a typo is found before a model is loaded,
-# and so that the command line can offer the same words without importing torch.
+# The words that a setting may be. Here and not where each is used, so that a typo is found before a model is
+# loaded, and so that the command line can offer the same words without importing torch.
 ROPE_TYPES = ("default", "linear", "llama3")
 CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
@@ -52,9 +52,9 @@ def require_int(name: str, value: object, minimum: int) -> None:
 
 
 def require_number(name: str, value: object) -> float:
-    """Return `value` if it is a real number (True is not, NaN is); TypeError otherwise.
+    """Return `value` if it is an int or a float (bool does not count, NaN does); TypeError otherwise.
 
-    It is returned so that the range can be tested in the same line: `0 < require_number(name, x) <= 1`, a
+    The value is returned so that its range can be tested in the same line: `0 < require_number(...) <= 1`, a
     comparison that NaN fails.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -78,14 +78,14 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
     """Check the type and the range of each field of a config by what the field is annotated as.
 
     ============  ======================================================================
-    `int`         an int and no bool, from `AT_LEAST` (1) on
-    `float`       a real number above 0, up to `AT_MOST` (1e30); NaN and infinity are not
-    `bool`        True or False, no other true or false value
+    `int`         an int but not a bool, from `AT_LEAST` (1) on
+    `float`       a number above 0, up to `AT_MOST` (1e30); neither NaN nor infinity
+    `bool`        True or False; not 1, not "False"
     `str`         one of `CHOICES` where the field has an entry, else not empty
     `... | None`  None as well
     ============  ======================================================================
 
-    Other annotations are left to the class. So a new field is checked without a line of its own.
+    Fields with other annotations are left to the class. A new field of these types needs no line of its own.
     """
     for field in fields(config):
         name, value, kind = field.name, getattr(config, field.name), str(field.type)
@@ -143,8 +143,8 @@ class ModelConfig:
     `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
 
-    The sizes have no defaults: a guessed one would build a model that no weights fit, or worse, one that
-    they do (half the heads, each twice as wide). `weights.hf_config.load_model_config` reads them from the
+    The sizes have no defaults: with a guessed size the weights would not fit, or worse, would fit a wrong
+    model (half the heads, each twice as wide). `weights.hf_config.load_model_config` reads the sizes from the
     model's `config.json`. `architecture` is an entry of `weights.registry.MODELS`.
 
     Raises:
@@ -165,7 +165,7 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    # Where generation ends. What a prompt begins with is up to the tokenizer.
+    # The tokens that end a generation. The token that begins a prompt is the tokenizer's business.
     eos_token_ids: tuple[int, ...] = ()
     architecture: str = "LlamaForCausalLM"
 
@@ -217,7 +217,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
-    # The rest is for what torch allocates outside the measured step, and for other programs.
+    # The rest of the GPU is for what torch allocates outside the measured step, and for other programs.
     gpu_memory_utilization: float = 0.9
     # CPU memory for the blocks of preempted groups. Recompute, the default, needs none.
     swap_space_bytes: int = 0
@@ -247,7 +247,7 @@ class EngineConfig:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to "
-                f"max_num_seqs ({self.max_num_seqs}): every running sequence needs one token a step."
+                f"max_num_seqs ({self.max_num_seqs}): every running sequence needs one token per step."
             )
         if self.batch_invariant and self.attention_backend not in ("auto", "torch"):
             raise ValueError(
@@ -261,9 +261,9 @@ class EngineConfig:
 
     @classmethod
     def from_kwargs(cls, options: dict[str, Any]) -> EngineConfig:
-        """Build a config from keyword arguments (a path for a name is taken, too).
+        """Build a config from keyword arguments; a `Path` may stand where the config holds a string.
 
-        An unknown one is a TypeError that names it, and the right ones, which Python's own message would not.
+        An unknown argument is a TypeError that names it and lists the known ones, which Python's does not.
         """
         known = cls.__dataclass_fields__
         unknown = sorted(set(options) - set(known))

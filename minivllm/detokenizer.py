@@ -13,21 +13,21 @@ Two kinds of tokenizers write bytes, each in its own way. Both have the emoji's 
     byte-level (GPT-2, Llama 3, SmolLM2)    "ð"         one letter for each of the 256 values, see `_LETTERS`
     byte fallback (Llama 2)                 "<0xF0>"    and whole characters for everything common
 
-All pieces together are what `tokenizer.decode` makes of the whole output, but for this:
+All pieces together are what `tokenizer.decode` makes of the whole output, with these exceptions:
 
-- The leading space stays. Some decoders, Llama 2's for one, strip it from whatever text they are given.
+- The leading space stays. Some decoders, such as Llama 2's, strip it from each text they are given.
 - Where bytes are no character, a cut character (1 to 3 bytes) or a stray byte becomes one U+FFFD, shown as a
-  question mark. Llama 2's decoder makes a U+FFFD of every byte in such a run of byte tokens, whole characters
-  before and after included; here they have been given out by then.
-- `clean_up_tokenization_spaces`, which takes away the space before a full stop, is not applied; nor is it in
-  vLLM, nor by Hugging Face to a BPE tokenizer.
+  question mark. Llama 2's decoder makes a U+FFFD of every byte in such a run of byte tokens, and so of whole
+  characters before and after the cut one; here these have been given out by then.
+- `clean_up_tokenization_spaces`, which takes away the space before a full stop, is not applied. vLLM does not
+  apply it either, nor does Hugging Face to a BPE tokenizer.
 
-`StopChecker` looks for stop strings in what has just been given out, and in so much of the text before it as
-a stop string could begin in.
+`StopChecker` looks for stop strings in the piece just given out, and in that part of the text before it in
+which a stop string could begin.
 
-vLLM V1: `vllm/v1/engine/detokenizer.py`, with `tokenizers.decoders.DecodeStream`. That decodes a window of
-the last tokens again for each new one; it gives out the prompt if that ends in a cut character, and takes
-quadratic time on bytes that never become one.
+vLLM V1: `vllm/v1/engine/detokenizer.py`, with `tokenizers.decoders.DecodeStream`. That class decodes a window
+of the last tokens again for each new token; it gives out the prompt if the prompt ends in a cut character,
+and takes quadratic time on bytes that do not become a character.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 _CUT = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
-# The letter that byte-level vocabularies write for each byte. What can be printed stands for itself, the
-# other 68 take the letters from U+0100 on: a space (32) is "Ġ". GPT-2 does so to have a vocabulary of text.
+# The letter that byte-level vocabularies write for each byte. Printable bytes stand for themselves, the other
+# 68 take the letters from U+0100 on: a space (32) is "Ġ". So GPT-2's vocabulary is a file of text.
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
 _LETTERS = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
@@ -56,8 +56,8 @@ class IncrementalDetokenizer:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        prompt_token_ids: what the completion continues. A completion that continues no text (special tokens
-            do not count if they are skipped) begins one, and loses the space that `tokenizer.decode` strips.
+        prompt_token_ids: what the completion continues. If that holds no text (skipped special tokens do not
+            count), the completion begins a text, and loses the space that `tokenizer.decode` strips.
         skip_special_tokens: leave tokens like `<|im_end|>` out of the text.
     """
 
@@ -90,8 +90,8 @@ class IncrementalDetokenizer:
     def _token_bytes(self, token_id: int) -> bytes:
         """What one token adds to the text, in UTF-8.
 
-        Decoders treat the first token of a text differently, so that in any other place the token's text is
-        what it adds to itself. With "▁cat" of Llama 2: "cat cat" without "cat" is " cat".
+        Decoders treat the first token of a text differently. In any other place the token's text is what it
+        adds after a copy of itself. With "▁cat" of Llama 2: "cat cat" without "cat" is " cat".
         """
         alone = self._decode([token_id])
         text = alone if self._at_start else self._decode([token_id, token_id])[len(alone) :]
@@ -107,9 +107,9 @@ class IncrementalDetokenizer:
 
 
 def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[int]], str]:
-    """What `tokenizer.decode` does, without asking at every token what kind of list it was given.
+    """What `tokenizer.decode` does, without looking at every token at what kind of list it was given.
 
-    That takes longer than decoding. A tokenizer written in Python is called as it is.
+    Such a look takes longer than decoding. A tokenizer written in Python is called as it is.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return tokenizer.decode if backend is None else partial(backend.decode, skip_special_tokens=False)
@@ -117,7 +117,7 @@ def _decoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[int]], st
 
 @dataclass(frozen=True)
 class StopChecker:
-    """Finds the first stop string in a growing text, looking at every character a bounded number of times."""
+    """Finds the first stop string in a growing text; each call looks at the end of the text only."""
 
     stop_strings: tuple[str, ...]
     include_in_output: bool

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from minivllm.attention import AttentionBackend
-from minivllm.attention_kernels import make_attention_backend
-from minivllm.attention_torch import TorchAttention
+from minivllm.backends.attention_kernels import make_attention_backend
+from minivllm.backends.attention_torch import TorchAttention
+from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.config import EngineConfig
-from minivllm.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.inputs import InputProcessor, Request
 from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 
 
 class StepObserver(Protocol):
-    """What is told about every step: `viz/trace.py` records them."""
+    """An object that is told about every step, such as the `Trace` of `viz/trace.py`, which records them."""
 
     def record(self, plan: SchedulerOutput, updated: Updated, scheduler: Scheduler, now: float) -> None:
-        """Take in one step, after it is over; nothing may be changed."""
+        """Take in one step after its end; `record` must change nothing."""
 
 
 class LLMEngine:
@@ -74,11 +74,11 @@ class LLMEngine:
 
     Args:
         config: see `EngineConfig`.
-        scheduler_cls: a `Scheduler` or another class with its methods. The four parts can be swapped: the
-            baselines and the exercises do it.
+        scheduler_cls: `Scheduler` or another class with its methods. This part and the next three can be
+            swapped, as the baselines and the exercises do.
         kv_cache_manager_cls: likewise for `KVCacheManager`.
         sampler: likewise for `Sampler()`.
-        attention_backend: an object in place of the one `config.attention_backend` names.
+        attention_backend: an object to use instead of the backend that `config.attention_backend` names.
         trace: told about every step (see `viz/trace.py`); None: nothing is recorded.
 
     Raises:
@@ -97,7 +97,7 @@ class LLMEngine:
         attention_backend: AttentionBackend | None = None,
         trace: StepObserver | None = None,
     ) -> None:
-        # What is quick to check comes first, before gigabytes of weights are read.
+        # Quick checks come first, before gigabytes of weights are read.
         _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
         _require_methods("trace", trace, ("record",))
         folder = resolve_model(config.model)
@@ -186,8 +186,8 @@ class LLMEngine:
     def add_group(self, group: SequenceGroup) -> None:
         """Queue a request that `make_group` has checked.
 
-        It is checked once more, because two groups made with one request_id are both right until one of them
-        is queued. The seed comes last: a refused request must not use one up.
+        The group is checked once more, because two groups made with one request_id are both right until one
+        of them is queued. The seed comes last: a refused request must not use one up.
         """
         self.scheduler.check(group)
         with self._all_or_nothing():
@@ -198,7 +198,7 @@ class LLMEngine:
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; all its blocks are free afterwards.
 
-        Call it between steps: the blocks it frees may be given to others by the next one.
+        Call it between steps: the next step may give the freed blocks to other requests.
 
         Returns:
             What there is of its output, with finish_reason "abort"; None if there is no such request.
@@ -218,8 +218,8 @@ class LLMEngine:
     def step(self) -> list[RequestOutput]:
         """Run one step for all requests that fit, and return what the requests asked to see.
 
-        If anything interrupts it (an error, Ctrl-C), every request is dropped and every block is free: the
-        KV cache may be half written then, so nothing in it can be trusted. The engine stays usable.
+        If anything interrupts a step (an error, Ctrl-C), every request is dropped and every block is free:
+        the KV cache may be half written then, so nothing in it can be trusted. The engine stays usable.
         """
         with self._all_or_nothing():
             plan = self.scheduler.schedule()
@@ -234,14 +234,14 @@ class LLMEngine:
         return results
 
     def _make_outputs(self, updated: Updated) -> list[RequestOutput]:
-        """Tokens to text, text to stop strings, and what the requests asked to see of both."""
+        """From tokens to text, from text to stop strings, and on to what the requests asked to see."""
         now = time.perf_counter()
         self.scheduler.finish_stopped(self.output_processor.read(updated, now))
         return self.output_processor.make_outputs(updated, now)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """An update in several places. If it is cut short, every request is dropped."""
+        """Around an update in several places: if the update is cut short, every request is dropped."""
         self.recover()
         self._is_whole = False
         try:
@@ -253,7 +253,7 @@ class LLMEngine:
     def recover(self) -> None:
         """Drop all requests if an update was cut short; does nothing else.
 
-        An interrupt may cut `recover` short as well: then the next call begins anew.
+        An interrupt may cut `recover` short as well: the next call then starts over.
         """
         if not self._is_whole:
             self.reset()
@@ -267,12 +267,12 @@ class LLMEngine:
     def reset_prefix_cache(self) -> None:
         """Forget the content of all blocks, so that the next prompts are computed from scratch.
 
-        Allowed while requests run: they keep their blocks, which merely can no longer be found by others.
+        Allowed while requests run: they keep their blocks, which later prompts just cannot find any more.
         """
         self.scheduler.kv.pool.reset_cache()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of this moment (`metrics/stats.py`), by a pass over the running sequences."""
+        """Counters and gauges of this moment (`metrics/stats.py`), in one pass over the running sequences."""
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:

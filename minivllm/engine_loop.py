@@ -1,21 +1,21 @@
 """The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out outputs.
 
 Several callers may wait for outputs at once: two open streams, `generate` inside a `for` over a stream,
-requests of several threads. The callers share one engine, so a step of one is a step for all. Each request
-has a mailbox; the caller that runs a step puts every output into the mailbox of its request, and each caller
-reads its own::
+requests of several threads. The callers share one engine, so a step of one is a step for all. Each caller has
+a mailbox; the caller that runs a step puts each output into the mailbox of the caller which asked for it, and
+each caller reads its own mail::
 
     thread 1   outputs_of([a])   turn: step -> mail a, b   reads a   turn: step -> mail a, b   reads a
     thread 2   outputs_of([b])        waits in line        reads b        waits in line        reads b
 
-One caller at a time has the turn, and only the caller that has it may touch the engine. The line is first
-come, first served: without it the thread that has just made a step would be quicker than the next in line,
-time and again.
+One caller at a time has the turn, and only that caller may touch the engine. The line is first come, first
+served: without a line, the thread that has just made a step would be quicker than the waiting ones, time and
+again.
 
 No request stays behind, however a caller leaves: with all its outputs, by closing its generator, with an
 error, or by Ctrl-C at any line. The clean-up is registered before the first request is queued, and registered
-twice: an interrupt may cut the first clean-up short, and then the second finishes its work. What has been cut
-in the middle of an update cannot be trusted; `LLMEngine.recover` drops it.
+twice: an interrupt may cut the first clean-up short, and then the second finishes its work. An interrupted
+update leaves a state that cannot be trusted; `LLMEngine.recover` drops that state.
 
 vLLM V1: `vllm/v1/engine/core.py` (`run_busy_loop`) and `llm_engine.py`.
 """
@@ -65,7 +65,7 @@ class EngineLoop:
         the token is made.
 
         Raises:
-            RuntimeError: a step that another caller ran has failed, and with it these requests were dropped.
+            RuntimeError: a step that another caller ran has failed, and these requests were dropped with it.
         """
         mail: deque[RequestOutput] = deque()
         unfinished = dict.fromkeys(group.request_id for group in groups)  # in order
@@ -89,14 +89,14 @@ class EngineLoop:
                     yield output
 
     def deliver(self, outputs: list[RequestOutput]) -> None:
-        """Put each output into the mailbox of its request; those of requests without one are dropped."""
+        """Put each output into the mailbox of its request; an output without a mailbox is dropped."""
         for output in outputs:
             if output.request_id in self._mailboxes:
                 self._mailboxes[output.request_id](output)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait in line; what is inside has the engine for itself."""
+        """Wait in line; the body of the `with` then has the engine to itself."""
         me = threading.get_ident()
         with ExitStack() as outer, ExitStack() as inner:
             for stack in (outer, inner):
@@ -116,8 +116,8 @@ class EngineLoop:
     def _leave(self, request_ids: Iterable[str]) -> None:
         """Abort what a caller leaves unfinished, now or as soon as possible.
 
-        A generator that nothing refers to is closed wherever its thread happens to be, even in the middle of
-        a step that the same thread runs for another caller: then its requests wait for the next turn.
+        Python closes a forgotten generator wherever its thread happens to be, even in the middle of a step
+        that the same thread runs for another caller: the generator's requests then wait for the next turn.
         """
         self._left.extend(name for name in request_ids if name in self._mailboxes)
         if self._left and threading.get_ident() not in self._line:
@@ -133,7 +133,7 @@ class EngineLoop:
             self._left.popleft()
 
     def _check_present(self, request_ids: dict[str, None]) -> None:
-        """Without this check a caller whose request is gone would step an idle engine for ever."""
+        """Raise if a request is gone: its caller would otherwise step an idle engine for ever."""
         lost = request_ids.keys() - self.engine.scheduler.groups.keys()
         if lost:
             raise RuntimeError(

@@ -1,8 +1,8 @@
 """From what a user typed to a `SequenceGroup`: the gate of the engine.
 
-Everything that can be wrong with a request is found here, before any state has changed: a prompt that is
-empty or too long, a token id that does not exist, parameters that need what is not there. What passes is
-complete: the scheduler decides everything else from the group alone.
+What can be wrong with a request is found here, before any state has changed: a prompt that is empty or too
+long, a token id that does not exist, parameters that need a tokenizer where there is none. A request that
+passes is complete: the scheduler decides everything else from its group alone.
 
 A prompt is a `str`, `[int, ...]`, `{"prompt": str}` or `{"prompt_token_ids": [int, ...]}`; `render_chat`
 in `prompts.py` makes one of a conversation. The way of one request::
@@ -13,8 +13,8 @@ in `prompts.py` makes one of a conversation. The way of one request::
     SequenceGroup(seqs=[Sequence([504, 6376])],                       what the scheduler works with
                   max_num_tokens=7, eos_token_ids={2}, stop_token_ids={2, 7})
 
-An error that is found later, inside a step, would cost all the other requests of the batch their progress:
-the KV cache is half written then (see `LLMEngine.step`). That is why even unlikely values are looked at here.
+An error inside a step would cost all the other requests of the batch their progress, because the KV cache is
+half written then (see `LLMEngine.step`). That is why even unlikely values are checked here.
 
 vLLM V1: `vllm/v1/engine/input_processor.py` (`processor.py` before), `vllm/inputs/`.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a front end asks for: a prompt, how to continue it, and what only the scheduler looks at.
+    """What a front end asks for: a prompt, how to continue it, and how urgent that is.
 
     `arrival_time` is in seconds of `time.perf_counter()`, None: now. With scheduling_policy="priority", a
     smaller `priority` goes first.
@@ -55,8 +55,8 @@ class InputProcessor:
     """Checks requests and turns them into sequence groups.
 
     Args:
-        config: for the policy, the most log-probabilities a request may ask for, and the seed that requests
-            without one of their own get theirs from.
+        config: for the policy, the most log-probabilities a request may ask for, and the seed from which
+            requests without a seed get theirs.
         model_config: for the vocabulary size and the end-of-sequence tokens.
         tokenizer: None if the engine runs on token ids alone.
         max_model_len: the most tokens, prompt and output, that a sequence may have.
@@ -80,8 +80,8 @@ class InputProcessor:
         defaults; max_tokens=100 and max_tokens=None give 32. A prompt of 32 is refused.
 
         Args:
-            request_id: the name outputs will carry. Whether it is free only the scheduler knows.
-            request: its parameters are valid in themselves already.
+            request_id: the name that outputs will carry. Only the scheduler knows whether it is free.
+            request: `SamplingParams` and `BeamSearchParams` have checked what they can check alone.
             seq_id: an unused id for the group's first sequence.
 
         Raises:
@@ -103,7 +103,7 @@ class InputProcessor:
                 f"params must be SamplingParams or BeamSearchParams, got {type(params).__name__}."
             )
         # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
-        # sampled, and to forbid it (min_tokens) would be an index error in the middle of a step.
+        # sampled, and forbidding it (min_tokens) would be an index error in the middle of a step.
         vocab_size = self.model_config.vocab_size
         # A config may name several: Llama 3's chat models end at "end of text" and at "end of turn". And a
         # fine-tune may name its end of turn in the tokenizer alone (`<|im_end|>`); vLLM stops there too.
@@ -125,7 +125,7 @@ class InputProcessor:
         )
 
     def _check_priority(self, priority: int) -> None:
-        """A priority that nothing would look at is refused, as in vLLM."""
+        """Refuse a priority that the scheduling policy would not look at, as vLLM does."""
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority must be an int, but is of type {type(priority).__name__}.")
         if priority != 0 and self.config.scheduling_policy != "priority":
@@ -137,8 +137,8 @@ class InputProcessor:
     def give_seed(self, group: SequenceGroup) -> None:
         """Set the seed of a request: its own, or the next of the engine's.
 
-        This comes last, when the request can no longer be refused: otherwise a refused one would use up a
-        seed, and the requests after it would get other tokens than without it.
+        This comes last, when the request can no longer be refused. Otherwise a refused request would use up a
+        seed, and the requests after it would draw other tokens than without it.
         """
         explicit = group.params.explicit_seed
         group.seqs[0].seed = self._seeds.getrandbits(32) if explicit is None else explicit
@@ -150,8 +150,8 @@ class InputProcessor:
         tokenizing a rendered template again would add the special tokens twice.
 
         Raises:
-            TypeError: no prompt at all, or ids that are no ints.
-            ValueError: a dict with other keys, text that is no Unicode, or text for an engine without a
+            TypeError: not a prompt, or ids that are not ints.
+            ValueError: a dict with other keys, text that is not Unicode, or text for an engine without a
                 tokenizer.
         """
         if isinstance(prompt, str):
@@ -217,8 +217,8 @@ class InputProcessor:
                     f"token_id(s) {outside} in {name} contain out-of-vocab token ids. "
                     f"Vocabulary size: {vocab_size}"
                 )
-        # A limit of its own, because each asked-for entry costs a Python object for each token. "All of them"
-        # counts as the size of the vocabulary: for SmolLM2 -1 means 49,152 objects per token.
+        # There is a limit because each entry asked for costs one Python object per token. "All" (-1) counts
+        # as the size of the vocabulary: for SmolLM2 that is 49,152 objects per token.
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0
@@ -236,8 +236,8 @@ def bad_word_forms(
 ) -> tuple[tuple[int, ...], ...]:
     """The tokens of each word at the start of a text, after a space and at the start of a line, each once.
 
-    "cat" is another token at the start of a line than in the middle of a sentence, and some words are cut
-    differently in the two places. SmolLM2's tokens::
+    "cat" at the start of a line and "cat" in the middle of a sentence are different tokens, and some words
+    are cut differently in the two places. SmolLM2's tokens::
 
         "cat"         [9786]           " cat"         [2644]
         "Einstein"    [53, 11873]      " Einstein"    [34042]         vLLM forbids the first form only
@@ -247,8 +247,8 @@ def bad_word_forms(
     The word can still appear in a spelling that `encode` does not give ("Ein" + "stein"). And a form may end
     a longer word: where each digit is a token, "7" forbids "17", too.
 
-    vLLM takes the form after a space only if it has as many tokens as the first and begins with another one
-    (vLLM's issue 23886), and no form at the start of a line.
+    vLLM takes the form after a space only if that has as many tokens as the first form and begins with
+    another token (vLLM's issue 23886), and it takes no form at the start of a line.
 
     Raises:
         ValueError: a word without tokens, or with one of `vocab_size` or more.

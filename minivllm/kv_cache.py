@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import ModelConfig, require_int
-from minivllm.scheduler_output import BlockPairs
+from minivllm.scheduler_output import BlockPair
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -80,7 +80,7 @@ class KVCache:
     def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
         """Put K and V of this step's tokens into their slots.
 
-        This runs once per layer and step, so it is one indexed write per tensor and looks at no number.
+        This runs once per layer and step, so it is one indexed write per tensor and checks no number.
         Every slot has to be real. The padding slot -1 exists only in captured CUDA graphs, which write
         with the Triton kernel `reshape_and_cache` (it skips -1); a caller with padding drops those rows
         first, once per step and not once per layer. On a CPU a -1 raises IndexError, because `index_copy_`
@@ -96,24 +96,24 @@ class KVCache:
         self._key_slots[layer].index_copy_(0, slot_mapping, key)
         self._value_slots[layer].index_copy_(0, slot_mapping, value)
 
-    def copy_blocks(self, pairs: BlockPairs) -> None:
+    def copy_blocks(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks on the device, in all layers: the copy of copy-on-write.
 
         All sources are read before any destination is written, so a block may be the source of one pair
-        and the destination of another; then its old contents are copied.
+        and the destination of another; its old content is copied then.
         """
         self._move(self._blocks, self._blocks, pairs)
 
-    def swap_out(self, pairs: BlockPairs) -> None:
+    def swap_out(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks of a preempted group from the device to the swap space: pairs (device, cpu)."""
         self._move(self._blocks, self._cpu_blocks, pairs)
 
-    def swap_in(self, pairs: BlockPairs) -> None:
+    def swap_in(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks of a resumed group from the swap space to the device: pairs (cpu, device)."""
         self._move(self._cpu_blocks, self._blocks, pairs)
 
     @staticmethod
-    def _move(source: Tensor, destination: Tensor, pairs: BlockPairs) -> None:
+    def _move(source: Tensor, destination: Tensor, pairs: tuple[BlockPair, ...]) -> None:
         """Copy `destination[:, :, dst] = source[:, :, src]` for each pair, checked first."""
         if not pairs:
             return

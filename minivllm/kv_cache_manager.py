@@ -1,8 +1,8 @@
 """The KV cache manager: which blocks hold which sequence.
 
-The scheduler asks this module one question per group and step: *can these sequences compute so many tokens
-more?* The answer is either the block copies to make first, or None, which means it does not fit. There is
-no separate "can I?" call, so nothing can change between asking and acting::
+The scheduler asks this module one question per group and step: *can these sequences compute this many more
+tokens?* The answer is either the block copies to make first, or None: the tokens do not fit. There is no
+separate "can I?" call, so nothing can change between asking and acting::
 
     copies = manager.allocate_slots([(seq, num_new_tokens), ...])
     if copies is None: a group has to be preempted
@@ -37,9 +37,9 @@ from collections.abc import Iterable
 
 from minivllm.block_pool import BlockPool, KVCacheBlock
 from minivllm.block_table import BlockTable, cdiv
+from minivllm.scheduler_output import BlockPair
 from minivllm.sequence import Sequence, SequenceGroup
 
-BlockCopies = list[tuple[int, int]]  # (source block id, destination block id)
 _Place = tuple[dict[int, BlockTable], BlockPool]  # block tables by sequence id, and the pool of their blocks
 
 
@@ -95,7 +95,7 @@ class KVCacheManager:
 
     def allocate_slots(
         self, chunks: list[tuple[Sequence, int]], computed_blocks: Iterable[KVCacheBlock] = ()
-    ) -> BlockCopies | None:
+    ) -> list[BlockPair] | None:
         """Make room for the next tokens of a group: all of its chunks, or nothing.
 
         Args:
@@ -103,8 +103,8 @@ class KVCacheManager:
             computed_blocks: cached blocks that begin the first sequence, which holds none yet.
 
         Returns:
-            The (source, destination) block copies to make before the step; None if it does not fit, and
-            then nothing has changed.
+            The (source, destination) block copies to make before the step; None if the chunks do not fit,
+            and then nothing has changed.
 
         ::
 
@@ -123,7 +123,7 @@ class KVCacheManager:
             table.num_missing_blocks(start + num_tokens)
             for table, start, (_, num_tokens) in zip(tables, starts, chunks, strict=True)
         ]
-        # A cached block without a holder is in the free queue: holding it takes it out of there.
+        # A cached block without a holder is in the free queue: to hold such a block takes it from the queue.
         revived = sum(block.ref_count == 0 for block in computed_blocks)
         if sum(missing) + len(shared) + revived > self.pool.num_free:
             return None
@@ -169,7 +169,7 @@ class KVCacheManager:
                 shared.append(i)
         return shared
 
-    def _copy_on_write(self, table: BlockTable, position: int) -> tuple[int, int]:
+    def _copy_on_write(self, table: BlockTable, position: int) -> BlockPair:
         """Give `table` a block of its own for `position`; returns the copy that fills it."""
         index = position // self.block_size
         source = table.blocks[index]
@@ -194,7 +194,7 @@ class KVCacheManager:
                 pool.free(reversed(table.blocks))
 
     def reset(self) -> None:
-        """Back to the first day: no sequence holds anything, nothing is cached."""
+        """Back to the initial state: no sequence holds a block, nothing is cached."""
         self.pool = BlockPool(self.pool.num_blocks)
         self.cpu_pool = BlockPool(self.cpu_pool.num_blocks)
         self.block_tables.clear()
@@ -203,7 +203,7 @@ class KVCacheManager:
 
     # -- swapping -----------------------------------------------------------------------------------
 
-    def swap_out(self, seqs: list[Sequence]) -> BlockCopies | None:
+    def swap_out(self, seqs: list[Sequence]) -> list[BlockPair] | None:
         """Move the blocks of a group to CPU memory; None (and no change) if the CPU pool is too small.
 
         A block shared by several of the sequences is moved once and stays shared.
@@ -211,10 +211,10 @@ class KVCacheManager:
         on_device, in_cpu_memory = self._places()
         return self._move(seqs, on_device, in_cpu_memory, spare=0)
 
-    def swap_in(self, seqs: list[Sequence]) -> BlockCopies | None:
+    def swap_in(self, seqs: list[Sequence]) -> list[BlockPair] | None:
         """Bring the blocks of a group back; None if they do not fit with one block to spare per sequence.
 
-        Without the spare blocks the group would often be swapped out again by its very next token.
+        Without the spare blocks the very next token of the group would often swap it out again.
         """
         on_device, in_cpu_memory = self._places()
         spare = 0 if self.pool.num_used == 0 else len(seqs)
@@ -224,8 +224,8 @@ class KVCacheManager:
         """Where blocks are: on the device, and in CPU memory."""
         return (self.block_tables, self.pool), (self.swapped_tables, self.cpu_pool)
 
-    def _move(self, seqs: list[Sequence], old: _Place, new: _Place, spare: int) -> BlockCopies | None:
-        """Move the tables of `seqs` from one place to the other, keeping which blocks they share."""
+    def _move(self, seqs: list[Sequence], old: _Place, new: _Place, spare: int) -> list[BlockPair] | None:
+        """Move the tables of `seqs` from one place to the other; blocks shared before are shared after."""
         (tables, pool), (new_tables, new_pool) = old, new
         moving = [seq for seq in seqs if seq.seq_id in tables]
         distinct = {block.block_id for seq in moving for block in tables[seq.seq_id].blocks}
@@ -257,7 +257,7 @@ class KVCacheManager:
         return sum(len(table) for table in self.block_tables.values()) - self.pool.num_used
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless every reference is counted exactly once and no table points astray."""
+        """Raise AssertionError unless reference counts and tables agree and no table has a block twice."""
         for tables, pool in self._places():
             pool.check_invariants()
             held = Counter(block.block_id for table in tables.values() for block in table.blocks)

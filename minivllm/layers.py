@@ -1,11 +1,12 @@
 """The layers a Llama is made of: linear, norm, rotary embedding, gated activation.
 
-Each is PyTorch's or Hugging Face's in meaning, and this is how it is written with PyTorch's operators; one
-kernel instead of several operators is in `layers_kernels.py`. Three things are as serving wants them::
+Each layer computes what PyTorch's or Hugging Face's does, and is written here with PyTorch's operators;
+`backends/layers_kernels.py` has one kernel in the place of several operators. Three of the layers are as
+serving wants them::
 
     Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
                        matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
-    RMSNorm            comes after an addition, and is one with it: hidden, update -> norm of the sum, sum
+    RMSNorm            does the addition before it, too: hidden, update -> norm of the sum, sum
     RotaryEmbedding    the angles of a step are looked up once, for all layers
 
 vLLM V1: `model_executor/layers/` (`linear.py`, `layernorm.py`, `rotary_embedding/`, `activation.py`).
@@ -63,7 +64,7 @@ class Linear(nn.Module):
         """Multiply by `kind` from now on. Its copy of the weight takes the weight's place in memory."""
         if kind is not TorchLinear:
             self.kernel = kind(self.weight, self.bias)
-            # What stays is shape and dtype, on a single element.
+            # Only shape and dtype stay, on a single element.
             self.weight = nn.Parameter(
                 self.weight.new_zeros(1).expand(self.weight.shape), requires_grad=False
             )
@@ -76,8 +77,8 @@ class Linear(nn.Module):
 def pack_linears(model: nn.Module, memory: Path | None) -> str:
     """Choose the product for all `Linear` layers of a CPU model, and pack them; returns its name.
 
-    Only after the weights are loaded: a packed weight cannot be written to any more. `memory` is the file in
-    which choices are remembered, see `choose_linear_kernel`.
+    Call it after the weights are loaded: a packed weight cannot be written to any more. `memory` is the file
+    in which choices are remembered, see `choose_linear_kernel`.
     """
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     weights = [linear.weight.detach() for linear in linears]
@@ -137,7 +138,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos_sin_cache", table, persistent=False)
 
     def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Positions (T,) -> [cos, cos] and [-sin, sin], each (T, 1, D). Once a step, for all layers."""
+        """Positions (T,) -> [cos, cos] and [-sin, sin], each (T, 1, D). Once per step, for all layers."""
         cos, sin = self.cos_sin_cache[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
@@ -151,9 +152,9 @@ class RotaryEmbedding(nn.Module):
 def rope_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each pair, (D / 2,) float32.
 
-    `linear` slows every pair down by `factor`. `llama3` slows down only those that had not completed
-    `low_freq_factor` turns over the length the model was first trained on, leaves those alone that had
-    completed `high_freq_factor`, and blends in between.
+    `linear` slows every pair down by `factor`. `llama3` slows down the pairs that make fewer than
+    `low_freq_factor` turns over the length the model was first trained on, leaves alone the pairs that make
+    more than `high_freq_factor`, and blends in between.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     inverse_frequency = 1.0 / (rope.rope_theta**exponents)

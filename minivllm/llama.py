@@ -2,9 +2,9 @@
 
 It is the Llama of the paper and of Hugging Face, with three differences that serving asks for. The batch
 is one row of T tokens with no padding: where a sequence begins is known only to the attention backend.
-Positions are an argument, because a row's index says nothing about its place in its sequence. And Q, K, V
-(and gate, up) are one matrix product each, because a decode step reads every weight for a few rows, so
-its time is the number of passes over memory::
+Positions are an argument, because a token's index in the batch does not tell its place in its sequence. And
+Q, K, V are one matrix product, as are gate and up: a decode step reads every weight for a few rows, so fewer
+and larger passes over memory save time::
 
     input_ids (T,) -> embed -> 30 x [ hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)) ] -> norm
 
@@ -16,7 +16,7 @@ One decoder layer, SmolLM2-135M (hidden 576, 9 query and 3 KV heads of 64, inner
                       +--> norm -> gate_up_proj (T, 3072) -> silu(gate) * up (T, 1536)
                       +<---------- down_proj (T, 576)
 
-What the layers are made of is in `layers.py`; each addition (+) is done by the norm after it.
+The parts of a layer are in `layers.py`; each addition (+) is done by the norm after it.
 
 Paper: section 2.1 (what a Transformer decoder computes).
 vLLM V1: `model_executor/models/llama.py`; Hugging Face: `models/llama/modeling_llama.py`.
@@ -32,17 +32,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
+from minivllm.backends.layers_kernels import layer_kinds
 from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
 from minivllm.layers import Build, Linear, Rotation, pack_linears
-from minivllm.layers_kernels import layer_kinds
 
 
 class LlamaAttention(nn.Module):
     """Grouped-query attention: project, rotate, attend over the KV cache, project back.
 
-    Everything here works on tokens, one like the other. Only `attention.forward` knows of sequences, and it
-    alone reads and writes the KV cache.
+    The projections treat all tokens alike. Only `attention.forward` knows of sequences, and only it reads and
+    writes the KV cache.
     """
 
     def __init__(self, build: Build, layer: int) -> None:
@@ -61,7 +61,7 @@ class LlamaAttention(nn.Module):
     ) -> Tensor:
         """(T, hidden) -> (T, hidden)."""
         # One product for Q, K and V: their rows of the weight lie one after the other, and so do the heads of
-        # the result. Rotating Q and K in one go is why they are split apart only afterwards.
+        # the result. Q and K are split apart only after the rotation, which takes both in one go.
         heads = self.qkv_proj(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, Hq + 2 * Hkv, D)
         query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         # Keys are cached rotated. A key's position never changes, so this is done once for all later steps.
@@ -74,7 +74,7 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):
     """The gated feed-forward network: down(silu(gate(x)) * up(x)).
 
-    Three quarters of a SmolLM2 layer's weights are here, and each token passes through alone.
+    Three quarters of a SmolLM2 layer's weights are here, and no token sees another one.
     """
 
     def __init__(self, build: Build) -> None:
@@ -106,9 +106,9 @@ class LlamaDecoderLayer(nn.Module):
         kv_cache: KVCache,
         metadata: AttentionMetadata,
     ) -> tuple[Tensor, Tensor]:
-        """(T, hidden) twice, in and out: the residual path, and what is to be added to it next.
+        """(T, hidden) twice, in and out: the residual path, and what is to be added to that path next.
 
-        The layer's last update is left to the next norm, because a norm and the addition before it are one
+        The layer's last update is left to the next norm, because a norm and the addition before it take one
         pass over the rows.
         """
         normed, hidden = self.input_layernorm(hidden, update)
@@ -180,19 +180,19 @@ class LlamaForCausalLM(nn.Module):
             positions: (T,) int64, each token's place in its own sequence.
             kv_cache: changed in place, at `metadata.slot_mapping`.
             metadata: if its `plan` is None, `prepare` is called here. (Where CUDA graphs are
-                captured it is called before, outside of the graph.)
+                captured, `prepare` is called before, outside of the graph.)
 
         Returns:
             (T, hidden) after the final norm; `compute_logits` takes the rows that are sampled from.
         """
-        # Cut into chunks or batched with others, a token is one row; only the metadata differs.
+        # A token is one row, whether its prompt is cut into chunks or not; only the metadata differs.
         assert input_ids.shape == positions.shape == metadata.slot_mapping.shape
         if metadata.plan is None:
             metadata = self.attention.prepare(metadata)
         return self.model(input_ids, positions, kv_cache, metadata)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(N, hidden) -> (N, V) float32: only for rows that are sampled from, this is a large product."""
+        """(N, hidden) -> (N, V) float32; only for rows that are sampled from, as the product is large."""
         return self.lm_head(hidden).float()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], kernel_choices: Path | None = None) -> None:
@@ -200,16 +200,16 @@ class LlamaForCausalLM(nn.Module):
 
         Args:
             weights: (name, tensor).
-            kernel_choices: a file; there is written, and read at the next start, which product is the fastest
-                on this machine. None: measured each time.
+            kernel_choices: the file that remembers from start to start which product is the fastest on this
+                machine. None: measured each time.
 
         Raises:
-            ValueError: a weight is missing, unknown, given twice or has the wrong shape. Weights that
-                came before it are loaded, so the model is not to be used then.
+            ValueError: a weight is missing, unknown, given twice or has the wrong shape. Do not use the
+                model then: the weights before that one are in it.
         """
         if self.linear_kernel is not None:
             raise ValueError("this model has its weights already; make a new LlamaForCausalLM for others.")
-        # What has arrived is taken out of `missing`; so a weight that comes twice is unexpected.
+        # A weight that has arrived is taken out of `missing`, so one that comes twice is unexpected.
         missing = self._hugging_face_views()
         unexpected = []
         tied_head = "lm_head.weight" if self.config.tie_word_embeddings else None

@@ -1,4 +1,4 @@
-"""`LLM`: the offline API. What a user types.
+"""`LLM`: the offline API, which is what a user types.
 
     >>> from minivllm import LLM, SamplingParams
     >>> llm = LLM(model="smollm2-135m-instruct")
@@ -6,9 +6,9 @@
     >>> outputs[0].outputs[0].text
     ' Paris. The capital of France is Paris'
 
-Names, defaults and behaviour are vLLM's. Everything here checks what the user gave, hands it to the loop that
-steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts,
-whatever order they finished in::
+Names and defaults are vLLM's. Each method checks its arguments, hands the requests to the loop that steps the
+engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts, not in the order
+in which they finished::
 
     chat -> generate, beam_search -> _run ---+
                                              +--> EngineLoop: check all, queue all, step until done, clean up
@@ -111,10 +111,10 @@ class LLM:
             One finished `RequestOutput` per prompt, in the order of the prompts.
 
         Raises:
-            ValueError, TypeError: a prompt or its parameters are wrong; then none of them has run.
+            ValueError, TypeError: a prompt or its parameters are wrong; no prompt has run then.
         """
         prompts = as_list(prompts)
-        # Whatever the user's parameters say: only the last output of each request is returned.
+        # Only the last output of each request is returned, even if the user's parameters ask for others.
         params = self._one_each(prompts, sampling_params, RequestOutputKind.FINAL_ONLY)
         priority = [0] * len(prompts) if priority is None else priority
         _check_lengths(prompts, "priority", priority)
@@ -140,7 +140,7 @@ class LLM:
             continue_final_message: let the model go on with the last message.
 
         Returns:
-            As `generate`; `prompt` is the rendered template, that is, what the model was really told.
+            As `generate`; `prompt` is the rendered template, which is the text that the model was given.
         """
         conversations = as_conversations(messages)
         tokenizer = self.get_tokenizer()
@@ -170,8 +170,8 @@ class LLM:
         """Yield what is new, as it comes: `outputs[i].text` is the piece to print.
 
         Request ids tell several prompts apart: they count up in the order of the prompts. The requests are
-        checked at once and queued by the first `next`; leaving the loop early aborts what is still running.
-        Several streams may be open at once: they then share the steps.
+        checked right away and queued by the first `next`; leaving the loop early aborts those still running.
+        Several streams may be open at once, and share the steps then.
         """
         prompts = as_list(prompts)
         params = self._one_each(prompts, sampling_params, RequestOutputKind.DELTA)
@@ -188,8 +188,8 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What `sampling_params=None` means: the model's `generation_config.json`, as in vLLM.
 
-        Not `SamplingParams()`, a frequent surprise: a chat model's file may say temperature 0.6, top_p 0.9.
-        Read anew at each call: it is small, and an edit counts at once. See `weights/generation_config.py`.
+        This is not `SamplingParams()`, a frequent surprise: a chat model's file may say temperature 0.6. The
+        small file is read at each call, so an edit counts at once. See `weights/generation_config.py`.
         """
         return default_sampling_params(self.llm_engine.model_folder)
 

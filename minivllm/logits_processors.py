@@ -20,7 +20,7 @@ an (N, V) table of counts: with a vocabulary of 49,152 that table would cost mor
     [5]                     [5, 5, 5]]                      [1, 0, 0]]
 
 However wild the numbers a request asks for, no logit becomes NaN or +inf: one such row would make the step
-fail, and with it all other requests.
+fail, and all other requests with it.
 
 vLLM V1: `vllm/v1/sample/logits_processor/`, `vllm/v1/sample/ops/penalties.py`, `ops/bad_words.py`.
 """
@@ -37,7 +37,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler_output import SamplingMetadata
 
 _NEVER = float("-inf")
-_LARGE = 1e15  # biases and penalties beyond it say nothing more, but their products overflow float32
+_LARGE = 1e15  # a bias or penalty beyond it has no further effect, but its products overflow float32
 
 
 def process_logits(logits: torch.Tensor, rows: list[SamplingMetadata]) -> torch.Tensor:

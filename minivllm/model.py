@@ -1,14 +1,14 @@
-"""`Model`: what the engine asks of a model, whichever architecture it is.
+"""`Model`: what the engine asks of a model of any architecture.
 
 Everything above the models works with token ids, positions and blocks, and knows nothing of layers or
 heads. So a second architecture is one new file and one entry in `weights/registry.py`; the four places
 that hold a model stay as they are::
 
-    weights/loader.py   load_weights(...)                             fill it, once
-    metrics/memory.py   config, nbytes, one forward pass              how much room is left for KV blocks
-    model_runner.py     forward(...) -> (T, hidden)                   each step
-                        compute_logits(rows) -> (N, V)                of the rows that are sampled from
-    cuda_graphs.py      forward(...)                                  recorded, then replayed
+    weights/loader.py         load_weights(...)                  fill it, once
+    metrics/memory.py         config, nbytes, one forward pass   how much room is left for KV blocks
+    model_runner.py           forward(...) -> (T, hidden)        each step
+                              compute_logits(rows) -> (N, V)     of the rows that are sampled from
+    backends/cuda_graphs.py   forward(...)                       recorded, then replayed
 
 It is a protocol: a class that has these members is a `Model` without inheriting anything. `LlamaForCausalLM`
 is one.
@@ -33,8 +33,8 @@ from minivllm.kv_cache import KVCache
 class Model(Protocol):
     """A language model that keeps its past in a paged KV cache. T tokens, N sampled rows, vocabulary V.
 
-    A class of the registry is made empty by `(config, attention, dtype, device)` and filled by
-    `load_weights`.
+    `(config, attention, dtype, device)` makes a model of a class in the registry, still empty; `load_weights`
+    fills it.
     """
 
     config: ModelConfig
@@ -54,7 +54,7 @@ class Model(Protocol):
     ) -> Tensor:
         """(T,) token ids and positions -> (T, hidden); K and V of the T tokens go into `kv_cache`."""
 
-    # What `nn.Module` makes of `forward`: call the model, and hooks of PyTorch's tools run too.
+    # What `nn.Module` makes of `forward`: calling the model runs the hooks of PyTorch's tools as well.
     __call__ = forward
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The model runner: one step on the device.
 
-The only place where lists become tensors and tensors become lists again. Above it everything is plain
-Python, below it everything is torch. It turns the plan into packed tensors, moves blocks, runs the model,
-samples, and hands back token ids. Nothing is padded: the tokens of all sequences lie one after the other.
+This is the only place where lists become tensors and tensors become lists again. Above it everything is plain
+Python, below it everything is torch. The runner turns the plan into packed tensors, moves blocks, runs the
+model, samples, and hands back token ids. No token is padding: the sequences lie one after the other.
 
 Example: block_size 4, sequence A with table [7, 2] prefills 6 tokens, B with table [5] decodes its 3rd::
 
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from minivllm.attention import AttentionMetadata
-from minivllm.cuda_graphs import DecodeGraphs
+from minivllm.backends.cuda_graphs import DecodeGraphs
 from minivllm.kv_cache import KVCache
 from minivllm.model import Model
 from minivllm.outputs import SequenceOutput, TokenLogprobs
@@ -81,8 +81,8 @@ class ModelRunner:
     def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
         """Pack the plan into tensors, on the host, and send them to the device.
 
-        By numpy: the arrays are small, and a tensor operation costs ten times as much as one of numpy's
-        before it does anything.
+        Numpy does the packing: the arrays are small, and a tensor operation costs ten times as much as one of
+        numpy's before it does anything.
         """
         rows, block_size = plan.scheduled, self.kv_cache.block_size
         num_tokens = np.array([row.num_tokens for row in rows])
@@ -94,8 +94,8 @@ class ModelRunner:
             block_tables[i, : len(row.block_ids)] = row.block_ids
             input_ids += row.token_ids
 
-        # For each of the T tokens: the row it belongs to, its position, and from the two its slot. B's
-        # token in the example is number 6 of the batch, as is B's first; B starts at 2: 6 - (6 - 2) = 2.
+        # For each of the T tokens: its row, its position, and from the two its slot. B's token in the example
+        # is number 6 of the batch, B's first token too, and stands at position 2: 6 - (6 - 2) = 2.
         row_of_token = np.repeat(np.arange(len(rows)), num_tokens)  # (T,)
         positions = np.arange(len(input_ids)) - (query_start_loc[:-1] - starts)[row_of_token]  # (T,)
         blocks = block_tables[row_of_token, positions // block_size]
@@ -122,7 +122,7 @@ class ModelRunner:
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
         """Carry out one step; returns one output for each of `plan.scheduled`, in its order.
 
-        The hidden states come from a CUDA graph, where there is one for this step.
+        The hidden states come from a CUDA graph if the step fits one.
         """
         self.kv_cache.swap_out(plan.blocks_to_swap_out)
         self.kv_cache.swap_in(plan.blocks_to_swap_in)
@@ -138,7 +138,7 @@ class ModelRunner:
         outputs = [SequenceOutput()] * len(plan.scheduled)
         sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
         if sampled:
-            # The head is the largest matrix of a small model: for the last tokens only.
+            # The head is the largest matrix of a small model, so only the last tokens go through it.
             logits = self.model.compute_logits(hidden[inputs.sampled_rows])  # (N, V)
             sampled_outputs = self.sampler(logits, [plan.scheduled[i] for i in sampled])
             for i, output in zip(sampled, sampled_outputs, strict=True):

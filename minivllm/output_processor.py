@@ -1,8 +1,8 @@
 """From sampled tokens to what the user sees: text, stop strings, log-probabilities with words, metrics.
 
 The scheduler knows tokens only. This module turns them into text as they come, and is therefore the place
-where a stop string is noticed. It works in two passes, because what is handed out says whether a request is
-finished: `read` takes in the new tokens and names the stop strings it found, the scheduler ends these
+where a stop string is noticed. It works in two passes, because an output says whether its request is
+finished: `read` takes in the new tokens and returns the stop strings it found, the scheduler ends these
 sequences, and `make_outputs` then reports.
 
 What is handed out depends on the request's `output_kind`::
@@ -12,8 +12,8 @@ What is handed out depends on the request's `output_kind`::
     DELTA                    "The"    " sky"    " is"        " blue"
     FINAL_ONLY                -        -         -           "The sky is blue"
 
-What may be handed out is not all there is: while a request runs, the last characters of its text may turn
-out to begin a stop string, and then they must never have been shown::
+Not all of the text may be handed out at once: while a request runs, the last characters of its text may turn
+out to begin a stop string, and a stop string must not be shown, not even in part::
 
     stop="STOP"    text      "The sky ST"     held back   " ST"  (longest stop string - 1 characters)
                    shown     "The sky"        next token  "OP"  -> cut at "The sky ", finish_reason "stop"
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _TextState:
-    """One sequence as far as it has been turned into text, and as far as it has been handed out."""
+    """How far one sequence has been turned into text, and how far it has been handed out."""
 
     detokenizer: IncrementalDetokenizer | None
     checker: StopChecker
@@ -58,8 +58,8 @@ class _TextState:
 class _Request:
     """What is remembered about an unfinished request. Times are seconds of the engine's clock.
 
-    `states` fills as sequences are first seen: all n of them in the step that ends the prompt. Of
-    beams it has only those which become outputs, at the end.
+    `states` gets an entry when a sequence is first seen: for n completions in the step that ends the prompt,
+    for beams at the end, and then only for those which become outputs.
     """
 
     group: SequenceGroup
@@ -138,7 +138,7 @@ class OutputProcessor:
         The whole text, even for a request that was handed deltas: this is what `abort_request` returns, not
         one more piece of a stream.
         """
-        # A beam in mid-search is no answer: the best of them may be dropped in the next step.
+        # A beam in mid-search is not an answer: even the best beam may be dropped in the next step.
         seqs = [] if group.is_beam_search else group.seqs
         return self._make_output(self._requests[group.request_id], seqs, delta=False, now=now)
 
@@ -166,10 +166,10 @@ class OutputProcessor:
         return request.states[seq.seq_id]
 
     def _read_tokens(self, request: _Request, seq: Sequence) -> Stop | None:
-        """Take in the tokens of `seq` that have not been read; the stop string that ended it, if one did.
+        """Take in the tokens of `seq` that have not been read; returns the stop string that ended it, if any.
 
-        `seq` ends with these tokens already, and the scheduler has judged them by their ids. Text is all that
-        is left to judge, one token after the other: tokens behind a stop string do not count.
+        `seq` ends with these tokens already, and the scheduler has judged them by their ids. What is left is
+        to judge their text, one token after the other: tokens behind a stop string do not count.
 
         Example, stop="b": the token "abc" gives the text "abc", the checker answers ("b", 1), and from then
         on the text ends at character 1: "a". The token stays in `token_ids`.
@@ -183,22 +183,22 @@ class OutputProcessor:
             if seq.sample_logprobs:
                 state.logprobs.append(self._with_words(seq.sample_logprobs[index], params.detokenize))
             num_new = self._read_token(request, seq, index, is_last)
-            # `<=`: a stop string in the first `min_tokens` tokens does not count. No new character (half an
-            # emoji): nothing that was not looked at before.
+            # `<=`: a stop string in the first `min_tokens` tokens does not count. Without a new character
+            # (half an emoji) there is no text that was not looked at before.
             if (by_token and is_last) or state.num_tokens_read <= params.min_tokens or not num_new:
                 continue
             if (found := state.checker.check(state.text, num_new)) is not None:
-                # Even if max_tokens ended it in this same step: "stop" says more than "length", as in vLLM.
+                # Even if max_tokens ends `seq` in the same step: "stop" says more than "length", as in vLLM.
                 string, state.cut = found
                 return Stop(seq, string, state.num_tokens_read)
         return None
 
     def _read_token(self, request: _Request, seq: Sequence, index: int, is_last: bool) -> int:
-        """Turn output token `index` of `seq` into text; the number of new characters."""
+        """Turn output token `index` of `seq` into text; returns the number of new characters."""
         state = request.states[seq.seq_id]
         if state.detokenizer is None:
             return 0  # no text: stop strings were refused when the request came in
-        # A token that ended the text is no part of it, unless asked for.
+        # A token that ended the text is not part of it, unless asked for.
         ended_by_it = is_last and seq.status is SequenceStatus.FINISHED_STOPPED
         if not ended_by_it or request.group.params.include_stop_str_in_output:
             state.detokenizer.append(seq.token_ids[seq.num_prompt_tokens + index])
@@ -210,8 +210,8 @@ class OutputProcessor:
     def _with_words(self, entry: TokenLogprobs, detokenize: bool) -> dict[int, Logprob]:
         """The dictionary users get for one position: the token that stands there, then the likeliest.
 
-        k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the first, which has
-        its true rank.
+        k entries if the token is among the k likeliest, else k + 1: `setdefault` keeps the entry made first,
+        which has the token's true rank.
 
         Example, k = 2, token 9 was drawn though it is only the 5th in rank, 4 and 7 are the likeliest:
         {9: rank 5, 4: rank 1, 7: rank 2}. Had 7 been drawn: {7: rank 2, 4: rank 1}.
@@ -243,7 +243,7 @@ class OutputProcessor:
         if group.is_finished:
             self.finished_metrics.append(metrics)
             del self._requests[group.request_id]
-        # None of these lists is one of ours: users may change what they got.
+        # Each of these lists is a copy: users may change what they got.
         return RequestOutput(
             request_id=group.request_id,
             prompt=group.prompt,
@@ -261,8 +261,8 @@ class OutputProcessor:
         if params.prompt_logprobs is None:
             return None
         if not known:
-            known.append(None)  # nothing comes before the first token that could predict it
-        # A long prompt is computed in chunks, and its entries come with them; those at hand stay as they are.
+            known.append(None)  # no token comes before the first one, so none predicts it
+        # A long prompt is computed in chunks, and each chunk brings its entries; those at hand stay.
         new = request.group.prompt_logprobs[len(known) - 1 :]
         known += [self._with_words(entry, params.detokenize) for entry in new]
         first = request.num_prompt_logprobs_sent if params.output_kind is RequestOutputKind.DELTA else 0

@@ -77,7 +77,7 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """The state of one request, as far as its `output_kind` asks to see it."""
+    """What there is to see of one request, at the end or on the way: `output_kind` says which."""
 
     request_id: str
     prompt: str | None

@@ -12,7 +12,7 @@ then do n sequences exist. They share all blocks of the prompt until each writes
                          seq 2  [7, 2]
 
 Preemption by recompute takes all blocks away, and the sharing with them. So that n completions do not come
-back n times as large (perhaps too large for the pool), they come back the way they began: one of them, the
+back n times as large (perhaps too large for the pool), they come back the way they began: one completion, the
 leader, computes the prompt again (`step_rules.catch_up_target`), and then the others share it (`refork`).
 
 Paper: section 4.4 and Figure 8. vLLM V1: `vllm/v1/engine/parallel_sampling.py` makes n child requests, which

@@ -1,11 +1,11 @@
-"""What users type as a prompt: text, token ids, or a conversation, in each of the forms that are taken.
+"""What users type as a prompt: text, token ids, or a conversation, in each of the forms that are accepted.
 
     "Hi"   {"prompt": "Hi"}   [504, 6376]   {"prompt_token_ids": [504, 6376]}        one prompt each
     [{"role": "user", "content": "Hi"}]   --render_chat-->   {"prompt": "<|im_start|>user\\nHi...",
                                                               "prompt_token_ids": [1, 4093, ...]}
 
 A conversation becomes text through the chat template that comes with the model, a program in the language
-Jinja. What can be wrong with it is said here, in words about the message or the template.
+Jinja. If something is wrong with a conversation, the error names the message or the template at fault.
 
 vLLM V1: `vllm/inputs/`, `vllm/entrypoints/chat_utils.py`.
 """
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 
 def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; anything but prompts is a TypeError.
+    """A single prompt as a list of one; a TypeError for what is neither a prompt nor a list.
 
     A list that begins with an int is one prompt of token ids, any other list is a list of prompts::
 
@@ -43,12 +43,12 @@ def as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
 def as_conversations(messages: list[Message] | list[list[Message]]) -> list[list[Message]]:
     """One conversation as a list of one, each message checked and its content a string.
 
-    A chat template would not notice: in Jinja what is missing is an empty string, so a message without
-    "content" becomes a prompt that looks right and asks nothing.
+    A chat template would not notice a wrong key: in Jinja a missing value is an empty string, so a message
+    without "content" becomes a prompt that looks right and asks nothing.
 
     Raises:
-        TypeError: something that is no list, no conversation or no message.
-        ValueError: an empty list: there would be no turn to answer; or content that is not text.
+        TypeError: something that is not a list, not a conversation or not a message.
+        ValueError: an empty list, in which there is no turn to answer; or content that is not text.
     """
     if not isinstance(messages, list | tuple):
         raise TypeError(f"messages must be a list of messages, got {type(messages).__name__}.")
@@ -106,8 +106,8 @@ def render_chat(
         `{"prompt": the rendered text, "prompt_token_ids": its tokens}`.
 
     Raises:
-        TypeError: messages that are none.
-        ValueError: a template that is missing or fails, with its own words.
+        TypeError: something in `messages` is not a message.
+        ValueError: the template is missing or fails; the message quotes the template's own error.
     """
     (conversation,) = as_conversations([messages])
     try:
@@ -118,7 +118,7 @@ def render_chat(
             add_generation_prompt=add_generation_prompt and not continue_final_message,
             continue_final_message=continue_final_message,
         )
-    except Exception as error:  # a template is a program: it can fail in every way
+    except Exception as error:  # a template is a program, which can fail in every way
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"the chat template cannot render these messages ({reason}).") from error
     # The template has put the special tokens in already.
@@ -126,7 +126,7 @@ def render_chat(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, add_special_tokens: bool) -> list[int]:
-    """The tokens of a text; ValueError if it is no Unicode text, which `tokenizers` calls "no string"."""
+    """The tokens of a text; a ValueError with the place of a lone surrogate, which is not Unicode."""
     if half := re.search("[\ud800-\udfff]", text):
         where = f"{half[0]!r} at position {half.start()}"
         raise ValueError(f"text must be Unicode, but {where} is a lone surrogate, half of a character.")
@@ -134,12 +134,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, add_special_tokens: bo
 
 
 def list_of_ints(token_ids: object) -> list[int]:
-    """`token_ids` as a list of Python ints (whatever counts as one is converted: numpy's, a torch scalar).
+    """`token_ids` as a list of Python ints; numpy's integers and tensors of one integer are converted.
 
     It is a new list: a caller that goes on using the old one must not change a queued prompt.
 
     Raises:
-        TypeError: no list, tuple, array or tensor; or something in it is no integer, a bool for one.
+        TypeError: not a list, tuple, array or tensor; or an element is not an integer (a bool is not one).
     """
     if hasattr(token_ids, "tolist"):  # numpy arrays and torch tensors
         token_ids = token_ids.tolist()
@@ -152,7 +152,7 @@ def list_of_ints(token_ids: object) -> list[int]:
 
 
 def _is_integer(token: object) -> bool:
-    """Whether Python would take it for an index: ints, numpy's integers, a tensor with a single integer."""
+    """Whether Python would accept `token` as an index: ints, numpy's integers, a tensor of one integer."""
     try:
         operator.index(token)
     except TypeError:

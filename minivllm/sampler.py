@@ -17,14 +17,14 @@ Drawing needs a uniform number u: the chosen token is the first whose cumulative
     probability   0.5   0.25  0.15  0.1
     cumulative    0.5   0.75  0.9   1.0        u = 0.8 -> c
 
-u comes from the sequence's seed and the position alone (`uniform`). No generator has a state that has to be
-carried along, so the same seed gives the same tokens whatever runs beside it, and after a preemption too.
-(vLLM draws one exponential number for each token of the vocabulary from a generator per request.)
+u comes from the sequence's seed and the position alone (`uniform`). There is no generator with a state to
+carry along, so which requests run beside it does not change what a seed draws, nor does a preemption. (vLLM
+draws one exponential number for each token of the vocabulary from a generator per request.)
 
 top_p looks as if it needed all probabilities in order, and sorting 49,152 numbers per row costs more than a
-layer of the model. But whether *one* token is kept needs no order: it is, if those likelier than it have less
-than top_p together. So draw first and look then; a token that is not kept is refused, and so is whatever is
-no likelier. What is drawn at last is distributed as if the row had been sorted and cut (`draw_top_p`)::
+layer of the model. But *one* token can be judged without any order: it is kept if all likelier tokens have
+less than top_p together. So draw first and judge then; a token that is not kept is refused, and with it all
+tokens that are no likelier. The token drawn at last has the distribution of a row that was sorted and cut::
 
     top_p = 0.7    u = 0.8  -> c     likelier than c: a, b with 0.75 >= 0.7: refused. a and b are left,
                    u'= 0.9  -> b     likelier than b: a    with 0.5  <  0.7: kept
@@ -129,7 +129,7 @@ def draw(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
     if any(0 < p.top_k < vocab_size for p in params):
         probs = apply_top_k(probs, [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params])
 
-    # From here on a row for each sample: the k-th of a sequence draws as a request of its own with seed + k.
+    # From here on one row per sample: the k-th sample of a sequence draws as a request with seed + k would.
     which = [i for i, row in enumerate(rows) for _ in range(row.num_samples)]
     places = [(row.seed + k, row.position) for row in rows for k in range(row.num_samples)]
     drawn = iter(draw_top_p(_take(probs, which), places, [params[i].top_p for i in which]))
@@ -137,7 +137,7 @@ def draw(logits: torch.Tensor, rows: list[SamplingMetadata]) -> list[list[int]]:
 
 
 def _take(values: torch.Tensor, which: list[int]) -> torch.Tensor:
-    """The rows `which` of (N, V); not a copy if they are all of them, in order."""
+    """The rows `which` of (N, V); not a copy if these are all the rows, in order."""
     return values if which == list(range(len(values))) else values[which]
 
 
@@ -147,9 +147,9 @@ def apply_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 
 
 def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
-    """Set to 0 what is less likely than the k-th likeliest token of its row, (N, V); V: nothing.
+    """Set to 0 what is less likely than the k-th likeliest token of its row, (N, V); k = V changes nothing.
 
-    Those that tie with the k-th stay, as in Hugging Face's and vLLM's.
+    Tokens that tie with the k-th stay, as in Hugging Face and vLLM.
     """
     vocab_size = probs.shape[-1]
     limited = [k for k in top_k if k < vocab_size]
@@ -162,9 +162,9 @@ def apply_top_k(probs: torch.Tensor, top_k: list[int]) -> torch.Tensor:
 def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[float]) -> list[int]:
     """Draw one token per row from what top_p leaves of `probs`; the slow twin is `kept_tokens_reference`.
 
-    Each refusal leaves the likelier tokens only, and the likeliest of all is never refused, however small
-    top_p is: a row takes V attempts at most. A draw is accepted with probability top_p at least: nine rows of
-    ten are done at once with top_p = 0.9.
+    Each refusal leaves the likelier tokens only, and the likeliest of all is not refused, however small top_p
+    is: a row takes V attempts at most. A draw is accepted with probability top_p at least: with top_p = 0.9
+    nine rows of ten are done at once.
 
     Args:
         probs: (M, V); a row need not add up to 1, top_p is a share of its sum.
@@ -174,7 +174,7 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
     tokens = [0] * len(places)
     left = list(range(len(places)))  # rows without a token yet, those of `probs`
     top_p = torch.tensor(top_p, dtype=torch.float32).tolist()  # 1 - 1e-9 is 1 there
-    # Nothing is ever refused with top_p = 1: the rounding of a sum must not do it either.
+    # With top_p = 1 no token may be refused, not even by the rounding of a sum.
     limit = torch.tensor([[p if p < 1.0 else float("inf")] for p in top_p], device=probs.device)
     if min(top_p) < 1.0:
         limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
@@ -187,7 +187,7 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
             return tokens
         likelier = probs > probs.gather(1, drawn)  # (M, V)
         mass = torch.where(likelier, probs, 0.0).sum(dim=-1)
-        # A mass of 0: nothing is likelier. 1e-320 is 0 in float32, and so would be the limit.
+        # A mass of 0: no token is likelier. With top_p = 1e-320, which is 0 in float32, the limit is 0 too.
         refused = (mass >= limit[:, 0]) & (mass > 0.0)
         left = [i for i, again in zip(left, refused.tolist(), strict=True) if again]
         if not left:
@@ -199,8 +199,8 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The index where the cumulative sum of `probs` (N, V) first reaches u (N, K) of its total.
 
-    Because u > 0, an index with probability zero is never the first to reach anything. NaN reaches nothing:
-    the last index.
+    Because u > 0, an index with probability zero is not the first to reach it. With NaN no index reaches u:
+    the last one is taken.
     """
     cumulative = probs.cumsum(dim=-1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=probs.shape[-1] - 1)
@@ -222,8 +222,8 @@ def kept_tokens_reference(probs: list[float], top_k: int, top_p: float) -> list[
 def top(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row of (N, V), falling, and their indices: `torch.topk`, but faster on a CPU.
 
-    The k largest lie in the k blocks with the largest maxima, since each block without one of them has a
-    maximum below all of them. Finding maxima is one quick pass; what is left to sort is small::
+    The k largest values lie in the k blocks with the largest maxima, since a block without any of them has a
+    maximum below all of them. Finding the maxima is one quick pass; what is left to sort is small::
 
         blocks of 2     [9 1] [3 8] [2 2] [7 4]      k = 2
         maxima            9     8     2     7        -> blocks 0 and 1 -> 9, 8

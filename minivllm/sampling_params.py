@@ -2,7 +2,8 @@
 
 Names, defaults, ranges and error texts are vLLM's. Both classes are frozen and validate themselves when
 they are made, so a bad value is reported where it was typed and never reaches the engine. They keep the
-fields as the user typed them; what the engine needs in another form is a property::
+fields as the user typed them (a tiny temperature excepted); what the engine needs in another form is a
+property::
 
     >>> params = SamplingParams(temperature=0.8, top_p=0.95, stop="\\n")
     >>> params.stop_strings
@@ -56,7 +57,7 @@ class RequestOutputKind(Enum):
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a value must fulfil, and the error if it does not: the field's name, a space and `text`.
+    """A condition on a value, and the error if the value fails it: the field's name, a space and `text`.
 
     `text` may hold `{value}`, `{kind}` (the name of its type) and `{type}` (the type as vLLM prints it).
     """
@@ -67,7 +68,7 @@ class _Rule:
 
 
 def _field(default: Any, *rules: _Rule) -> Any:
-    """A dataclass field that must keep `rules`; each may rely on those before it."""
+    """A dataclass field that must keep `rules`; each rule may rely on the rules before it."""
     return field(default=default, metadata={"rules": rules})
 
 
@@ -99,7 +100,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_finite(value: float) -> bool:
-    """Neither infinite nor NaN, which fails each comparison, nor an int that no float can hold: 10**400."""
+    """Not infinite, not NaN (which fails every comparison), not an int too large for a float (10**400)."""
     return abs(value) <= sys.float_info.max
 
 
@@ -206,14 +207,14 @@ class SamplingParams:
     # `dataclasses.replace` makes its copy through here as well, so a changed copy is checked again.
     def __post_init__(self) -> None:
         _check(self)
-        # n equal texts: never what was meant.
+        # n equal texts are not what the user meant.
         if self.is_greedy and self.n > 1:
             raise ValueError(f"n must be 1 when using greedy sampling, got {self.n}.")
         # Until min_tokens is reached no token may end the text, so the two would contradict each other.
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             limit = f"less than or equal to max_tokens={self.max_tokens}"
             raise ValueError(f"min_tokens must be {limit}, got {self.min_tokens}.")
-        # They are looked for in the text, and without detokenizing there is none.
+        # Stop strings are looked for in the text, and without detokenizing there is no text.
         if self.stop_strings and not self.detokenize:
             raise ValueError(
                 "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
@@ -224,6 +225,8 @@ class SamplingParams:
                 f"errors nan or inf in tensors. We have maxed it out to {MIN_TEMPERATURE}.",
                 stacklevel=3,  # the line that made these parameters; 2 is the `__init__` of the dataclass
             )
+            # The one field that is changed, as in vLLM: a copy by `replace` then has no reason to warn again.
+            object.__setattr__(self, "temperature", MIN_TEMPERATURE)
 
     @property
     def is_greedy(self) -> bool:
@@ -232,8 +235,8 @@ class SamplingParams:
 
     @property
     def effective_temperature(self) -> float:
-        """The temperature logits are divided by (not asked for when greedy)."""
-        return min(max(self.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+        """The temperature that logits are divided by (not used when greedy)."""
+        return min(self.temperature, MAX_TEMPERATURE)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -281,7 +284,7 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = _field(False, _BOOL)
     early_stopping: bool | str = _field(False, _EARLY)
 
-    # Not fields: what the engine asks of any request, and a beam search has no say in.
+    # Not fields: the engine reads these of every request, and a beam search cannot set them.
     stop_token_ids = bad_words = logprobs = prompt_logprobs = explicit_seed = None
     stop_strings = ()
     output_kind = RequestOutputKind.FINAL_ONLY

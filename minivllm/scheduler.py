@@ -18,11 +18,11 @@ One step with max_num_batched_tokens = 8, running = [A, B], waiting = [C]::
     B   len 12  computed 4    -> 7 tokens     budget 7 -> 0     (one short: it goes on next step)
     C   waits: no budget left
 
-Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). The
-order in them is the policy's business (`scheduling_policy.py`). Running groups come first, in the
-order of their queue. When one does not fit, the last of the queue gives up its blocks, either to be computed
-again later or to be swapped out. So the head of the queue makes progress in each step, and since `add`
-refuses what could not fit an empty pool, every request finishes.
+Three queues of sequence groups: `waiting` (no blocks), `running`, `swapped` (blocks in CPU memory). Their
+order is the policy's business (`scheduling_policy.py`). Running groups come first, in the order of their
+queue. When a group does not fit, the last of the queue gives up its blocks, either to be computed again later
+or to be swapped out. So the head of the queue makes progress in each step, and since `add` refuses what could
+not fit into an empty pool, every request finishes.
 
 A preemption, block_size 4, a pool of 4 blocks, both groups just about to need a third block::
 
@@ -49,10 +49,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minivllm import beam_search, parallel_sampling, step_rules
-from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
+from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.outputs import SequenceOutput
 from minivllm.parallel_sampling import TokenRun
-from minivllm.scheduler_output import SchedulerOutput, SchedulerStats, StepDraft
+from minivllm.scheduler_output import BlockPair, SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 from minivllm.step_rules import Chunks, Stop
@@ -60,7 +60,7 @@ from minivllm.step_rules import Chunks, Stop
 logger = logging.getLogger(__name__)
 
 Updated = list[tuple[SequenceGroup, list[Sequence]]]
-"""What came of a step: the groups that got tokens, each with the sequences that did."""
+"""What came of a step: the groups that got tokens, each with those of its sequences that got one."""
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ class Scheduler:
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self.swapped: deque[SequenceGroup] = deque()
-        self.groups: dict[str, SequenceGroup] = {}  # all of the three, by request id
+        self.groups: dict[str, SequenceGroup] = {}  # the groups of all three queues, by request id
         self.stats = SchedulerStats()
         self._seq_ids = itertools.count()
 
@@ -102,7 +102,7 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            ValueError: it could never run here, however long it waited. The message has the numbers.
+            ValueError: the request could never run here, however long it waited. The message says why.
         """
         self.check(group)
         self.groups[group.request_id] = group
@@ -111,8 +111,8 @@ class Scheduler:
     def check(self, group: SequenceGroup) -> None:
         """Raise what `add` would raise; changes nothing.
 
-        Preemption ends in deadlock if some group can never run even with the whole pool to itself. So its
-        largest extent is compared with the whole pool, all seats and a whole step's budget, here, once.
+        Preemption ends in deadlock if some group cannot run even with the whole pool to itself. So the
+        largest extent of a group is compared here, once, with the whole pool, all seats and a step's budget.
         """
         name = f"request {group.request_id!r}"
         if group.request_id in self.groups:
@@ -212,11 +212,11 @@ class Scheduler:
             chunks = step_rules.chunks_of(group, step.budget)
             copies = self.kv.allocate_slots(chunks)
             while copies is None:
-                # Never one that has been planned: those stand before `index`, victims come from the end.
+                # Not a group that is planned already: those stand before `index`, victims come from the end.
                 victim = self.running[-1]
                 self.preempt(victim, step)
                 if victim is group:
-                    return  # it was the last one, and gave way itself
+                    return  # the group was the last one, and gave way itself
                 copies = self.kv.allocate_slots(chunks)
             self.plan(group, chunks, copies, step)
             index += 1
@@ -224,8 +224,8 @@ class Scheduler:
     def schedule_swapped(self, step: StepDraft) -> None:
         """Bring swapped groups back, in order, while they fit.
 
-        They come before all groups that wait: they hold CPU memory that the next victim may need, and all
-        they have computed is paid for.
+        Swapped groups come before all groups that wait: they hold CPU memory that the next victim may need,
+        and their tokens have been computed already.
         """
         while self.swapped and step.budget > 0 and self.swapped[0].num_reserved_seqs <= step.seats:
             group = self.swapped[0]
@@ -243,10 +243,10 @@ class Scheduler:
     def schedule_waiting(self, step: StepDraft) -> None:
         """Admit waiting groups, in order, while seats, budget and blocks last.
 
-        The first that does not fit ends it: letting a short one pass would starve the long one.
+        The first group that does not fit ends the round: letting short ones pass would starve a long one.
 
-        A group enters with one sequence, whatever it has become: its others fork from it, the first time
-        when the prompt's tokens are sampled, after a preemption when the prompt is computed again.
+        A group enters with one sequence, however many it has: the others fork from it, the first time when
+        the tokens after the prompt are sampled, after a preemption when the prompt has been computed again.
         """
         while self.waiting and not self.swapped and step.budget > 0:
             group = self.waiting[0]
@@ -277,7 +277,7 @@ class Scheduler:
         step.seats -= group.num_reserved_seqs
         group.set_status(SequenceStatus.RUNNING)
 
-    def plan(self, group: SequenceGroup, chunks: Chunks, copies: BlockCopies, step: StepDraft) -> None:
+    def plan(self, group: SequenceGroup, chunks: Chunks, copies: list[BlockPair], step: StepDraft) -> None:
         """Enter the chunks of a group, whose slots are allocated, into the plan."""
         step.copies += copies
         for seq, num_tokens in chunks:

@@ -11,12 +11,12 @@ prompt)::
                           sampling=SamplingMetadata(params, num_samples=1, seed=17, position=7, ...)),
         ScheduledSequence("B", seq_id=1, start=4, token_ids=(9, 2, 41, 5, 7, 3, 60), block_ids=(5, 0, 3))))
 
-Each row is complete: everything the model and the sampler need for it stands in it. That includes the history
-that penalties and bad words look back on, sent anew in each step, but only for the requests that use them.
-vLLM sends a request's parameters once and then only what is new (`CachedRequestData`), so its workers keep a
-copy of every request, which each fork, preemption and abort has to keep true. A runner without memory cannot
-disagree with the scheduler. The price is bytes: a decode step of 64 sequences is some 30 KB, with penalties 3
-bytes more for each token of history.
+Each row is complete: it holds all that the model and the sampler need for it. If the request has penalties or
+bad words, that includes the history which these look back on, sent anew in each step. vLLM sends a request's
+parameters once and then only what is new (`CachedRequestData`), so its workers keep a copy of every request,
+which each fork, preemption and abort has to update. A runner without memory cannot disagree with the
+scheduler. The price is bytes: a decode step of 64 sequences is some 30 KB, with penalties 3 bytes more for
+each token of history.
 
 Paper: section 4.6 (the control message, with token ids and block tables).
 vLLM V1: `vllm/v1/core/sched/output.py`, `vllm/v1/sample/metadata.py`.
@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 
 from minivllm.sampling_params import SamplingParams
 
-BlockPairs = tuple[tuple[int, int], ...]
-"""Blocks to move or copy: pairs of (source block id, destination block id)."""
+BlockPair = tuple[int, int]
+"""A block to copy: (source block id, destination block id)."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class SchedulerOutput:
 
     step: int
     scheduled: tuple[ScheduledSequence, ...]
-    blocks_to_swap_out: BlockPairs = ()  # (device block, CPU block)
-    blocks_to_swap_in: BlockPairs = ()  # (CPU block, device block)
-    blocks_to_copy: BlockPairs = ()  # (shared block, new block): copy-on-write
+    blocks_to_swap_out: tuple[BlockPair, ...] = ()  # (device block, CPU block)
+    blocks_to_swap_in: tuple[BlockPair, ...] = ()  # (CPU block, device block)
+    blocks_to_copy: tuple[BlockPair, ...] = ()  # (shared block, new block): copy-on-write
     preempted: tuple[str, ...] = ()  # request ids
 
     @property
@@ -115,14 +115,14 @@ class SchedulerOutput:
 
 @dataclass
 class StepDraft:
-    """The plan while the scheduler makes it, and what it has left to give out. See `SchedulerOutput`."""
+    """The plan while the scheduler makes it, and what is left to give out. See `SchedulerOutput`."""
 
     budget: int  # tokens
     seats: int = 0  # sequences that may still join those running
     scheduled: list[ScheduledSequence] = field(default_factory=list)
-    swap_out: list[tuple[int, int]] = field(default_factory=list)
-    swap_in: list[tuple[int, int]] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
+    swap_out: list[BlockPair] = field(default_factory=list)
+    swap_in: list[BlockPair] = field(default_factory=list)
+    copies: list[BlockPair] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 
     def finish(self, step: int) -> SchedulerOutput:
@@ -146,7 +146,7 @@ class SchedulerStats:
     prefix_cache_hits: int = 0  # prompt tokens found
 
     def count(self, plan: SchedulerOutput) -> None:
-        """Add one step."""
+        """Add what one step did."""
         self.num_steps += 1
         self.num_preemptions += len(plan.preempted)
         self.num_copied_blocks += len(plan.blocks_to_copy)

@@ -14,9 +14,9 @@ Two numbers describe how far a sequence is. `len(seq)` counts the tokens that ar
 everything sampled. `num_computed_tokens` counts those whose K and V are in the cache. The newest sampled
 token is known but not computed; its K and V are written by the step that samples the next one.
 
-The scheduler owns status, tokens and `num_computed_tokens`; all other modules read them, and the modules
-below the plan never see a sequence: what they need of one is copied into the plan by
-`SequenceGroup.scheduled`.
+The scheduler owns status, tokens and `num_computed_tokens`; all other modules read them. The modules below
+the plan never see a sequence: `SequenceGroup.scheduled` copies into the plan what they need to know of a
+sequence for one step.
 
 Paper: section 4.5 (sequence groups). vLLM V1: `vllm/v1/request.py` (one `Request`; n > 1 became n child
 requests in `vllm/v1/engine/parallel_sampling.py`); v0.1: `vllm/sequence.py`.
@@ -37,7 +37,7 @@ from minivllm.scheduler_output import SamplingMetadata, ScheduledSequence
 
 
 class SequenceStatus(Enum):
-    """Where a sequence stands. The FINISHED ones are final."""
+    """Where a sequence stands. The FINISHED statuses are final."""
 
     WAITING = "waiting"  # holds no block
     RUNNING = "running"  # holds blocks on the device
@@ -47,7 +47,7 @@ class SequenceStatus(Enum):
     FINISHED_ABORTED = "abort"  # by the user
 
     def __init__(self, value: str) -> None:
-        # Whether no more tokens will come. Not a property: it is asked for several times per token.
+        # Whether no more tokens will come. Not a property, because it is read several times per token.
         self.is_finished = value in ("stop", "length", "abort")
 
     @property
@@ -126,7 +126,7 @@ class Sequence:
         del self.sample_logprobs[num_output_tokens:]
 
     def fork(self, seq_id: int, index: int, seed: int) -> Sequence:
-        """A copy that will go its own way. Its KV is shared by `KVCacheManager.fork`."""
+        """A copy that goes on by itself. Its KV is shared by `KVCacheManager.fork`."""
         child = copy(self)
         child.seq_id, child.index, child.seed = seq_id, index, seed
         child.token_ids, child.sample_logprobs = list(self.token_ids), list(self.sample_logprobs)
@@ -198,7 +198,7 @@ class SequenceGroup:
 
     @property
     def num_candidates(self) -> int:
-        """Continuations that beams offer: even if each beam's best is a stop token, `width` others remain."""
+        """Continuations to rank: even if every stop token of every beam is among them, `width` remain."""
         return max(2, 1 + len(self.stop_token_ids)) * self.width
 
     @property
@@ -241,7 +241,7 @@ class SequenceGroup:
         """The next `num_tokens` tokens of `seq` as a row of the plan: a copy of all that a runner needs."""
         params, start = self.params, seq.num_computed_tokens
         end = start + num_tokens
-        wanted: dict[str, Any] = {}  # of the logits
+        wanted: dict[str, Any] = {}  # what to make of the logits
         if params.prompt_logprobs is not None:
             scored = tuple(seq.token_ids[start + 1 : min(end + 1, seq.num_prompt_tokens)])
             wanted |= {"scored_token_ids": scored, "num_prompt_logprobs": params.prompt_logprobs}

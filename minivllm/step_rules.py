@@ -42,8 +42,8 @@ def catch_up_target(group: SequenceGroup, seq: Sequence) -> int:
 def max_cached_tokens(group: SequenceGroup, seq: Sequence) -> int:
     """Tokens of `seq` that may come from the prefix cache.
 
-    Never the last one before the target: the step has to compute at least one token, for its logits.
-    Nothing at all if the logits of every prompt position are wanted.
+    Not the last one before the target: the step has to compute at least one token, for its logits. And none
+    at all if the logits of every prompt position are wanted.
     """
     return 0 if group.params.prompt_logprobs is not None else catch_up_target(group, seq) - 1
 
@@ -82,8 +82,8 @@ def chunks_of(group: SequenceGroup, budget: int, num_cached: int = 0) -> Chunks:
 def num_samples(group: SequenceGroup, seq: Sequence, end: int) -> int:
     """Tokens to sample for `seq` in a step that computes its positions up to `end`.
 
-    None before it has caught up. Then one, but for the prompt of n completions: its logits are drawn from
-    n times. A beam draws nothing; it offers candidates once.
+    0 until `seq` has caught up. Then 1, except for the prompt of n completions, whose last logits are drawn
+    from n times. A beam counts as 1: it draws nothing, and offers its candidates once.
     """
     if end < len(seq):
         return 0

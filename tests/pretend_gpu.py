@@ -17,7 +17,7 @@ What it cannot show: speed, races, shared memory, anything asynchronous. And Tri
 interpreter, in order.
 
 How: torch calls `__torch_dispatch__` for each of its basic operations. torch itself believes the tensors to be
-on "meta", a device that exists everywhere; only Python sees "cuda:0". So whatever looks at the device in C++
+on "meta", a device that exists everywhere; only Python sees "cuda:0". So all code that looks at the device in C++
 has to be caught earlier, in `_Catcher`.
 """
 
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import minivllm.kernels.common  # while torch still says that there is no GPU: the kernels are to be interpreted
-from minivllm import cuda_graphs
+from minivllm.backends import cuda_graphs
 
 assert minivllm.kernels.common.INTERPRETED, "on a machine with a GPU there is nothing to pretend"
 
@@ -214,7 +214,7 @@ class _Catcher(TorchFunctionMode):
 
 @contextmanager
 def pretend_gpu(monkeypatch):
-    """Within it torch has a GPU as far as anybody in Python can tell; yields the recorders of CUDA graphs."""
+    """Within it torch has a GPU as far as Python code can tell; yields the recorders of CUDA graphs."""
     recorder = Recorder()
     make_launch = InterpretedFunction.__getitem__
 

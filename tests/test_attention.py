@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
-from minivllm.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
-from minivllm.attention_torch import TorchAttention, TorchPlan, causal_mask
+from minivllm.backends.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
+from minivllm.backends.attention_torch import TorchAttention, TorchPlan, causal_mask
 from minivllm.config import ModelConfig
 from minivllm.kernels.paged_attention_cpu import deal_out
 from minivllm.kv_cache import KVCache
@@ -274,7 +274,7 @@ def test_the_example_of_the_module_docstring():
 
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
 def test_a_sequence_alone_gets_what_it_gets_in_a_batch(lengths: list[tuple[int, int]]):
-    """Catches a padded neighbour that leaks in: texts would depend on who else is being served."""
+    """Catches a padded neighbour that leaks in: texts would depend on which requests run beside them."""
     config = model_config(head_dim=64)
     batch = make_batch(lengths, config)
     together = run_torch(batch, config)
@@ -374,7 +374,7 @@ def test_the_numba_backend_refuses_what_its_kernel_cannot_read(dtype: torch.dtyp
 
 def test_without_numba_auto_falls_back_to_torch(monkeypatch: pytest.MonkeyPatch):
     """Catches an ImportError at start-up where a package that only makes things faster is missing."""
-    monkeypatch.setattr("minivllm.attention_kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("minivllm.backends.attention_kernels.find_spec", lambda name: None)
     assert make_attention_backend("auto", model_config(), S, torch.float32, "cpu").name == "torch"
     with pytest.raises(ValueError, match="pip install numba"):
         make_attention_backend("numba", model_config(), S, torch.float32, "cpu")

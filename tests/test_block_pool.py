@@ -110,7 +110,7 @@ def test_reset_cache_forgets_content_but_not_owners():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda pool: setattr(pool.blocks[0], "ref_count", 0),  # leaked: held by nobody, not queued
+        lambda pool: setattr(pool.blocks[0], "ref_count", 0),  # leaked: without a holder, not queued
         lambda pool: setattr(pool.blocks[2], "ref_count", 1),  # held and queued
         lambda pool: setattr(pool.blocks[1], "block_hash", b"y"),  # found under another name
     ],

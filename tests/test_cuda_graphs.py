@@ -9,7 +9,7 @@ import torch
 
 from minivllm import SamplingParams
 from minivllm.attention import paged_attention_reference
-from minivllm.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
+from minivllm.backends.cuda_graphs import LARGEST_BUCKET, DecodeGraphs, bucket_sizes, can_replay
 from minivllm.kernels.reshape_and_cache import reshape_and_cache_reference
 from minivllm.kv_cache import KVCache
 from minivllm.weights.loader import load_model
@@ -147,7 +147,7 @@ def test_the_comparison_notices_padding_that_keeps_its_slots(model):
 
 
 def test_one_recording_for_each_bucket(model):
-    """Would catch a graph a step: recording takes a hundred times as long as replaying."""
+    """Would catch a graph per step: recording takes a hundred times as long as replaying."""
     graphs, _, _ = run_both(model)
     assert graphs._capture.num_recorded == 3  # buckets 8, 2 and 4
     assert sorted(graphs._replays) == [2, 4, 8]

@@ -1,4 +1,4 @@
-"""The engine on tiny random Llamas: whatever the scheduling, the text is that of one prompt alone.
+"""The engine on tiny random Llamas: under every schedule tried, the text is that of one prompt alone.
 
 The oracle is Hugging Face's `generate`, greedy, one prompt at a time.
 """
@@ -399,7 +399,7 @@ def test_the_pool_size_follows_the_memory_given(make_engine):
 
 
 def test_a_wrong_arrival_time_or_id_is_refused(make_engine):
-    """Would catch a clock reading that only fails when somebody asks for the latencies."""
+    """Would catch a clock reading that only fails when the latencies are asked for."""
     engine = make_engine()
     for arrival_time in ("now", True, [1.0]):
         with pytest.raises(TypeError, match="arrival_time must be a number"):
@@ -411,7 +411,7 @@ def test_a_wrong_arrival_time_or_id_is_refused(make_engine):
 
 
 def test_resetting_the_prefix_cache_in_mid_flight_changes_no_text(make_engine, expected):
-    """Would catch a reset that takes blocks away from those who are using them."""
+    """Would catch a reset that takes blocks away from requests that are using them."""
     engine = make_engine(num_blocks=24)
     assert tokens(run(engine, after_step=lambda engine: engine.reset_prefix_cache())) == expected
     assert engine.stats().num_preemptions > 0

@@ -17,6 +17,7 @@ PACKAGE = str(Path(minivllm.__file__).parent)
 TENSORS = {
     "llama.py",
     "layers.py",
+    "layers_kernels.py",
     "attention_torch.py",
     "attention_kernels.py",
     "kernels.py",
@@ -174,6 +175,8 @@ class InterruptAt:
         name = frame.f_code.co_filename
         if not name.startswith(PACKAGE) or Path(name).name in TENSORS:
             return None
+        if self.line is not None and name != self.line[0]:
+            return None  # another file's lines need not be counted: tracing is slow
         if event == "line":
             line = name, frame.f_lineno
             self.counts[line] = self.counts.get(line, 0) + 1

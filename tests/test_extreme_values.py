@@ -47,8 +47,8 @@ def sample(options):
     num_samples = 1 if options.get("temperature", 1.0) < 1e-5 else 100
     row = make_row(prompt=(0, 1, 2), output=(0, 0, 3), num_samples=num_samples, logprobs=1, **options)
     (output,) = Sampler()(logits, [row])
-    assert all(math.isfinite(entry.logprob) for entry in output.logprobs)
-    return list(output.token_ids)
+    assert all(math.isfinite(entry.logprob) for run in output.logprobs for entry in run)
+    return [token for run in output.token_ids for token in run]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_an_extreme_value_gives_the_tokens_of_its_neighbour(name, value, same, o
 
 
 def test_every_number_of_the_parameters_has_its_extremes():
-    """Would catch a new float parameter that nobody tried in float32."""
+    """Would catch a new float parameter that was not tried in float32."""
     numbers = [name for name, kind in SamplingParams.__annotations__.items() if "float" in kind]
     assert set(numbers) == {name for name, *_ in CASES}
 

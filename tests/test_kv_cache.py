@@ -1,4 +1,4 @@
-"""The physical KV cache: whatever is written, copied or swapped, the *whole* cache is compared."""
+"""The physical KV cache: after a write, copy or swap the *whole* cache is compared."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
-from minivllm.attention_kernels import NumbaAttention, TritonAttention
-from minivllm.attention_torch import TorchAttention
+from minivllm.backends.attention_kernels import NumbaAttention, TritonAttention
+from minivllm.backends.attention_torch import TorchAttention
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kernels.linear_cpu import KINDS, LinearKernel, TorchLinear, TransposedLinear
 from minivllm.kv_cache import KVCache

@@ -242,7 +242,7 @@ def test_a_request_too_large_for_the_pool_leaves_those_before_it_unqueued(tiny_l
 
 @pytest.mark.parametrize("end", ["close", "throw", "delete"])
 def test_however_a_stream_is_left_nothing_stays(llm, end):
-    """Would catch requests that run on for a generator nobody holds (the fixture checks the pool)."""
+    """Would catch requests that run on for a generator that nothing holds (the fixture checks the pool)."""
     stream = llm.stream(["abc", "de"], SamplingParams(n=3, max_tokens=40, ignore_eos=True))
     next(stream)
     assert llm.llm_engine.has_unfinished_requests()
@@ -281,7 +281,7 @@ def test_default_sampling_params_come_from_the_models_generation_config(tiny_lla
 
 
 def test_leaving_a_stream_early_frees_its_blocks(llm):
-    """Would catch requests that run on for nobody (the fixture checks the pool)."""
+    """Would catch requests that run on without a reader (the fixture checks the pool)."""
     for count, _ in enumerate(llm.stream(["abc", "def"], SamplingParams(temperature=0, max_tokens=50))):
         if count == 3:
             break
@@ -301,7 +301,7 @@ def test_two_open_streams_do_not_steal_each_others_outputs(llm):
     assert pieces == want
 
 
-def test_a_request_that_somebody_else_aborted_does_not_hang_its_stream(llm):
+def test_a_request_aborted_from_elsewhere_does_not_hang_its_stream(llm):
     """Would catch an endless loop of empty steps."""
     stream = llm.stream("abc", GREEDY)
     request_id = next(stream).request_id

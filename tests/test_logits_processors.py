@@ -135,7 +135,7 @@ def test_the_argument_is_left_as_it_was():
     rows = [make_row(logit_bias={3: 5.0}, allowed_token_ids=[3, 4]), make_row(repetition_penalty=2.0)]
     assert not torch.equal(process_logits(logits, rows), before)
     assert torch.equal(logits, before)
-    # Where nobody asks for anything, nothing is copied.
+    # If no row asks for anything, nothing is copied.
     assert process_logits(logits, [make_row(), make_row(temperature=0.0)]) is logits
 
 
@@ -252,7 +252,7 @@ def test_everything_at_once_is_applied_in_vllms_order():
 
 
 def test_bad_words_and_min_tokens_give_way_before_nothing_is_left():
-    """Would catch a row of -inf only: its softmax is NaN, and the step would fail for everybody."""
+    """Would catch a row of -inf only: its softmax is NaN, and the step would fail for all requests."""
     logits = random_logits(1)
     only = make_row(allowed_token_ids=[7, 8], min_tokens=3, stop_token_ids=[7, 8])
     assert process_logits(logits, [only]).isfinite().nonzero()[:, 1].tolist() == [7, 8]

@@ -65,7 +65,7 @@ def hf_logprobs(model, token_ids):
 
 
 def assert_logprobs(entries, token_ids, expected, k):
-    """One dictionary a token: the token itself and the k likeliest, with values, ranks and words."""
+    """One dictionary per token: the token itself and the k likeliest, with values, ranks and words."""
     assert len(entries) == len(token_ids) == len(expected)
     for entry, token, logprobs in zip(entries, token_ids, expected, strict=True):
         likeliest = logprobs.topk(k).indices.tolist()
@@ -109,7 +109,7 @@ def test_logprobs_are_hugging_faces_however_the_request_was_scheduled(
 
 
 def test_prompt_logprobs_do_not_come_from_the_prefix_cache(make_engine, hugging_face):
-    """Would catch a cached prefix, whose logits nobody computes, leaving a hole in the list."""
+    """Would catch a cached prefix, whose logits are not computed, leaving a hole in the list."""
     engine = make_engine()
     prompt = list(b"a prompt of several blocks")
     cached = run(engine, [prompt, prompt], SamplingParams(temperature=0, max_tokens=2), "a")
@@ -298,7 +298,7 @@ def ids(*pieces):
 
 
 class Script:
-    """A sampler that writes the same text for everybody, whatever the model says."""
+    """A sampler that writes the same text for every request and ignores the model."""
 
     def __init__(self, token_ids):
         self.token_ids = token_ids

@@ -94,7 +94,7 @@ def test_a_wheel_lives_beside_hugging_faces_kernels(ours_first, stand_in, checko
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names} == {"minivllm", "minivllm-0.1.0.dist-info"}
-    # Whatever is added to a folder or beside it has to arrive, too.
+    # A file that is added to a folder or beside it has to arrive, too.
     sources = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "minivllm").rglob("*")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minivllm import BeamSearchParams, SamplingParams
-from minivllm.attention_kernels import TritonAttention
+from minivllm.backends.attention_kernels import TritonAttention
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
 from minivllm.kernels.rms_norm import _rms_norm_kernel, rms_norm

@@ -125,7 +125,7 @@ def test_code_lines_are_counted_without_comments_and_docstrings():
 
 
 def test_the_afternoon_is_as_long_as_it_says():
-    """Would catch a heart that has grown while the README still promises an afternoon: 15% and 10 lines a file."""
+    """Would catch a heart that has grown while the README still promises an afternoon: 15% and 10 lines per file."""
     promised = re.search(r"The heart is (\d+) files with ([\d,]+) lines of code", README)
     section = README.partition("## The afternoon")[2].partition("\n## ")[0]
     rows = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", section, re.M)}
@@ -147,7 +147,7 @@ def test_the_snippet_prints_what_the_readme_shows(smollm2):
 
 
 def test_the_example_is_vllms_but_for_import_and_model():
-    """Would catch an example that drifts away from the one everybody knows."""
+    """Would catch an example that drifts away from the one that all pages use."""
     source = (ROOT / "examples" / "offline_inference.py").read_text()
     for line in (
         'prompts = [\n    "Hello, my name is",\n    "The president of the United States is",\n'

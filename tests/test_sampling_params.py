@@ -257,6 +257,11 @@ def test_a_tiny_temperature_is_lifted_with_vllms_warning():
     assert params.effective_temperature == 0.01
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert (
+            dataclasses.replace(params, output_kind=RequestOutputKind.DELTA).temperature == 0.01
+        )  # warned once already
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         for temperature in (0.0, 0.01, 1.0):
             SamplingParams(temperature=temperature)
 

@@ -24,7 +24,7 @@ def computed_now(plan):
 
 
 def test_decoding_and_prefill_share_one_step():
-    """Would catch prompt-only batches, which stall everybody who is generating."""
+    """Would catch prompt-only batches, which stall every request that is generating."""
     scheduler = make_scheduler()
     add(scheduler, "a", 5)
     step(scheduler)
@@ -64,8 +64,8 @@ def test_the_head_of_the_line_is_not_skipped():
     assert [name for name, _, _ in computed_now(step(scheduler))] == ["a"]
 
 
-def test_max_num_seqs_limits_who_runs():
-    """Would catch a limit on requests admitted a step instead of on sequences running."""
+def test_max_num_seqs_limits_how_many_run():
+    """Would catch a limit on requests admitted per step instead of on sequences running."""
     scheduler = make_scheduler(max_num_seqs=2)
     for name in "abc":
         add(scheduler, name, 3, max_tokens=2)
@@ -105,7 +105,7 @@ def test_the_newest_request_is_preempted_and_everyone_finishes_with_the_same_tok
     assert scheduler.kv.pool.num_used == 0
 
 
-def test_nobody_is_admitted_in_a_step_that_preempted():
+def test_no_group_is_admitted_in_a_step_that_preempted():
     """Would catch handing the blocks just taken from one request to another newcomer."""
     scheduler = make_scheduler(num_blocks=5)
     for name, prompt in [("a", 7), ("b", 7), ("c", 1)]:
@@ -330,7 +330,7 @@ requests = st.lists(
 def test_any_history_keeps_the_invariants_and_ends_with_all_blocks_free(
     requests, num_blocks, block_size, budget, prefix_caching, swap_blocks
 ):
-    """Random arrivals, forks, beams, aborts, preemptions, swaps: would catch whatever was not thought of.
+    """Random arrivals, forks, beams, aborts, preemptions, swaps: would catch what was not thought of.
 
     Every plain request must end with exactly the tokens it gets when it is alone.
     """

@@ -43,7 +43,7 @@ def test_equal_priorities_go_by_arrival_time_and_not_by_the_moment_they_were_add
 @pytest.mark.parametrize(("policy", "victim"), [(FirstComeFirstServed, "urgent"), (Priority, "calm")])
 @pytest.mark.parametrize("mode", ["recompute", "swap"])
 def test_the_least_urgent_running_group_is_preempted(policy, victim, mode):
-    """Would catch the group admitted last as the victim, whatever its priority."""
+    """Would catch the group admitted last as the victim, even if it is urgent."""
     scheduler = make_scheduler(num_blocks=6, num_cpu_blocks=8, preemption_mode=mode, policy=policy())
     calm = add(scheduler, "calm", 7, max_tokens=9, priority=5)
     step(scheduler)

@@ -1,8 +1,8 @@
-"""Chips a kernel may meet, and how much of each one program of a kernel can have. Pure arithmetic.
+"""Chips on which a kernel may run, and what each has for one program of a kernel. Pure arithmetic.
 
 A GPU is a number of multiprocessors. Several programs of a kernel run on one of them side by side, as many as
-its registers, its shared memory and its places for warps allow. That number decides how well a program's
-waiting for memory is filled by others' work::
+its registers, its shared memory and its places for warps allow. While one program waits for memory the others
+work, so their number matters::
 
     H100: 65,536 registers, 228 KiB of shared memory, 64 warps on each of 132 multiprocessors
     a program of 4 warps (128 threads), 106 registers per thread, 38.2 KiB of shared memory
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REGISTERS_PER_SM = 65_536  # on all of them
+REGISTERS_PER_SM = 65_536  # on all these chips
 THREADS_PER_WARP = 32
 SCHEDULERS_PER_SM = 4  # each starts one instruction of one warp per cycle
 KIB = 1024

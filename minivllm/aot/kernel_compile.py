@@ -1,6 +1,6 @@
 """Compile every kernel for chips that are not there, and say what the machine code needs.
 
-    $ TRITON_INTERPRET=0 python -m minivllm.aot.kernel_compile 80 90       one JSON object a line
+    $ TRITON_INTERPRET=0 python -m minivllm.aot.kernel_compile 80 90       one JSON object per line
 
 `python -m minivllm bench resources` calls this in a process of its own, because a process either compiles
 kernels or interprets them. It calls the public functions on small CPU tensors, with two things replaced.
@@ -12,7 +12,7 @@ The machine code is then read by NVIDIA's own tools, which come with Triton. Out
 
     Function _paged_attention_kernel: REG:106 STACK:0 SHARED:1024 LOCAL:0 ...
 
-it takes the registers of a thread and the stack, which is where values go for which there is no register.
+this module takes the registers of a thread and the stack, where values go for which there is no register.
 And it counts the instructions between a label and the jump back to it: one turn of the loop over the keys.
 """
 
@@ -87,7 +87,7 @@ def dump(tool: str, option: str, cubin: Path) -> str:
 def longest_loop(machine_code: str) -> int | None:
     """Instructions of the longest loop, jump included; None if there is no loop.
 
-    A jump to a label that has been passed closes a loop. (A program ends in a jump to itself, which is none.)
+    A jump to a label that has been passed closes a loop. (The jump to itself that ends a program does not.)
     """
     labels: dict[str, int] = {}
     count, lengths = 0, []

@@ -17,9 +17,9 @@ multiprocessor has. For decode attention, which has to keep the memory busy, thr
                                          2,557 cycles for the bytes
 
 None of this is a speed: it counts instructions, not how long they wait for each other, and it takes the
-multiprocessors to be full, which a small batch does not make them. What it does show is what cannot work: the
-naive kernel has to issue more instructions than the time allows, whatever else happens. What paging adds is
-in the table as well: the same kernels compiled as if K and V lay in one piece.
+multiprocessors to be full, which they are not with a small batch. It does show what cannot work: the naive
+kernel has to issue more instructions than the time allows, even if all else goes well. What paging adds is in
+the table as well: the same kernels compiled as if K and V lay in one piece.
 
 Source of the method: S. Williams and others, "Roofline" (2009), with instructions in place of operations.
 vLLM has nothing like it; there is always a GPU.
@@ -78,7 +78,7 @@ def compile_in_processes(jobs: list[list[str]]) -> list[Record]:
     command = [sys.executable, "-m", "minivllm.aot.kernel_compile"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, *arguments], env=environment, **pipes) for arguments in jobs]
-    # All are waited for before one may raise: a compiler left alone would go on.
+    # Wait for all compilers before one may raise: a compiler left alone would go on.
     answers = [process.communicate() for process in processes]
     for process, (_, errors) in zip(processes, answers, strict=True):
         if process.returncode != 0:

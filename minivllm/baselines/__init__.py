@@ -7,7 +7,7 @@
 
 `StaticBatchScheduler` goes in as `scheduler_cls`, `orca(policy, max_model_len)` as `kv_cache_manager_cls`.
 All four corners give the same text, which is tested. `no_cache` is the oracle of that text; it needs torch
-and is therefore not imported here: the memory simulation runs without.
+and is therefore not imported here, because the memory simulation runs without torch.
 
 Paper: section 6.1 (the baselines), design of the comparison: Figures 2, 12 and 13.
 """

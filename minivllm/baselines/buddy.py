@@ -8,12 +8,12 @@ there is no free chunk of 8, a larger one is halved until there is; the halves a
     allocate(2)                    [ 5 of 8 taken  ][2 t.][ 2 ][  4  ]     2 t. = 2 taken
     free both                      [                16               ]     buddies merge again
 
-Why the paper chose it: it is what a system without paging uses to keep reservations of different lengths
-apart. Why it loses: the 3 units behind the 5 are taken and empty, and a request for 8 is refused when the
-free units lie scattered in smaller chunks. Both are external fragmentation, seen from the request.
+Why the paper chose it: a system without paging needs an allocator for reservations of different lengths, and
+this is a common one. Why it loses: the 3 units behind the 5 are taken and empty, and a request for 8 is
+refused when the free units lie scattered in smaller chunks. Both are external fragmentation.
 
-The buddy of the chunk at `start` with `size` units begins at `start ^ size`: flipping that one bit is what
-makes merging cheap. A capacity that is no power of two begins as several chunks, the largest first
+The buddy of the chunk at `start` with `size` units begins at `start ^ size`: flipping one bit finds it, so
+merging is cheap. A capacity that is not a power of two begins as several chunks, the largest first
 (15,728 = 8192 + 4096 + 2048 + 1024 + 256 + 64 + 32 + 16).
 
 Paper: section 6.1 ("we implement our own version of Orca and assume it uses the buddy allocation
@@ -29,7 +29,7 @@ def next_power_of_two(number: int) -> int:
 
 
 class BuddyAllocator:
-    """Hands out aligned, contiguous chunks of `capacity` units. It knows sizes only, no contents."""
+    """Hands out aligned, contiguous chunks of `capacity` units. It knows only sizes, not contents."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
@@ -46,14 +46,14 @@ class BuddyAllocator:
 
     @property
     def num_free(self) -> int:
-        """Units in free chunks. That many are free, which does not mean that they are in one piece."""
+        """Units in free chunks, which need not be in one piece."""
         return sum(size * len(starts) for size, starts in self.free_chunks.items())
 
     def allocate(self, count: int) -> int | None:
         """Take a chunk that holds `count` units: the smallest that does, at the lowest address.
 
         Returns:
-            Its first unit; None if no free chunk is large enough, and then nothing has changed.
+            The chunk's first unit; None if no free chunk is large enough, and then nothing has changed.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1 unit, got {count}.")
@@ -72,7 +72,7 @@ class BuddyAllocator:
         return start
 
     def free(self, start: int) -> None:
-        """Give back the chunk that begins at `start` and merge it with its buddy for as long as that is free.
+        """Give back the chunk that begins at `start`, and merge it with its buddy while the buddy is free.
 
         Raises:
             ValueError: no taken chunk begins there.

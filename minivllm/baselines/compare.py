@@ -3,7 +3,7 @@
 Both compute the same formula with the same weights. They add up the same numbers in another order, and
 floating point addition is not associative: (a + b) + c rounds differently than a + (b + c). So the hidden
 states differ in their last digits, a little more after each layer. Greedy text stays equal until a step where
-the two best tokens are closer together than that difference; from there on it goes its own way.
+the two best tokens are closer together than that difference; from there on the two texts go separate ways.
 
     $ python -m minivllm compare --with hf --max-tokens 48
     float32   batch 1  torch   8 of 8 texts equal
@@ -16,7 +16,7 @@ How a text splits (made-up logits)::
     logit of " the"                       11.19                11.21         gap 0.01: rounding decides
     next token                            " Paris"             " the"        and both go on from their own
 
-What to read off it: the difference grows with the depth of the network and with the coarseness of the type,
+What the table shows: the difference grows with the depth of the network and with the coarseness of the type,
 not with paging. The same engine at batch size 1 and 8 differs from itself in the same way, because a matrix
 product with another number of rows is computed by another kernel in another order.
 
@@ -57,8 +57,8 @@ class Divergence:
         prompt: the text that was continued.
         position: index of the token in the output, from 0.
         ours, theirs: the two token ids.
-        gap: the difference between Hugging Face's logits of the two tokens there, for the same past. Within
-            the rounding error it is a tie, and a large one would be a bug.
+        gap: the difference between Hugging Face's logits of the two tokens there, for the same past. A gap
+            within the rounding error is a tie, and a large gap would be a bug.
     """
 
     prompt: str
@@ -90,7 +90,7 @@ class Comparison:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything is compared with everything: two types, two batch sizes, one backend: four settings."""
+    """By default two types, two batch sizes and one backend: four settings, each compared."""
     add = parser.add_argument
     add("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
     add("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
@@ -107,16 +107,16 @@ def run(args: argparse.Namespace) -> int:
     """Compare every setting and print the table.
 
     Returns:
-        The exit status, 0 also where texts differ, as a difference is a finding here, no failure.
+        The exit status, 0 also where texts differ: a difference is a finding here and not a failure.
     """
     result = report.new_result("compare", model=args.model, max_tokens=args.max_tokens)
     found: dict[tuple[str, str, int], Comparison] = {}
-    # A bar, because a type takes a minute or more and nothing is printed before the last one.
+    # A progress bar, because a type takes a minute or more and nothing is printed before the last is done.
     for dtype in tqdm(args.dtypes, desc="types"):
         hf = load_hf_model(args.model, dtype, args.device)  # once for all settings of a type
         for backend in args.backends:
             for batch_size in args.batch_sizes:
-                # The prefix cache would compute a repeated prompt in another way than the first time, and
+                # The prefix cache would compute a repeated prompt in another way than the first one, and
                 # blur the picture.
                 llm = LLM(args.model, dtype=dtype, device=args.device, attention_backend=backend,
                           max_num_seqs=batch_size, enable_prefix_caching=False)  # fmt: skip
@@ -145,8 +145,8 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
         first_difference(hf, prompt, ids, output.outputs[0].token_ids)
         for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
     ]
-    # One prompt after the other, whatever the batch size: this is about depth and type alone. Tokens and
-    # channels are reduced to the one that differs most: relative differences would say little, as most hidden
+    # One prompt after the other at every batch size, because this part is about depth and type alone. Of all
+    # tokens and channels the largest difference counts: relative differences would say little, as most hidden
     # values are near 0, where any difference is relatively large.
     pairs = [(hidden_states(llm, ids), hf_hidden_states(hf, ids)) for ids in token_ids]
     layers = range(len(pairs[0][0]))
@@ -169,7 +169,7 @@ def first_difference(
 ) -> Divergence | None:
     """Where Hugging Face's greedy text leaves ours; None if it does not.
 
-    Theirs is generated alone, batch size 1, without padding: the plainest thing that they can compute.
+    Hugging Face's text is generated alone, at batch size 1, without padding: the plainest way to compute it.
 
     Args:
         hf: Hugging Face's model.
@@ -197,13 +197,14 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
     """
     model = llm.llm_engine.runner.model.model
     states: list[torch.Tensor] = []
-    # PyTorch's own way of looking into a model. A copy: every layer adds to one tensor, the residual stream.
+    # Hooks are PyTorch's way to look into a model. A layer leaves its last addition to the norm after it.
     hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output: states.append(output.clone()))
-        for layer in [*model.layers[:-1], model.norm]
+        layer.register_forward_hook(lambda _layer, _inputs, output: states.append(output[0] + output[1]))
+        for layer in model.layers[:-1]
     ]
+    hooks.append(model.norm.register_forward_hook(lambda _norm, _inputs, output: states.append(output[0])))
     try:
-        # One token of output is one step, the prefill of the whole prompt: each hook is called once.
+        # One token of output takes one step, the prefill of the whole prompt: each hook is called once.
         params = SamplingParams(temperature=0, max_tokens=1)
         llm.generate({"prompt_token_ids": token_ids}, params, use_tqdm=False)
     finally:
@@ -214,7 +215,7 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def hf_hidden_states(hf: torch.nn.Module, token_ids: list[int]) -> list[torch.Tensor]:
-    """The same of Hugging Face's model, whose first entry is the embedding, before any layer: left out."""
+    """The same of Hugging Face's model; its first entry, the embedding before any layer, is left out."""
     output = hf(torch.tensor([token_ids], device=hf.device), output_hidden_states=True)
     return [state[0] for state in output.hidden_states[1:]]
 

@@ -1,6 +1,6 @@
 """The memory manager before paging: every request gets one unbroken run of slots, reserved at admission.
 
-The baseline of the paper. A system that keeps a sequence's K and V contiguous has to decide how long the
+This is the paper's baseline. A system that keeps a sequence's K and V contiguous has to decide how long the
 run is before the first token, and cannot move or share it afterwards. Three ways (`ReservationPolicy`)::
 
     prompt of 6 tokens, true output 9, max_model_len 32; * stored now, r will be stored, - never, x rounding
@@ -13,8 +13,8 @@ run is before the first token, and cannot move or share it afterwards. Three way
 The last token is sampled but never computed, so 6 + 9 tokens fill 14 slots.
 
 `ContiguousKVCacheManager` has the interface of `KVCacheManager`, so the same scheduler, engine and kernels
-run on it: a block table is then a run of consecutive blocks. Nothing grows after admission, so nobody is
-ever preempted; the price is that fewer are admitted.
+run on it: a block table is then a run of consecutive blocks. Nothing grows after admission, so no request is
+preempted; the price is that fewer requests are admitted.
 
     >>> LLM(model, kv_cache_manager_cls=orca(ReservationPolicy.MAX, 2048), enable_prefix_caching=False)
 
@@ -32,7 +32,8 @@ from minivllm.baselines.buddy import BuddyAllocator, next_power_of_two
 from minivllm.baselines.slot_usage import SlotUsage
 from minivllm.block_pool import KVCacheBlock
 from minivllm.block_table import BlockTable, cdiv
-from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
+from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.scheduler_output import BlockPair
 from minivllm.sequence import Sequence, SequenceGroup
 
 
@@ -41,7 +42,7 @@ class ReservationPolicy(Enum):
 
     MAX = "max"  # max_model_len: needs to know nothing, wastes the most
     POW2 = "pow2"  # the true output length rounded up: over-reserves it at most twofold
-    ORACLE = "oracle"  # the true output length: not to be had in practice, the best contiguity can do
+    ORACLE = "oracle"  # the true output length: unknown in practice, the best that contiguous memory can do
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class ContiguousKVCacheManager(KVCacheManager):
 
     Args:
         num_blocks, block_size: as in `KVCacheManager`. A chunk of the allocator is never below one block.
-        enable_prefix_caching, num_cpu_blocks: have to be False and 0. A run cannot be shared, and nobody is
-            ever preempted.
+        enable_prefix_caching, num_cpu_blocks: have to be False and 0. A run cannot be shared, and no request
+            is preempted.
         policy: how much to reserve.
         max_model_len: what `ReservationPolicy.MAX` reserves; no request may be longer.
     """
@@ -95,8 +96,7 @@ class ContiguousKVCacheManager(KVCacheManager):
     # -- the interface of KVCacheManager ------------------------------------------------------------
 
     def max_blocks(self, group: SequenceGroup) -> int:
-        """Blocks of the run that `group` will get; the scheduler asks this of each request before it queues
-        it.
+        """Blocks of the run that `group` will get; the scheduler asks before it queues a request.
 
         Raises:
             ValueError: the request wants to fork, or is longer than `max_model_len`.
@@ -116,7 +116,7 @@ class ContiguousKVCacheManager(KVCacheManager):
 
     def allocate_slots(
         self, chunks: list[tuple[Sequence, int]], computed_blocks: Iterable[KVCacheBlock] = ()
-    ) -> BlockCopies | None:
+    ) -> list[BlockPair] | None:
         """Reserve the run of a sequence that has none; afterwards there is always room.
 
         Returns:
@@ -142,7 +142,7 @@ class ContiguousKVCacheManager(KVCacheManager):
         super().free(seq)
 
     def reset(self) -> None:
-        """Back to the first day."""
+        """Back to the initial state."""
         super().reset()
         self.buddy = BuddyAllocator(self.pool.num_blocks)
         self.reservations.clear()
@@ -167,7 +167,7 @@ class ContiguousKVCacheManager(KVCacheManager):
         start = self.buddy.allocate(cdiv(num_slots, self.block_size))
         if start is None:
             return False
-        # The whole chunk is held, its unused end included: nobody else can have it.
+        # The whole chunk is held, its unused end included: no other sequence can have it.
         run = self.pool.blocks[start : start + self.buddy.taken_chunks[start]]
         self.pool.touch(run)
         self.block_tables[seq.seq_id] = BlockTable(self.block_size, run)

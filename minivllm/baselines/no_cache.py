@@ -1,12 +1,12 @@
 """Greedy decoding without a KV cache: run the whole text through the model for every new token.
 
-The slowest way to generate, and the one that cannot be wrong: no cache, no blocks, no batch, nothing to
-keep in step. Every engine here has to give the same greedy text, whatever its scheduler and memory manager::
+The slowest way to generate, and the one with the least to go wrong: no cache, no blocks, no batch, nothing to
+keep in step. Every engine here has to give the same greedy text, with any scheduler and memory manager::
 
     tokens computed for a prompt of 6 and 4 new tokens:   6 + 7 + 8 + 9 = 30      with a KV cache:  6 + 3 = 9
 
 `next_logits` is any function from all tokens so far to the logits of the next one, so that the loop runs on
-Hugging Face's model (`hugging_face_logits`, the oracle nobody here wrote) and on ours (`llama_logits`).
+Hugging Face's model (`hugging_face_logits`, an oracle that we did not write) and on ours (`llama_logits`).
 
 Paper: section 2.2 (why the KV cache exists). vLLM V1 has no counterpart.
 """
@@ -47,7 +47,7 @@ def greedy_without_cache(
 def hugging_face_logits(model: PreTrainedModel) -> NextLogits:
     """`next_logits` of a Hugging Face model.
 
-    Without its cache too: it is the oracle, and a cache is one more thing that could be wrong.
+    It runs without its cache too: in an oracle a cache is one more thing that could be wrong.
     """
 
     @torch.inference_mode()

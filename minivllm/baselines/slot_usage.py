@@ -2,8 +2,8 @@
 
     used       holds the K and V of a token
     reserved   empty, and its owner will fill it later
-    internal   held by somebody who will never fill it: reserved for nothing, or the end of a last block
-    external   nobody can use it, or nobody does: rounding of the allocator, and free memory
+    internal   held by a sequence which will not fill it: reserved for nothing, or the end of a last block
+    external   not usable, or not used by any sequence: rounding of the allocator, and free memory
 
 One paged sequence, block_size 4, 5 tokens computed, 6 at its longest, in a pool of 3 blocks::
 

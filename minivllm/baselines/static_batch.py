@@ -6,10 +6,10 @@ and so do the requests behind them::
     continuous   A aaaa D dddd         static   A aaaa . . .  D dddd
                  B bb E eeeee                   B bb . . . .  E eeeee
                  C cccccccc                     C cccccccc
-                 -------------> steps           -------------> steps       . seat empty, nobody admitted
+                 -------------> steps           -------------> steps       . seat empty, none admitted
 
-Only admission differs from `Scheduler`; the memory manager, chunked prefill and the engine are the same, so
-the two show what continuous batching alone is worth.
+Only admission differs from `Scheduler`; the memory manager, chunked prefill and the engine are the same, so a
+comparison shows what continuous batching alone is worth.
 
     >>> LLM(model, scheduler_cls=StaticBatchScheduler)
 
@@ -35,9 +35,9 @@ class StaticBatchScheduler(Scheduler):
     def schedule_waiting(self, step: StepDraft) -> None:
         """Admit while the batch is being filled.
 
-        Filling may take several steps, because a step has a budget of tokens: it goes on as long as the
-        budget alone ended it, and is over when the queue, the seats or the memory did, or when the first
-        sequence left. Otherwise a batch would be limited to the prompts of one step.
+        Filling may take several steps, because a step has a budget of tokens, and otherwise a batch would be
+        limited to the prompts of one step. Filling goes on in the next step if only the budget has ended it;
+        it is over when the queue is empty, seats or memory run out, or the first sequence has left.
         """
         if not self.running:
             self._batch_size, self._filling = 0, True

@@ -6,7 +6,7 @@ when it is asked for, because some need torch and some need packages that a stud
     $ python -m minivllm bench throughput --num-prompts 4 --backend minivllm hf
 
 Every command prints a table below the processor and its load, and `--output-json` writes the same numbers
-with their provenance (`report.py`): a number without its circumstances is an anecdote.
+with their provenance (`report.py`): a number without its circumstances is only an anecdote.
 
 vLLM V1: `vllm/benchmarks/` and `vllm bench --help`; the option names are vLLM's where vLLM has them.
 """

@@ -1,7 +1,7 @@
-"""Who generates: minivllm, its baselines and Hugging Face, behind one function, `Backend.run`.
+"""What generates: minivllm, its baselines and Hugging Face, behind one function, `Backend.run`.
 
 All backends get the same requests, as token ids, and have to return exactly the tokens asked for, greedily
-and without stopping at an end-of-sequence token. What differs is which requests may run when::
+and without stopping at an end-of-sequence token. They differ in which requests may run when::
 
     minivllm        every step: each request with room      #####........   a finished request's place
                                                             ###..#######    is taken at once
@@ -14,7 +14,7 @@ and without stopping at an end-of-sequence token. What differs is which requests
     static batches          static-contiguous                          static-paged
     continuous batching     orca-max, orca-pow2, orca-oracle           minivllm
 
-Each clock starts with token ids and stops with token ids; models, KV memory and threads are set up before.
+Each clock starts with token ids and stops with token ids; models, KV memory and threads are set up before it.
 vLLM V1: `vllm/benchmarks/throughput.py` (`run_vllm`, `run_hf`).
 """
 
@@ -47,7 +47,7 @@ OURS, TRACED = "minivllm", "minivllm-traced"
 # Arguments of `SamplingParams` by the name that `--sampling` gives them.
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
-    # Everything that costs time: a cut, a draw, penalties over the output so far, log-probabilities.
+    # All that costs time: a cut, a draw, penalties over the output so far, log-probabilities.
     "full": {"temperature": 0.8, "top_p": 0.95, "seed": 0, "presence_penalty": 0.5, "frequency_penalty": 0.5,
              "repetition_penalty": 1.1, "logprobs": 5},
 }  # fmt: skip

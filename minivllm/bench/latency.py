@@ -1,6 +1,6 @@
 """Latency: seconds from the start of one batch to its last token, again and again.
 
-Where `throughput` asks how much a busy engine gets done, this asks how long one user waits who comes alone
+Where `throughput` asks how much a busy engine gets done, this benchmark asks how long one user waits, alone
 (`--batch-size 1`) or in company: a larger batch does more work, and each of its users waits longer::
 
     $ python -m minivllm bench latency --input-len 32 --output-len 128 --batch-size 8 --num-iters 5

@@ -51,7 +51,7 @@ def measure_savings(args: argparse.Namespace) -> list[Row]:
     rows = []
     methods = ("parallel", "beam")
     for (name, dataset), method, width in itertools.product(paper.DATASETS.items(), methods, paper.WIDTHS):
-        # Ends exactly where the drawn length says: dummy tokens are no end of sequence.
+        # Ends exactly where the drawn length says: a dummy token does not end a sequence.
         count, params = args.num_prompts, SamplingParams(n=width, ignore_eos=True)
         if method == "beam":
             count = max(1, args.num_prompts * dataset.factor // 8)
@@ -124,7 +124,7 @@ def print_scheduler(rows: list[Row]) -> None:
 FIGURES = {
     "2": (lambda args: usage_rows(args, paper.SYSTEMS, [args.block_size], divisor=1), print_systems),
     "15": (measure_savings, print_savings),
-    # With half the requests; that small blocks also slow down the kernel is not in it.
+    # With half the requests; small blocks also slow down the kernel, which is not in these numbers.
     "18b": (lambda args: usage_rows(args, ["paged"], paper.BLOCK_SIZES, divisor=2), print_block_sizes),
     "scheduler": (measure_scheduler, print_scheduler),
 }

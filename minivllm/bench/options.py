@@ -42,7 +42,7 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "max_num_batched_tokens": {"type": positive_int, "help": "tokens per step"},
     "block_size": {"type": positive_int, "help": "tokens per KV block"},
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
-    "attention_backend": {"choices": CHOICES["attention_backend"], "help": "who computes attention"},
+    "attention_backend": {"choices": CHOICES["attention_backend"], "help": "what computes attention"},
     "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
     "enable_prefix_caching": {"action": "store_true", "help": "off here: each round has the same prompts"},
 }

@@ -10,8 +10,8 @@ once) and runs as a second process that waits while we compute (`peer_worker.py`
 
     $ python -m minivllm bench openvino --repeats 5                  makes .venv-openvino first, if need be
 
-The same requests, greedy, the same weights in the same precision, all cores for each, in turns. Prefix caches
-are off, and each engine has 2 to 3 GiB for its KV.
+Both get the same requests, greedily, with the same weights in the same precision and all cores, in turns.
+Prefix caches are off, and each engine has 2 to 3 GiB for its KV.
 
 vLLM's documentation: "CPU - Installation". OpenVINO GenAI: `ContinuousBatchingPipeline`.
 """

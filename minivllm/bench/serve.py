@@ -1,4 +1,4 @@
-"""Serving: requests arrive over time, whether the engine is ready or not, and each user's wait is measured.
+"""Serving: requests arrive over time, ready or not, and the wait of each user is measured.
 
 One request that arrives at second 2 and gets its tokens at 3.0, 3.5 and 4.5::
 

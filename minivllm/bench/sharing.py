@@ -96,7 +96,7 @@ def run_once(llm: LLM, requests: list[BenchRequest], n: int) -> SharingRun:
         found.most_blocks = max(found.most_blocks, engine.scheduler.kv.pool.num_used)
         found.num_computed_tokens += plan.num_scheduled_tokens
 
-    # Random, with a seed: greedy completions would be n times the same, and never be told apart.
+    # Random, with a seed: n greedy completions would all be the same.
     settings = {"n": n, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
     params = [SamplingParams(seed=i, max_tokens=x.output_len, **settings) for i, x in enumerate(requests)]
     prompts = prompts_of(requests)

@@ -1,11 +1,11 @@
 """Looking at the engine's steps from outside: where their time goes, and what the matrix products alone take.
 
-The engine has no timers: they would be code to read past. Its methods are wrapped while a benchmark looks,
-and put back afterwards. The parts do not overlap, so "rest" is the total minus all of them::
+The engine has no timers: readers would have to read past them. A benchmark wraps the engine's methods while
+it looks, and puts them back afterwards. The parts do not overlap, so "rest" is the total minus all of them::
 
     with profile_steps(engine) as steps:         # a percent or so slower; `record_steps` costs a microsecond
         llm.generate(...)
-    steps.records[0]                             # StepRecord(num_tokens=1830, num_samples=16, seconds=2.1)
+    steps.records[0]                             # TimedStep(num_tokens=1830, num_samples=16, seconds=2.1)
 
     engine.step() = schedule | input tensors | attention.prepare | for each layer: linears, attention |
                     compute_logits | sampler | update_from_output | make_outputs
@@ -74,7 +74,7 @@ def watching_plans(engine: LLMEngine, look: Callable[[SchedulerOutput], None]) -
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class TimedStep:
     """One step: rows through the layers (T), rows that needed logits, seconds; in a profile also by part."""
 
     num_tokens: int
@@ -92,7 +92,7 @@ class StepRecord:
 class Steps:
     """What is recorded of a run; `blocks` are those written to, `parts` the seconds of the running step."""
 
-    records: list[StepRecord] = field(default_factory=list)
+    records: list[TimedStep] = field(default_factory=list)
     blocks: set[int] = field(default_factory=set)
     calls: Counter[str] = field(default_factory=Counter)
     parts: dict[str, float] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def record_steps(engine: LLMEngine) -> Iterator[Steps]:
             seconds = time.perf_counter() - start
             plan = plans.pop()  # it lives only inside `step`: caught on its way to the runner
             num_samples = sum(row.num_samples > 0 for row in plan.scheduled)
-            record = StepRecord(plan.num_scheduled_tokens, num_samples, seconds, dict(steps.parts))
+            record = TimedStep(plan.num_scheduled_tokens, num_samples, seconds, dict(steps.parts))
             steps.records.append(record)
             steps.blocks.update(block_id for row in plan.scheduled for block_id in row.block_ids)
             return outputs
@@ -151,7 +151,7 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
             f"--profile times calls, which means nothing on {engine.device}: use torch.profiler."
         )
     runner, scheduler, model = engine.runner, engine.scheduler, engine.runner.model
-    # None of them calls another one in the list, or its time would count twice.
+    # None of these methods calls another one in the list, or its time would count twice.
     targets: list[tuple[object, str, str]] = [
         (scheduler, "schedule", SCHEDULING),
         (scheduler, "update_from_output", SCHEDULING),
@@ -171,14 +171,14 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
         yield steps
 
 
-def milliseconds_per_step(records: Sequence[StepRecord]) -> dict[str, float]:
+def milliseconds_per_step(records: Sequence[TimedStep]) -> dict[str, float]:
     """Mean by part; "rest" is what no timer covers: 10 steps of 500 ms in all, 400 of them timed, rest 10."""
     covered = {part: sum(record.parts.get(part, 0.0) for record in records) for part in PARTS}
     covered[REST] = sum(record.seconds for record in records) - sum(covered.values())
     return {part: 1e3 * seconds / max(len(records), 1) for part, seconds in covered.items()}
 
 
-def profile_table(records: Sequence[StepRecord]) -> str:
+def profile_table(records: Sequence[TimedStep]) -> str:
     """Mean time per step by part: all steps, and those that decode only."""
     decode = [record for record in records if record.is_decode]
     columns = [milliseconds_per_step(each) for each in (records, decode)]
@@ -223,7 +223,7 @@ def median_seconds(function: Callable[[], object]) -> float:
 class MatmulBound:
     """Times of the engine's own matrix products at the row counts of one run; greedy runs are alike."""
 
-    def __init__(self, model: LlamaForCausalLM, steps: list[StepRecord]) -> None:
+    def __init__(self, model: LlamaForCausalLM, steps: list[TimedStep]) -> None:
         self.model = model
         self.layer_rows = bracket(step.num_tokens for step in steps)
         self.head_rows = bracket(step.num_samples for step in steps if step.num_samples)
@@ -278,7 +278,7 @@ class MatmulBound:
         layers = {rows: float(np.median(times)) for rows, times in self._layers.items()}
         return layers, {rows: float(np.median(times)) for rows, times in self._head.items()}
 
-    def seconds(self, steps: list[StepRecord]) -> float:
+    def seconds(self, steps: list[TimedStep]) -> float:
         """The bound: seconds of the matrix products of these steps."""
         layers, head = self.tables()
         products = [interpolate(layers, step.num_tokens) for step in steps]

@@ -5,8 +5,8 @@
     $ python -m minivllm bench throughput --max-model-len 512 --num-blocks 512 \\
           --backend static-contiguous orca-max static-paged minivllm         what each idea is worth
 
-Printed are rates, how many requests got the same greedy tokens, the share of the matrix-product bound, with
-`--profile` where the rest of a step went, and the memory. `--num-running N` holds exactly N sequences
+It prints rates, how many requests got the same greedy tokens, the share of the matrix-product bound, with
+`--profile` where the rest of a step went, and the memory. `--num-running N` keeps exactly N sequences
 running. All backends take turns::
 
     minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> Result:
     reference = OURS if ours else names[0]
     seconds = {name: [each.seconds for each in runs[name]] for name in names}
     tokens = {name: runs[name][-1].token_ids for name in names}  # greedy text is the same each time
-    # All tokens of a request or none: behind the first difference, equal ones are accidents.
+    # All tokens of a request or none: behind the first difference, equal tokens are accidents.
     same = {name: sum(map(operator.eq, tokens[name], tokens[reference])) for name in names}
     rates = {name: throughput_report.rates(seconds[name], requests) for name in names}
     result: Result = {"reference": reference, "backends": rates, "same_tokens": same}
@@ -131,7 +131,7 @@ class OurRuns:
         self.memory |= {"resident_before_loading": before, "peak_rss_loading": peak_loading}
         # Which row counts occur is known only now. They repeat in every run, as all lengths are fixed.
         self.bound = MatmulBound(self.engine.runner.model, recorded.records)
-        self.steps: list[list[steps.StepRecord]] = []
+        self.steps: list[list[steps.TimedStep]] = []
 
     def run(self, requests: list[BenchRequest]) -> BackendRun:
         """A run, and the matrix products right after it: a slow machine slows both, and their ratio stays."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from minivllm.bench.options import workload_text
 from minivllm.bench.report import MIB, Result, Spread, describe, memory_bytes, ratio_text
-from minivllm.bench.steps import MatmulBound, StepRecord
+from minivllm.bench.steps import MatmulBound, TimedStep
 from minivllm.bench.workloads import BenchRequest
 from minivllm.engine import LLMEngine
 
@@ -52,7 +52,7 @@ def memory_of(engine: LLMEngine, num_blocks_written: int) -> dict[str, Any]:
     return result
 
 
-def bound_of(bound: MatmulBound, runs: list[list[StepRecord]], seconds: list[float]) -> dict[str, Any]:
+def bound_of(bound: MatmulBound, runs: list[list[TimedStep]], seconds: list[float]) -> dict[str, Any]:
     """Share of the bound in `runs` of so many `seconds`; `decode` is the most frequent decode batch."""
     layers, head = bound.tables()
     total = median(bound.seconds(steps) for steps in runs)
@@ -112,7 +112,7 @@ def print_rates(result: Result) -> None:
             f"{output.relative:.0%}"
         )
         if name != reference:
-            # Fewer than all is no bug by itself: rounding may decide a tie the other way (`compare`).
+            # Fewer than all is not a bug by itself: rounding may decide a tie the other way (`compare`).
             same, num_prompts = result["same_tokens"][name], result["workload"]["num_prompts"]
             print(f"  the same greedy tokens as {reference} in {same} of {num_prompts} requests")
             comparisons.append(ratio_text(ours, output, reference, name, result["provenance"]))

@@ -8,7 +8,7 @@ Option names are vLLM's where it has them. Most fields of `EngineConfig` are opt
 is `LLM(model, max_num_seqs=8)` in Python, with the same default and the same checks.
 
 torch is imported by a command when it runs, not here: `--help` and a mistyped option are answered at once.
-(`tests/test_cli.py` holds it to that.)
+(`tests/test_cli.py` checks that.)
 
 vLLM V1: `vllm/entrypoints/cli/`.
 """
@@ -24,7 +24,7 @@ from minivllm.cli.options import add_engine_arguments, add_sampling_arguments
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands but `bench` and `compare`, which have their own.
+    """The parser of all commands but `bench` and `compare`, which have parsers of their own.
 
     Each command leaves the function that runs it in `args.run`.
     """
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         compare.add_arguments(parser)
         return compare.run(parser.parse_args(argv[1:]))
     args = make_parser().parse_args(argv)
-    # Errors of input are one line: their texts say what to do, and a traceback would bury that. Any other
+    # Errors of input are one line: the text says what to do, and a traceback would bury it. Any other
     # exception is a mistake of ours and keeps its traceback.
     try:
         args.run(args)

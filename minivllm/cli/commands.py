@@ -15,7 +15,7 @@ from minivllm.cli.options import engine_options, sampling_options
 def generate(args: argparse.Namespace) -> None:
     """Complete prompts, as vLLM's first example prints them.
 
-    All are handed over in one call: that is what makes them one batch. With `--n 2` a prompt has two lines.
+    All prompts are handed over in one call, which makes them one batch. With `--n 2` a prompt has two lines.
     """
     from minivllm import LLM, SamplingParams
 

@@ -9,7 +9,7 @@ notebook: `%check ex04b`) whether it is right. The pieces::
     tests/exercises/stubs/ ..., notebooks/exercises/ch04_block_table.py       what a student edits
             |  run.py: pytest in a process of its own, tests/exercises/test_ch04_block_table.py --impl student
             v
-    one record a test  ->  report.py (for a person)  or  grading.py and formats.py (for a gradebook)
+    one record per test  ->  report.py (for a person)  or  grading.py and formats.py (for a gradebook)
 
 One switch says whose code is tested: `--impl student | reference | stub | mutant:NAME | a folder`. The tests
 reach the code through the fixture `ex` only, so there is no second path by which a shipped solution could be

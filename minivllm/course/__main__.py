@@ -6,11 +6,11 @@ For teachers:  grade DIR --format csv | export --student OUT | stubs --check
 The exit status is 0 if everything that was asked for is fine, 1 if not (an unsolved exercise included), 2 if
 the command could not be carried out. `grade` exits with 0 whatever the grades are.
 
-Each command is a function below that takes the parsed arguments and returns whether all is fine. None does
-any work itself; what `check ex04b` sets in motion::
+Each command is a function below that takes the parsed arguments and returns whether all is fine. The work is
+done in other modules; what `check ex04b` sets in motion::
 
     parse_target("ex04b")     catalog.py    which chapter, which exercise
-    run_tests("student", ..)  run.py        pytest in a process of its own -> one record a test
+    run_tests("student", ..)  run.py        pytest in a process of its own -> one record per test
     describe(..)              report.py     records -> the text on the screen
     all passed?               main          exit status 0 or 1
 """
@@ -46,7 +46,7 @@ def show(arguments: argparse.Namespace) -> bool:
     from minivllm.weights.download import resolve_model
 
     resolve_model("smollm2-135m-instruct")  # here, where its progress bar is seen
-    # A real model on a CPU, with a student's loops in it: 20 seconds would call honest work endless.
+    # A real model on a CPU, with a student's loops in it: a limit of 20 seconds would end honest work.
     records = run_tests("student", [target], RunOptions(time_limit=300.0, real=True))
     print(report.real_text(records, STUDENT / f"{target.chapter}.py"))
     return all(record.status == PASSED for record in records)
@@ -56,8 +56,8 @@ def status(arguments: argparse.Namespace) -> bool:
     """Show the points of all chapters. A file that has not been touched is not run."""
     targets = [Target(chapter, None) for chapter in chapters() if not stubs.untouched(chapter)]
     records = run_tests("student", targets) if targets else []
-    # One run for all chapters, which imports torch once. The exercise's id says whose record it is: those of
-    # "ch04_block_table" begin with "ex04".
+    # One run for all chapters, which imports torch once. The exercise's id tells the chapter of a record:
+    # those of "ch04_block_table" begin with "ex04".
     for chapter in chapters():
         own = [record for record in records if record.exercise.startswith(f"ex{chapter[2:4]}")]
         print(report.progress(chapter, own or None))
@@ -106,7 +106,7 @@ def make_stubs(arguments: argparse.Namespace) -> bool:
         begun = [STUDENT / f"{chapter}.py" for chapter in chapters() if not stubs.untouched(chapter)]
         changed = [*stubs.write_stubs(), *solutions_page.write()]
         lines = [f"wrote {path}" for path in changed]
-        lines += [f"left alone, somebody has worked on it: {path}" for path in begun if path not in changed]
+        lines += [f"left alone, it has been worked on: {path}" for path in begun if path not in changed]
         print("\n".join(lines) or "nothing has changed")
         return True
     stale = [*stubs.stale_stubs(STUBS), *stubs.stale_stubs(STUDENT), *solutions_page.stale()]
@@ -118,8 +118,8 @@ def make_stubs(arguments: argparse.Namespace) -> bool:
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their options.
 
-    `set_defaults(run=...)` ties each to its function, so `main` needs no list of commands. The description
-    is the second paragraph of this module's docstring, the one with the two lists.
+    `set_defaults(run=...)` ties each command to its function, so `main` needs no list of commands. The
+    description is the second paragraph of this module's docstring, the one with the two lists.
     """
     parser = argparse.ArgumentParser(
         prog="python -m minivllm.course", description=(__doc__ or "").split("\n\n")[1]
@@ -168,8 +168,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status.
 
-    A `CourseError` is for the user and is printed as it is. Anything else is a mistake in the course, and its
-    traceback is wanted. Unknown commands and options never get here: argparse exits with 2.
+    A `CourseError` is for the user and is printed as it is. Any other error is a mistake in the course, and
+    its traceback is wanted. On unknown commands and options argparse exits with 2.
 
     Args:
         argv: the words after `python -m minivllm.course`; None: those of this process.

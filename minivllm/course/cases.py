@@ -1,8 +1,8 @@
 """Which tests there are, read from the test files and not from the process that runs them.
 
 A grade must not depend on what a submission says about the tests. So the process that hands out the points
-lists them itself; a test without a result counts as failed, and `max_score` is the same for all. The files
-are the course's own, and they are parsed and not imported: no pytest, no torch, some milliseconds::
+lists the tests itself; a test without a result counts as failed, and `max_score` is the same for all. The
+files are the course's own, and they are parsed and not imported: no pytest, no torch, some milliseconds::
 
     @pytest.mark.exercise("ex04a", points=1, hint="Round up.")          Case("test_a_started_block_...",
     def test_a_started_block_counts_whole(ex):                     ->        "ex04a", 1, "A block ...",
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from minivllm.course.catalog import TESTS, Target
 from minivllm.course.records import Record
 
-# What a test asks for if it puts the exercise into the engine and compares the text.
+# The fixtures that a test asks for if it puts the exercise into the engine and compares the text.
 TEXT_FIXTURE = "reference_text"
 
 

@@ -89,8 +89,8 @@ def chapters() -> list[str]:
 def exercises_of(chapter: str) -> tuple[Exercise, ...]:
     """The exercises of a chapter, in the order of its file.
 
-    Parsed and not imported, so that the command line can list exercises without loading torch. Remembered,
-    because a stub does not change while the program runs.
+    The file is parsed and not imported, so that the command line can list exercises without loading torch.
+    The result is remembered, because a stub does not change while the program runs.
     """
     tree = ast.parse((STUBS / f"{chapter}.py").read_text(encoding="utf-8"))
     found = []
@@ -104,7 +104,7 @@ def exercises_of(chapter: str) -> tuple[Exercise, ...]:
 
 def _raised_id(function: ast.FunctionDef) -> str | None:
     """ "ex04b" if the last statement of `function` is `raise NotImplementedError("ex04b")`."""
-    # Written out again by `ast`: whatever quotes and spacing the file has, here they are always the same.
+    # Written out by `ast`, which gives the same quotes and spacing for every file.
     match = re.fullmatch(r"raise NotImplementedError\('(ex\d\d[a-z])'\)", ast.unparse(function.body[-1]))
     return match.group(1) if match else None
 
@@ -113,7 +113,7 @@ def parse_target(text: str) -> Target:
     """Read "4", "04", "ch04", "ch04_block_table" or "ex04b"; "4b" is taken for "ex04b".
 
     Raises:
-        CourseError: there is no such chapter or exercise; the message lists those there are.
+        CourseError: there is no such chapter or exercise; the message lists the existing ones.
     """
     present = chapters()
     match = re.fullmatch(r"(?:ch|ex)?(\d{1,2})([a-z]?)(_\w+)?(\.py)?", text.strip().lower())

@@ -1,6 +1,6 @@
 """`python -m minivllm.course doctor`: can this machine do the exercises?
 
-One line a question, and for each "no" what to do about it. Nothing is installed or changed::
+One line per question, and for each "no" what to do about it. Nothing is installed or changed::
 
       ok  Python 3.12.4
       NO  hypothesis is not installed
@@ -9,7 +9,7 @@ One line a question, and for each "no" what to do about it. Nothing is installed
       ok  the engine writes: [ ... four token ids ... ]
     Not all is fine; see the arrows.
 
-Made to be pasted into a question: it tells an installation that is broken from an exercise that is wrong.
+The output is made to be pasted into a question: it tells a broken installation from a wrong exercise.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _examine_files() -> Iterator[Answer]:
     begun = [chapter for chapter in chapters() if not untouched(chapter) and chapter not in missing]
     for chapter in begun:
         path = STUDENT / f"{chapter}.py"
-        # Compiled and never run: a loop without end in a student's file must not hang the doctor.
+        # Compiled and not run: a loop without end in a student's file must not hang the doctor.
         try:
             compile(path.read_bytes(), path.name, "exec")
         except SyntaxError as error:
@@ -78,7 +78,7 @@ def _generate() -> Answer:
             params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
             (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
         return True, f"the engine writes: {list(output.outputs[0].token_ids)}", ""
-    # Whatever is wrong with an installation has to become a line of the report, not a traceback.
+    # Any fault of an installation has to become a line of the report, not a traceback.
     except Exception as error:
         return False, f"the engine fails: {type(error).__name__}: {error}", INSTALL
 

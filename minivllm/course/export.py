@@ -36,7 +36,7 @@ def export_student(out: Path) -> str:
     """Write the copy into the new folder `out` and try it out; returns what to tell the teacher.
 
     Raises:
-        CourseError: `out` is not empty, this is no git checkout, or the copy holds a solution.
+        CourseError: `out` is not empty, this is not a git checkout, or the copy holds a solution.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CourseError(f"{out} exists and is not empty. Give a new folder.")
@@ -65,7 +65,7 @@ def try_out(out: Path) -> int:
     """Run the exercise tests of the copy; their number.
 
     Raises:
-        CourseError: one of them does anything but fail because nothing is written.
+        CourseError: a test does something other than fail because nothing is written.
     """
     done = subprocess.run(
         [sys.executable, "-c", TRY_OUT], cwd=out, capture_output=True, text=True, check=False
@@ -73,7 +73,7 @@ def try_out(out: Path) -> int:
     if done.returncode != 0:
         raise CourseError(f"the tests of the copy do not run:\n{done.stdout}{done.stderr}")
     root, statuses, num_tests = json.loads(done.stdout.splitlines()[-1])
-    # A minivllm that Python finds before the copy would have been tested in its place.
+    # If Python finds another minivllm before the copy, that one is tested.
     if Path(root) != out.resolve():
         raise CourseError(f"the copy at {out} was not tested, but {root}.")
     if statuses != ["not written yet"]:

@@ -1,8 +1,8 @@
 """Grades in the formats of gradebooks.
 
-    csv          for a spreadsheet: one line a submission, one column an exercise
-    gradescope   results.json as its autograder expects it, one file a submission
-    junit        one test suite a submission
+    csv          for a spreadsheet: one line per submission, one column per exercise
+    gradescope   results.json as its autograder expects it, one file per submission
+    junit        one test suite per submission
     json         everything
 
 Ada has ex04a (1 point) right and ex04b (2.5 points) wrong; Bob has not written ex04a. As csv::
@@ -47,7 +47,7 @@ def write(name: str, submissions: list[Submission], out: Path | None) -> None:
         return
     data = encode(WRITERS[name](submissions))
     if out is None:
-        # Not `sys.stdout.write`: a terminal or pipe may have an encoding that lacks a letter of a name.
+        # Not `sys.stdout.write`: the encoding of a terminal or pipe may lack a letter of a name.
         sys.stdout.flush()
         getattr(sys.stdout, "buffer", sys.stdout).write(data)
         sys.stdout.flush()
@@ -56,7 +56,7 @@ def write(name: str, submissions: list[Submission], out: Path | None) -> None:
 
 
 def encode(text: str) -> bytes:
-    r"""UTF-8; what has no bytes there (half a surrogate pair in a student's message) as "\\udce9".
+    r"""UTF-8; a character without bytes there (half a surrogate pair in a student's message) as "\\udce9".
 
     One such character would otherwise cost the grades of the whole class, after all the grading.
     """
@@ -69,7 +69,7 @@ def require_place(name: str, num_submissions: int, out: Path | None) -> None:
     Several results for Gradescope need a folder, and "results.json" is the name of a file.
     """
     if name == "gradescope" and num_submissions > 1 and (out is None or out.suffix):
-        raise CourseError("gradescope takes one file a submission: give a folder, for example --out results")
+        raise CourseError("gradescope takes one file per submission: give a folder, such as --out results")
     if out is not None and not out.parent.is_dir():
         raise CourseError(f"there is no folder {out.parent} to write {out.name} into.")
 
@@ -77,7 +77,7 @@ def require_place(name: str, num_submissions: int, out: Path | None) -> None:
 def explain(record: Record) -> str:
     """What a student reads about one test: its reason if it passed, else all there is to know.
 
-    A failed one, for example::
+    A failed test, for example::
 
         wrong result: At an exact multiple of the block size nothing is to be added: ...
         blocks_needed(4, 4)
@@ -92,9 +92,9 @@ def explain(record: Record) -> str:
 
 
 def to_csv(submissions: list[Submission]) -> str:
-    """One line a submission: name, sum, points of each exercise, and what kept tests from running.
+    """One line per submission: name, sum, points of each exercise, and what kept tests from running.
 
-    "Wrong result" is no problem in this sense: it is what a low score means anyway. The column is for what a
+    "Wrong result" is not a problem in this sense: a low score says it already. The column is for what a
     teacher may have to look into: a crash, an endless loop, a file that is empty.
     """
     # In order of appearance, each once: a dict keeps order where a set would not.
@@ -117,7 +117,7 @@ def to_gradescope(submissions: list[Submission]) -> str:
     the autograder's script prints is hidden from the student; messages of the tests are in `output`.
 
     Raises:
-        ValueError: it is not exactly one submission.
+        ValueError: `submissions` is not exactly one.
     """
     (submission,) = submissions
     tests = [
@@ -139,10 +139,10 @@ def to_gradescope(submissions: list[Submission]) -> str:
 
 
 def to_junit(submissions: list[Submission]) -> str:
-    """JUnit XML, one suite a submission.
+    """JUnit XML, one suite per submission.
 
-    Everything that is not passed is a "failure", a crash or a missing file too: an "error" would read as a
-    fault of the tests.
+    Every test that has not passed is a "failure", after a crash or for a missing file too: an "error" would
+    read as a fault of the tests.
     """
     root = ElementTree.Element("testsuites")
     for each in submissions:
@@ -159,7 +159,7 @@ def to_junit(submissions: list[Submission]) -> str:
 
 
 def xml_text(text: str) -> str:
-    r"""Without the control characters that XML cannot hold, however escaped: "\x00 <&>" becomes " <&>".
+    r"""Without the control characters that XML cannot hold, not even escaped: "\x00 <&>" becomes " <&>".
 
     ElementTree escapes the rest. One such character in the text of a student's error would make the file of
     the whole class unreadable.

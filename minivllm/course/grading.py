@@ -1,13 +1,13 @@
-"""Grade submissions: each in a process of its own, on a copy of the tests of its own.
+"""Grade submissions: each in its own process, on its own copy of the tests.
 
     submissions/
       ada/ch04_block_table.py                      only files with the names of chapters are taken,
       bob/notebooks/exercises/ch04_block_table.py  from here too
       eve/ch04_block_table.py                      ends the process: her other exercises run again, alone
 
-Nothing else of a submission is used: no conftest, no test, no helper. What is missing is missing; it is
-never taken from the solutions. In this process a student's file is copied and nothing more: it is parsed and
-run where it can cost its own points only. What that protects from, and what not: docs/instructor/grading.md.
+Nothing else of a submission is used: no conftest, no test, no helper. A missing file stays missing, and is
+not taken from the solutions. In this process a student's file is copied and nothing more: it is parsed and
+run where it can cost only its own points. What that protects from, and what not: docs/instructor/grading.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from minivllm.course.run import RunOptions, run_tests
 class Submission:
     """One submission and how its tests went. Every test of the graded chapters has a record.
 
-    So `max_score` is the same for everybody, and a file that was not handed in counts as no points instead of
-    not counting.
+    So `max_score` is the same for all, and a file that was not handed in gives no points instead of not
+    counting.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Submission:
 
     @property
     def is_tampered(self) -> bool:
-        """Whether results came that the tests have not written. Then none of that run counts."""
+        """Whether results came that the tests have not written. No result of that run counts then."""
         return any(record.status == TAMPERED for record in self.records)
 
     def exercise(self, exercise_id: str) -> tuple[Record, ...]:
@@ -62,7 +62,7 @@ def grade(
     """Grade `folder`: one submission if it holds chapter files, else each folder in it.
 
     Args:
-        targets: what to grade. Empty: every chapter that at least one submission has a file of.
+        targets: what to grade. Empty: every chapter of which at least one submission has a file.
         options: seed and time limits, the same for every submission.
         progress: where to say which submission is done, and with how many points; None: nowhere.
 
@@ -73,7 +73,7 @@ def grade(
     if not targets:
         present = {name for files in found.values() for name in files}
         targets = [Target(chapter, None) for chapter in chapters() if chapter in present]
-    # Before the first submission runs: what one of them does to these files reaches no other.
+    # Before the first submission runs: what it does to these files does not reach the next one.
     course = CourseFiles.read()
     submissions = []
     for index, (name, files) in enumerate(found.items(), start=1):
@@ -89,12 +89,12 @@ def grade(
 def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
     """Name of each submission -> its chapter files (chapter -> path).
 
-    A folder without any is kept, as long as another has some: whoever handed in nothing must stand in the
-    table of grades with 0 points, not be missing there.
+    A folder without chapter files is kept, as long as another has some: a student who handed in nothing must
+    stand in the table of grades with 0 points, not be missing there.
 
     Raises:
-        CourseError: no such folder, no chapter file in it or in the folders in it, or it lies among the
-            course's own tests and solutions.
+        CourseError: there is no such folder, it holds no chapter file (nor do the folders in it), or it is
+            among the course's own tests and solutions.
     """
     if not folder.is_dir():
         raise CourseError(f"there is no folder {folder}.")
@@ -115,7 +115,7 @@ def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def readable(name: str) -> str:
-    r"""A folder's name as text that any file can hold; "M\\xfcller" if its "ü" is no UTF-8.
+    r"""A folder's name as text that any file can hold; "M\\xfcller" if its "ü" is not in UTF-8.
 
     Archives from Windows have such names. Python keeps the byte as half a surrogate pair.
     """
@@ -159,19 +159,19 @@ def grade_one(
 def run_again_alone(records: list[Record], run: Callable[[list[Target]], list[Record]]) -> list[Record]:
     """If a test ended the process, run every exercise that was left over by itself.
 
-    So one exercise that crashes, or never ends, costs none of the points of the others. With ex04a passed,
-    ex04b ending the process and ex04c never reached, ex04b and ex04c run again, each in a process of its own.
+    So an exercise that crashes, or does not end, costs no points of the other exercises. With ex04a passed,
+    ex04b ending the process and ex04c not reached, ex04b and ex04c run again, each in a process of its own.
     """
     result = []
     for exercise_id in dict.fromkeys(record.exercise for record in records):
         own = [record for record in records if record.exercise == exercise_id]
-        # A time limit that came as an exception ended one test only, and the run went on. Without one, the
-        # process was killed.
+        # A time limit that came as an exception ended one test only, and the run went on. If no exception
+        # reached the code, the process was killed.
         broken_off = any(
             record.status == PROCESS_ENDED or (record.status == TIME_LIMIT and not record.exception)
             for record in own
         )
-        # With one exercise graded, it was alone already, and would end the same way again.
+        # If one exercise was graded, it was alone already, and would end the same way again.
         if broken_off and len({record.exercise for record in records}) > 1:
             own = run([Target(chapter_of(own[0]), exercise_id)])
         result += own

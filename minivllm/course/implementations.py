@@ -15,8 +15,8 @@ A mutant or alternate is one definition; the rest of its chapter comes from the 
 
 So a mutant shows one mistake and nothing else, and a test that fails has caught that mistake.
 
-A submission is never completed from the solutions: what it lacks is missing. Before a student's file runs it
-is looked at (`find_problems`): an empty file, a syntax error and a call of the very thing to be written are
+A submission is not completed from the solutions: what it lacks is missing. Before a student's file runs it is
+looked at (`find_problems`): an empty file, a syntax error and a call of the very function to be written are
 each reported as what they are.
 """
 
@@ -41,7 +41,7 @@ VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
 OWN = ("minivllm", "kernels", "tests")
 HIDDEN = (SOLUTIONS, *VARIANTS.values())
 WHOLE_FILE = ""
-# In the copy that grading makes: a line per solution, its `digest`. The solutions themselves are not there.
+# In the copy that grading makes: one line per solution, its `digest`. The solutions themselves are not there.
 DIGESTS = TESTS / "solution_digests.txt"
 # Names that lead to the engine's modules, or to the running tests, without an `import` of them.
 WAYS_AROUND = (
@@ -63,7 +63,7 @@ class SubmissionError(Exception):
 class Implementation:
     """A folder of chapter files, and perhaps one file whose definitions replace theirs.
 
-    `is_submission`: somebody else wrote it. Its files are looked at before they run, and the process that
+    `is_submission`: the code is a student's. Its files are looked at before they run, and the process that
     tests it cannot open the solutions, nor change the course (`guard_course`).
     """
 
@@ -102,7 +102,7 @@ class Implementation:
         """Run the chapter's file (and the overlay) and return it as a module.
 
         Raises:
-            SubmissionError: the file is missing, empty, no Python, uses the reference, or fails on import.
+            SubmissionError: the file is missing, empty, not Python, uses the reference, or fails on import.
         """
         path = self.folder / f"{chapter}.py"
         if self.is_submission:
@@ -117,8 +117,8 @@ class Implementation:
             raise SubmissionError(
                 "error on import", f"{path.name} fails when it is imported: {type(error).__name__}: {error}"
             ) from error
-        # Replaced in the module's own namespace: functions of the chapter that call each other call the new
-        # one. The overlay's code sees its own file only and has to define or import what it needs.
+        # Replaced in the module's own namespace, so functions of the chapter that call the replaced one call
+        # the new one. The overlay's code sees only its own file and has to define or import what it needs.
         if self.overlay is not None:
             vars(module).update(_definitions(_run(self.overlay)))
         return module
@@ -190,10 +190,10 @@ def stub_again(chapter: str) -> str:
 
 
 def _imports(tree: ast.AST) -> dict[str, int]:
-    """What is imported from this project, or a way around `import`, anywhere in `tree`; and its line.
+    """What is imported from this project, and ways around `import`, anywhere in `tree`; each with its line.
 
     Example: `from minivllm.block_table import cdiv` in line 3 and `import torch` in line 4 give
-    {"minivllm.block_table.cdiv": 3}. Names, not text: a comment that mentions minivllm is no import.
+    {"minivllm.block_table.cdiv": 3}. Names count, not text: a comment that names minivllm is not an import.
     """
     found = {}
     for node in ast.walk(tree):
@@ -214,8 +214,8 @@ def _imports(tree: ast.AST) -> dict[str, int]:
 
 def _run(path: Path) -> ModuleType:
     """Import a file under a name of its own: two implementations must not share a module."""
-    # Not `import ch04_block_table`: two folders hold files of that name, and whoever imports the second would
-    # be given the first, from `sys.modules`.
+    # Not `import ch04_block_table`: two folders hold files of that name, and an import of the second would
+    # give the first, from `sys.modules`.
     name = f"_exercises_{abs(hash(path.resolve()))}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -227,7 +227,7 @@ def _run(path: Path) -> ModuleType:
 def _definitions(module: ModuleType) -> dict[str, Any]:
     """Functions and classes that a module defines itself.
 
-    What it imports bears another module's name and stays behind; so do constants, which bear none. A Triton
+    Imported objects carry another module's name and stay behind; so do constants, which carry none. A Triton
     kernel is an object around the function, `fn`, that its author wrote.
     """
     return {
@@ -245,8 +245,8 @@ def variant_names(kind: str) -> list[str]:
 def caught_by(mutant: str) -> str:
     """The test that its first line names: `# caught by: test_name`.
 
-    With `--impl mutants` each mutant runs with that test alone. Caught by just any test, it would not prove
-    that the one which claims to catch this mistake does.
+    With `--impl mutants` each mutant runs with that test alone: if any test were enough, it would not be
+    proved that the test which claims to catch this mistake does.
 
     Raises:
         ValueError: the first line is something else.
@@ -261,12 +261,12 @@ def caught_by(mutant: str) -> str:
 def guard_course(root: Path) -> None:
     """From now on this process cannot open a solution, alternate or mutant, nor change a file of the course.
 
-    An audit hook, because it sees imports and `os.open` as well as `open`, and cannot be taken out again by
-    the code that it watches. A file is known by its number on the disk: a hard link is the same file under
-    another name. Compiled modules may be written, or every run would compile the engine anew.
+    It is an audit hook, because that sees imports and `os.open` as well as `open`, and the code that it
+    watches cannot take it out again. A file is known by its number on the disk: a hard link is the same file
+    under another name. Compiled modules may be written, or every run would compile the engine anew.
 
     Args:
-        root: the folder of the course. These tests may be a copy of it; both are guarded.
+        root: the folder of the course. The running tests may be a copy of it; both are guarded.
     """
     folders = [place / folder.relative_to(ROOT) for place in {root.resolve(), ROOT} for folder in HIDDEN]
     hidden = {_number(path) for folder in folders for path in (folder, *folder.glob("*.py"))} - {None}
@@ -277,7 +277,7 @@ def guard_course(root: Path) -> None:
             return
         # A number in place of a path is a file that is open already.
         for path in [each for each in arguments[:2] if isinstance(each, str | bytes)]:
-            # By its number alone: torch is some thousand files, and each is one more question to the disk.
+            # By its number alone: torch is some thousand files, and each costs one more look at the disk.
             if hidden and _number(path) in hidden:
                 raise PermissionError(f"{os.fsdecode(path)} holds a solution: it is not to be read here.")
             if event == "open" and not _writes(arguments):
@@ -290,7 +290,7 @@ def guard_course(root: Path) -> None:
 
 
 def _number(path: Path | str | bytes) -> tuple[int, int] | None:
-    """What a file is to the disk, whatever its name; None if there is no such file."""
+    """What identifies a file on the disk under every name; None if there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """`%check ex04b` in a notebook: the same report as on the command line.
 
-The tests run in a process of their own, so a check sees the file as it was last saved, whatever the notebook
-has imported before.
+The tests run in a process of their own, so a check sees the file as it was last saved, even if the notebook
+has imported an older version.
 """
 
 from __future__ import annotations

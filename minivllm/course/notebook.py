@@ -9,12 +9,14 @@ counts)::
 
     >>> guess = None                          # the reader writes a number here, or leaves it
     >>> reveal(guess, measured=9, unit="positions")
-    Measured: 9 positions. (Put your own guess in the line above and run it again.)
+    (no guess yet: the answer is there, folded)
+    >>> reveal(7, measured=9, unit="positions")
+    Measured: 9 positions. You guessed 7: it is 2 more.
 
-Code is never pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what
-the reader sees is what runs. Above the code stand its file and its name, and no line number: that would be
-wrong as soon as a line is added further up. `notebooks/build.py` reads both back and compares the code with
-the module's.
+Code is not pasted into a notebook. `show_source(BlockTable.slot)` displays it from the module, so what the
+reader sees is what runs. Above the code stand its file and its name, and no line number: that would be wrong
+as soon as a line is added further up. `notebooks/build.py` reads file and name back and compares the code
+with the module's.
 
 Claims about counts hold exactly. Claims about time are one-sided with a margin, and stand only in notebooks
 marked `timed`.
@@ -23,6 +25,7 @@ marked `timed`.
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import random
 import re
@@ -45,8 +48,8 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
     Args:
         text: the statement, as a reader should remember it.
-        condition: a bool; anything else is a TypeError, because "not empty" is no proof.
-        measured: the number behind it, as it should be printed.
+        condition: a bool; anything else is a TypeError, because "not empty" is not a proof.
+        measured: the number behind the claim, as it should be printed.
     """
     if not isinstance(condition, bool | np.bool_):
         raise TypeError(
@@ -60,16 +63,29 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
 
 
 def reveal(guess: float | None, measured: float, unit: str = "") -> None:
-    """Compare a reader's guess with what was measured. None: no guess was made, which is no error."""
+    """Compare a reader's guess with what was measured.
+
+    None: no guess was made yet. Then the answer is folded: it takes a click to see it, in the stored notebook
+    and on the site as well.
+    """
     result = f"{measured:,.4g}" if isinstance(measured, float) else f"{measured:,}"
     result = f"{result} {unit}".rstrip()
     if guess is None:
-        print(f"Measured: {result}. (Put your own guess in the line above and run it again.)")
+        _fold(f"Measured: {result}.")
     elif guess == measured:
         print(f"Measured: {result}. Exactly your guess.")
     else:
         how = "more" if measured > guess else "less"
         print(f"Measured: {result}. You guessed {guess:,}: it is {abs(measured - guess):,.4g} {how}.")
+
+
+def _fold(text: str) -> None:
+    """Display a text that opens at a click; viewers without HTML show it as it is."""
+    from IPython.display import display
+
+    how = "No guess yet: write one in place of None above and run both cells again. Or open the answer here."
+    folded = f"<details><summary>{how}</summary><p><b>{html.escape(text)}</b></p></details>"
+    display({"text/html": folded, "text/plain": text}, raw=True)
 
 
 def source_of(item: type | FunctionType | MethodType | property, docstring: bool = True) -> str:
@@ -130,9 +146,9 @@ def show_source(item: type | FunctionType | MethodType | property, docstring: bo
 
 
 def seed_all(seed: int = 0) -> None:
-    """Seed every source of random numbers a notebook uses, and keep torch to one thread.
+    """Seed every source of random numbers that a notebook uses, and keep torch to one thread.
 
-    One thread, because the models are tiny, and because a sum in another order is another float.
+    One thread is enough for tiny models, and it keeps the order of sums, on which floats depend.
     """
     random.seed(seed)
     np.random.seed(seed)

@@ -1,15 +1,15 @@
 """A copy of the course for one submission: what its tests need to run, and nothing that answers them.
 
-A submission runs with the rights of the person who grades, so it can write to any file of that person, the
-tests among them. So all files that the tests need are read into memory once, before the first submission
+A submission runs with the rights of the teacher who grades it, so it can write to any file of the teacher,
+the tests among them. So all files that the tests need are read into memory once, before the first submission
 runs, and each submission gets them in a new folder that is deleted afterwards::
 
     minivllm/**.py  kernels/*.py  pyproject.toml
     tests/helpers*.py  tests/exercises/*.py  tests/exercises/stubs/*.py
-    tests/exercises/solution_digests.txt       to know a copy of a solution by; the solutions are not there
+    tests/exercises/solution_digests.txt       to recognize a copied solution; the solutions are not there
     submission/ch04_block_table.py             the student's files
 
-What one submission does to its tests, no other submission sees.
+What a submission does to its tests, other submissions do not see.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CourseFiles:
             path = folder / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            # A compiled module is valid for a source of this time only; without it each run compiles anew.
+            # A compiled module is valid only for a source of this time; at another each run compiles anew.
             os.utime(path, ns=(changed, changed))
         (folder / SUBMISSION).mkdir()
         for path in submission.values():

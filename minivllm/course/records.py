@@ -1,15 +1,15 @@
 """What a test run reports: one `Record` per test, sent as soon as it is known, and signed.
 
-The tests run in a process of their own (`run.py`), and the code under test may end that process, never end,
-or write something itself. So the records are lines that come through a pipe; a line that says which test is
-about to run comes first, and each line begins with a signature, made of a secret that this run alone has::
+The tests run in a process of their own (`run.py`), and the code under test may end that process, run for
+ever, or write something itself. So the records are lines that come through a pipe; before each test comes a
+line that says which test is about to run. Each line begins with a signature, made with a secret of this run::
 
     5f0c...  {"start": "test_a_full_block_opens_no_new_one"}
     91ab...  {"test": "test_a_full_block_opens_no_new_one", "status": "passed", ...}
     {"status": "passed"}   written by the student's code, unsigned: nothing of this run counts
 
-The number of the line is signed too, so a line cannot be sent twice, left out or moved. Which tests there are
-is not among the lines: the receiver has listed them before (`cases.py`).
+The number of the line is signed too, so a line cannot be sent twice, left out or moved. No line says which
+tests there are: the receiver has listed them before (`cases.py`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Sender:
         self._descriptor, self._key, self._number = descriptor, key, 0
 
     def send(self, line: dict[str, Any]) -> None:
-        """Write one line; it is out of this process when the call returns."""
+        """Write one line; it has left this process when the call returns."""
         # ASCII only: a student's message may hold half a surrogate pair, which has no bytes in UTF-8.
         text = json.dumps(line).encode("ascii")
         data = sign(self._key, self._number, text) + b" " + text + b"\n"
@@ -107,7 +107,7 @@ class Receiver:
     rest: bytes = b""
 
     def feed(self, data: bytes) -> None:
-        """Take more bytes. What follows a line of another's making is ignored."""
+        """Take more bytes. All that follows a line without a right signature is ignored."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         self.is_tampered = self.is_tampered or len(self.rest) > LONGEST_LINE
         for line in lines:

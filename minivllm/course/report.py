@@ -13,8 +13,8 @@
         got       the result [10, 11, 20, 21, 22, 23, 0, 1, 2]
       hint      Count what is missing first, and compare with len(free_blocks).
 
-One failure at a time, and of an exercise that has been begun if there is one: a page of failures is read by
-nobody.
+One failure at a time, and of an exercise that has been begun if there is one: students do not read a page of
+failures.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def describe(chapter: str, records: list[Record], path: Path) -> str:
             lines.append("  " + summary(exercise, own))
     failed = [record for record in records if record.status != PASSED]
     if failed:
-        # A test that fails beats one whose exercise is not begun: that is where the student is at work.
+        # A failed test beats one whose exercise is not begun: there the student is at work.
         begun = [record for record in failed if record.status != NOT_WRITTEN]
         lines += ["", *next_step((begun or failed)[0], failed, path)]
     else:
@@ -123,7 +123,7 @@ def next_step(record: Record, failed: list[Record], path: Path) -> list[str]:
     if record.hint:
         lines += field("hint", record.hint)
     if record.printed.strip():
-        # The last 8 lines: whoever prints in a loop is looking for the round in which it went wrong.
+        # The last 8 lines: with `print` in a loop, a student looks for the round that went wrong.
         lines += ["  printed", *indent("\n".join(record.printed.strip().splitlines()[-8:]), "    ")]
     if others:
         lines += [
@@ -145,7 +145,7 @@ def wrap(line: str) -> list[str]:
 
 
 def indent(message: str, spaces: str = "  ") -> list[str]:
-    """A message of several lines, each as it is; endless ones are cut.
+    """A message of several lines, each as it is; very long ones are cut.
 
     At most 12 lines of 400 characters: a student's function may return a list of a million slots, and the
     message shows what it returned.
@@ -158,7 +158,7 @@ def indent(message: str, spaces: str = "  ") -> list[str]:
 
 
 def age(path: Path) -> str:
-    """When the file was saved: an editor that has not saved it yet is a common riddle."""
+    """When the file was saved: that an editor has not saved it yet is a common mistake."""
     if not path.exists():
         return "which is not there"
     seconds = max(0, int(time.time() - path.stat().st_mtime))

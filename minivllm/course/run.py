@@ -1,7 +1,7 @@
-"""Run exercise tests in a process of their own, and bring their records home.
+"""Run exercise tests in a process of their own, and collect their records.
 
-A process of its own, because the code under test is a first attempt: it may end the process, fill the memory
-or never end; and because a notebook that has imported a file once would not see its next version::
+They need their own process because the code under test is a first attempt: it may end the process, fill the
+memory or run for ever; and because a notebook that has imported a file once would not see its next version::
 
     this process                                          the process of the tests, a process group of its own
     lists the tests (`cases.py`)
@@ -11,7 +11,7 @@ or never end; and because a notebook that has imported a file once would not see
     a line without a signature                            killed; none of its tests counts
     the process is gone                                   tests without a record get one here
 
-What ends or fills the pipe is not waited for: a child that the code under test has forked may hold it open.
+The end of the pipe is not waited for: a child that the code under test has forked may hold it open.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Receive
 
 # Seconds that the exception of the time limit has to end a test, before the process is killed from outside.
 GRACE = 3.0
-# Tiny tensors: more threads would only wait for each other, and spin meanwhile. No pytest options from the
-# user's environment: -x would end the run at the first failure. No plugin but the one needed.
+# One thread, because with tiny tensors more would only wait for each other. No pytest options from the user's
+# environment: -x would end the run at the first failure. No plugin but the one that is needed.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "",
@@ -94,7 +94,7 @@ def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Pat
     lines_out, lines_in = os.pipe()
     with tempfile.TemporaryFile() as printed, os.fdopen(lines_out, "rb", buffering=0) as lines:
         command = [*_command(impl, targets, options, tree), f"--report={secret_out},{lines_in}"]
-        # No standard input: code that asks for some gets an EOFError, and does not wait.
+        # No standard input: code that asks for input gets an EOFError, and does not wait.
         process = subprocess.Popen(
             command, cwd=tree, env=os.environ | ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=printed,
             stderr=subprocess.STDOUT, pass_fds=(secret_out, lines_in), start_new_session=True,
@@ -106,7 +106,7 @@ def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Pat
         try:
             received, is_timed_out = _receive(process, lines, Receiver(key), options)
         finally:
-            # The group has the number of its first process. An interrupt in this process ends it, too.
+            # The group has the number of its first process. An interrupt in this process ends the group too.
             _kill(process)
         printed.seek(0)
         return Outcome(received, is_timed_out, printed.read().decode(errors="replace"))
@@ -169,10 +169,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def complete(cases: list[Case], outcome: Outcome) -> list[Record]:
-    """One record for each test: what came, and for those without any what became of them.
+    """One record per test: the one that came, or one that says why none came.
 
     Example: a, b and c are the tests, a has passed, b was running when the process ended. Then a stays
-    "passed", b and c are "ended the process", and c's message says that it never ran.
+    "passed", b and c are "ended the process", and c's message says that c did not run.
     """
     received = outcome.received
     names = [each["test"] for each in received.records]

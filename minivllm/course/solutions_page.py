@@ -1,6 +1,6 @@
 """The solutions page for teachers, docs/instructor/solutions.md: every answer, folded away.
 
-One heading a chapter, one fold an exercise, so that a teacher can open one answer in class without showing
+One heading per chapter, one fold per exercise, so that a teacher can open one answer in class without showing
 the next::
 
     Chapter 4: the block table.                  first line of the solution file's docstring

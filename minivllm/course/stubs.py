@@ -64,7 +64,7 @@ def all_stubs() -> dict[str, str]:
 def write_stubs() -> list[Path]:
     """Write all stubs to both places; returns the files that changed.
 
-    A file of `notebooks/exercises` that somebody has worked on is left alone.
+    A file of `notebooks/exercises` that has been worked on is left alone.
     """
     changed = []
     for name, text in all_stubs().items():
@@ -96,7 +96,7 @@ def reset(target: Target, folder: Path = STUDENT) -> Path:
         CourseError: one exercise is asked for, but the file cannot be parsed or lacks it.
     """
     path, pristine = folder / f"{target.chapter}.py", STUBS / f"{target.chapter}.py"
-    # The first free number: students delete old ones, and none of theirs is to be overwritten.
+    # The first free number: students delete old backups, and the ones they keep must not be overwritten.
     backups = (path.with_suffix(f".py.bak{number}") for number in itertools.count(1))
     backup = next(each for each in backups if not each.exists())
     if target.exercise is None:

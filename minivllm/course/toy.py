@@ -12,7 +12,8 @@ as one English word, so that a picture of memory can be read::
     >>> trace.steps[0].scheduled[0].block_ids
     (7, 2)
 
-A model loads in about 20 ms and takes 1 to 2 ms a step, so a notebook can try everything several times.
+A model loads in about 20 ms and takes 1 to 2 ms per step, so a notebook can try everything several times.
+`real_llm` is SmolLM2 instead, for pictures with words that make sense.
 `WORKLOAD` is what chapters 3, 5, 6 and 7 measure with: twelve requests, most of them short, a few long.
 """
 
@@ -97,6 +98,19 @@ def toy_llm(**options: Any) -> LLM:
     } | options
     with tempfile.TemporaryDirectory() as folder:  # the weights are copied into memory
         return LLM(str(random_llama(Path(folder) / "toy", byte_tokenizer=True)), **options)
+
+
+def real_llm(**options: Any) -> LLM:
+    """SmolLM2, whose words make sense, in a pool small enough to look at; its trace keeps the words.
+
+    Args:
+        options: those of `LLM`; 8 blocks of 4 slots unless they say otherwise.
+    """
+    options = {"block_size": 4, "num_blocks": 8, "max_model_len": 32} | options
+    llm = LLM("smollm2-135m-instruct", **options)
+    tokenizer = llm.get_tokenizer()
+    llm.llm_engine.trace = Trace(word_of=lambda token_id: tokenizer.decode([token_id]))
+    return llm
 
 
 def arrange_free_blocks(llm: LLM, order: Sequence[int]) -> None:

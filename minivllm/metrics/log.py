@@ -25,7 +25,7 @@ LOG_INTERVAL_SECONDS = 10.0
 class PeriodicLog:
     """Logs one line every `interval` seconds, in vLLM's form.
 
-    It has no thread and no timer: a step that ends after the interval is over writes the line, and an idle
+    It has no thread and no timer: the first step to end after the interval writes the line, and an idle
     engine writes none.
     """
 
@@ -35,7 +35,7 @@ class PeriodicLog:
         self._last: tuple[float, EngineStats] | None = None
 
     def note(self, stats: Callable[[], EngineStats], now: float) -> None:
-        """A step has ended; `stats` is asked only when a line is due, since it visits every block table.
+        """A step has ended; `stats` is called only when a line is due, since it visits every block table.
 
         Args:
             stats: makes the snapshot for the line.

@@ -77,7 +77,7 @@ def derive_num_blocks(
         peak = torch.cuda.max_memory_reserved()
         available = int(config.gpu_memory_utilization * total) - others - peak
     else:
-        # More blocks than all sequences together can use would be of no use.
+        # No more blocks than all sequences together can use.
         useful = config.max_num_seqs * cdiv(max_model_len, config.block_size)
         available = min(CPU_KV_CACHE_BYTES, useful * block_bytes)
     if available < block_bytes:

@@ -57,8 +57,8 @@ class EngineStats(SchedulerStats):
     def prefix_cache_hit_rate(self) -> float:
         """Prompt tokens found in the prefix cache, out of those looked up.
 
-        A request counts once, when it is first admitted. Finding its own blocks again after a preemption is
-        no merit of sharing and would make a starved engine look good.
+        A request counts once, when it is first admitted. If a preempted request that finds its own blocks
+        again counted too, a starved engine would look good.
         """
         return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else 0.0
 
@@ -89,7 +89,7 @@ class EngineStats(SchedulerStats):
 def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> EngineStats:
     """Read the gauges and counters of this moment; changes nothing.
 
-    Call it between steps: inside of one the blocks for its tokens are held already, the tokens not computed.
+    Call it between steps: in the middle of a step there are blocks for tokens that are not computed yet.
     """
     kv, stats = scheduler.kv, scheduler.stats
     num_stored_tokens = count_stored_tokens(scheduler)

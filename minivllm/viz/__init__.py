@@ -1,7 +1,7 @@
 """Figures, all drawn from a `Trace` and from nothing else.
 
-The engine never imports this package. Because a trace is all a figure needs, a scheduler or a memory manager
-that a reader has written is drawn by the same code as ours.
+The engine does not import this package. Because a trace is all that a figure needs, a scheduler or a memory
+manager that a reader has written is drawn by the same code as ours.
 
 | function | what it shows |
 |---|---|
@@ -12,7 +12,7 @@ that a reader has written is drawn by the same code as ours.
 | `memory_area` | every slot by kind, step by step: used, reserved, wasted, free |
 | `request_area` | bytes of K and V each request holds, step by step |
 | `throughput_waterfall` | tokens per step and per second, idea by idea |
-| `trace_player` | a run to step through, in the page |
+| `trace_player` | a run as a moving picture: tables, pool, copies, hits |
 
 `trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need
 no matplotlib, so the names above are imported on first use.

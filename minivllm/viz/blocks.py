@@ -1,14 +1,14 @@
 """Pictures of blocks: the pool as a grid, one request through its block table, positions against slots.
 
-`three_panel` is the picture the idea became known by: what the sequence sees (words in logical blocks), what
+`three_panel` is the picture that made the idea known: what the sequence sees (words in logical blocks), what
 the table says, where the words really lie. Here it is drawn from a run, for the example of `block_table.py`::
 
     logical blocks             block table      physical blocks
     0 [Four score and seven]   0: block 7 (4)   2 [years ago  .    .  ]
     1 [years ago           ]   1: block 2 (2)   7 [Four score and seven]
 
-All three functions show the moment in which a step has written its tokens and before anything it finished has
-given back its blocks.
+All three functions show the moment after a step has written its tokens and before sequences that finish in it
+have given back their blocks.
 
 Paper: Figures 5 to 8. The layout is that of the post that introduced vLLM (June 2023).
 """
@@ -127,8 +127,8 @@ def _owners(trace: Trace, step: int) -> dict[int, tuple[str, ...]]:
     for seq_id, block_ids in tables_during(record).items():
         for position in range(len(block_ids) * trace.block_size):
             slot = slot_of(block_ids, position, trace.block_size)
-            # What others have said of this slot. Holders of a shared block may have filled it to different
-            # depths; one who has a token there counts for more than one who only holds the place.
+            # What other holders have said of this slot. Holders of a shared block may have filled it to
+            # different depths; one with a token there counts for more than one that only holds the place.
             before = tuple(name for name in owners.get(slot, ()) if name)
             if position < filled[seq_id]:
                 # Each name once, in order: two sequences of one request are one owner.
@@ -210,8 +210,8 @@ def _draw_physical(ax: Axes, scene: _Scene) -> None:
 def _draw_logical(fig: Figure, panels: Sequence[Axes], scene: _Scene, seq_id: int, y: float) -> float:
     """One sequence from row `y` downwards: logical blocks, table, arrows. Returns the next free row.
 
-    Each row is one entry of the table, so the arrow on the left is always level. That on the right goes to
-    wherever the physical block is.
+    Each row is one entry of the table, so the arrow on the left is level. The arrow on the right goes to the
+    physical block.
     """
     left, middle, right = panels
     record, size = scene.trace.steps[scene.step], scene.trace.block_size

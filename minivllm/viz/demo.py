@@ -3,15 +3,15 @@
 All requests run in one continuous batch: the chat question is just the fifth prompt. The report at the end
 is computed from the trace of that run and the engine's own tensors.
 
-Its last lines are the paper's point in small. SmolLM2-135M in float32, 46,080 bytes a token, blocks of 16,
+Its last lines are the paper's point in small. SmolLM2-135M in float32, 46,080 bytes per token, blocks of 16,
 four sequences still running with 33, 35, 33 and 33 tokens::
 
     used         134 tokens                             5.89 MiB
     allocated    4 x 3 blocks = 192 slots               8.44 MiB      69.8% used
     reserved     4 x 8,192 slots, the model's longest   1,440 MiB      0.4% used
 
-Even 69.8% is low: half a block is lost at the end of each sequence, on average and whatever its length, so
-the shorter the texts, the larger the share.
+Even 69.8% is low: on average half a block is lost at the end of each sequence, long or short, so the shorter
+the texts, the larger the share.
 
 Paper: section 3 and Figure 2, where reserving the longest length leaves 20.4% used.
 """
@@ -28,7 +28,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.viz.drawing import draw_block_tables, fullest_step
 from minivllm.viz.trace import StepRecord, Trace
 
-# The four prompts are those of vLLM's first example, so that the output can be held against it.
+# The four prompts are those of vLLM's first example, so that the output can be compared.
 QUESTION = "What is the capital of France?"
 PROMPTS = (
     "Hello, my name is",
@@ -95,7 +95,7 @@ def memory_comparison(llm: LLM, record: StepRecord, block_size: int) -> str:
     Args:
         llm: for the bytes of a token and for `max_model_len`.
         record: the step; at least one sequence holds a block after it.
-        block_size: tokens a block.
+        block_size: tokens per block.
     """
     engine = llm.llm_engine
     per_token = engine.memory().bytes_per_token

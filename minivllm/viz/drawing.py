@@ -16,8 +16,8 @@ from minivllm.viz.trace import StepRecord, Trace
 def fullest_step(trace: Trace) -> StepRecord:
     """The step after which the most slots were filled, the first of equals. ValueError if the trace has none.
 
-    The one worth drawing: after the last step nobody holds a block any more. Slots that sequences share count
-    once for each of them.
+    It is the step worth drawing: after the last step no sequence holds a block any more. Slots that sequences
+    share count once for each of them.
     """
     if not trace.steps:
         raise ValueError("the trace has no steps: nothing has run yet.")
@@ -25,20 +25,20 @@ def fullest_step(trace: Trace) -> StepRecord:
 
 
 def draw_block_tables(record: StepRecord, block_size: int, max_columns: int = 8) -> str:
-    """One line a sequence; block tables longer than `max_columns` blocks are cut in the middle.
+    """One line per sequence; block tables longer than `max_columns` blocks are cut in the middle.
 
-    In the middle, because the ends tell the most: shared blocks stand at the beginning, the partly filled one
-    is the last.
+    They are cut in the middle because the ends tell the most: shared blocks stand at the beginning, and the
+    partly filled one is the last.
 
     Args:
         record: one step of a trace.
-        block_size: `Trace.block_size`, tokens a block.
-        max_columns: blocks drawn a line; of more, the first and the last `max_columns // 2` stay.
+        block_size: `Trace.block_size`, tokens per block.
+        max_columns: blocks drawn per line; of more, the first and the last `max_columns // 2` stay.
     """
     lines = []
     for seq_id, block_ids in record.block_tables.items():
-        # A sequence that was never freed belongs to no request any more. It is drawn all the same: whoever
-        # looks for a leak wants to see just this line.
+        # A sequence that was never freed belongs to no request any more. It is drawn all the same: to find a
+        # leak is to see this line.
         name, filled = record.requests.get(seq_id, "(leaked)"), record.filled.get(seq_id, 0)
         numbers, cells = [], []
         for index, block_id in enumerate(block_ids):

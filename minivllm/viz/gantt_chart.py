@@ -1,10 +1,10 @@
-"""Who computed what in which step, and how much memory that took: batching, seen from the side.
+"""Which request computed what in which step, and how much memory that took: batching, seen from the side.
 
-One row a seat (a place in the batch), one column a step. A request's cells have its colour and hatch; the
-id stands where it starts (beside that cell, if cells are narrow). A cell that computes more than one token of
-a sequence (a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while a request waits:
-work that was not done. Below, one bar a step for the blocks in use, the highest marked. `P` over a bar:
-a request was preempted in that step::
+One row per seat (a place in the batch), one column per step. A request's cells have its colour and hatch; its
+id stands in its first cell (beside that cell, if cells are narrow). A cell that computes more than one token
+of a sequence (a prompt or a part of one) has a heavy frame. A grey dot is an empty seat while a request
+waits: work that was not done. Below, one bar per step for the blocks in use, the highest marked. `P` over a
+bar: a request was preempted in that step::
 
     seat 0   A a a a D d d
     seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts
@@ -31,8 +31,8 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
 
     Args:
         traces: title -> trace, top to bottom.
-        num_seats: rows to draw; None: as many as the fullest step of any trace needs. Fewer than that are
-            never drawn: a request must not vanish. More show seats that were never taken.
+        num_seats: rows to draw; None: as many as the fullest step of any trace needs. A smaller number is
+            raised to that, as no request may vanish; a larger one shows seats that were never taken.
 
     Raises:
         ValueError: no trace, or one without steps.
@@ -64,7 +64,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     """
     # Colours go by request, not by seat: a request that is preempted may come back to another seat.
     order = request_order(trace)
-    before: dict[int, str] = {}  # seat -> who sat there in the last cell drawn
+    before: dict[int, str] = {}  # seat -> the request there in the last cell drawn
     # An id needs a cell of about 0.2 inches; in a narrower one it stands to the right of the frame.
     left, right = ax.get_xlim()
     roomy = ax.get_figure().get_figwidth() / (right - left) > 0.2
@@ -90,7 +90,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
             )  # fmt: skip
         before[work.seat] = work.request_id
     busy = {(work.step, work.seat) for work in plan}
-    # Only while a request waits: a seat that no request wants is no fault of the scheduler.
+    # Only while a request waits: a seat that no request wants is not the scheduler's fault.
     idle = [
         (step, seat)
         for step, record in enumerate(trace.steps)
@@ -114,7 +114,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
 def _draw_memory(ax: Axes, trace: Trace) -> None:
     """Blocks in use, step by step; the peak and the preemptions marked.
 
-    The dashed line is the size of the pool. Half a pool of air above it holds the text and the marks.
+    The dashed line is the size of the pool. Above it, a space of half a pool holds the text and the marks.
     """
     used = blocks_in_use(trace)
     peak = max(used)

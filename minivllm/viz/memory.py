@@ -10,7 +10,7 @@ stack always adds up to the whole pool, because every slot is of exactly one kin
           |  used              holds a token
           +-----------------> step
 
-Paper: Figure 2 shows the same as one bar a system.
+Paper: Figure 2 shows the same with one bar per system.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABELS = {
 
 
 def memory_area(traces: dict[str, Trace]) -> Figure:
-    """One panel a trace, all on the same axes.
+    """One panel per trace, all on the same axes.
 
     Args:
         traces: title -> trace, left to right. Their pools should be of one size.

@@ -2,8 +2,8 @@
 
 Three rules. Colour never carries a meaning alone: each request has a colour *and* a hatch, and its id is
 written in the cells. The palette is Okabe and Ito's, which colour-blind readers can tell apart; it is mixed
-with white, so that black text stays readable on it. And no figure leaves without a sentence that says what it
-shows, with the measured numbers, for those who cannot see it::
+with white, so that black text stays readable on it. And every figure carries a sentence that says what it
+shows, with the measured numbers, for readers who cannot see it::
 
     request      0         1         2         3         4     ...
     colour       orange    blue      yellow    green     sky
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Okabe-Ito without black, ordered so that neighbours differ in lightness as well as in hue.
 PALETTE = ("#E69F00", "#0072B2", "#F0E442", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
 HATCHES = ("", "///", "...", "xxx")
-# Roles other than "belongs to request i": a colour and a hatch each, used by every figure alike.
+# Roles other than "belongs to request i": each has a colour and a hatch, the same in every figure.
 EMPTY = "#FFFFFF"
 INK = "#222222"
 GRID = "#999999"
@@ -84,14 +84,14 @@ def request_order(trace: Trace) -> dict[str, int]:
         scheduled = (row.request_id for row in record.scheduled)
         for request_id in (*scheduled, *record.running, *record.waiting, *record.swapped):
             order.setdefault(request_id, len(order))
-    # Ids that are numbers sort as numbers, whatever order a reader's scheduler served them in.
+    # Ids that are numbers sort as numbers, in whatever order a reader's scheduler served the requests.
     if all(request_id.isdecimal() for request_id in order):
         return {request_id: number for number, request_id in enumerate(sorted(order, key=int))}
     return order
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches. Not registered with pyplot, so it never shows by itself or leaks."""
+    """A figure of this size in inches. Not registered with pyplot, so it does not show by itself or leak."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 

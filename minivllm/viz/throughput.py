@@ -1,4 +1,4 @@
-"""What each idea buys: output tokens for each step (counted) and for each second (measured), idea by idea.
+"""What each idea buys: output tokens per step (counted) and per second (measured), idea by idea.
 
 Each bar is one run of the same requests on the same memory with one part exchanged; the step from a bar to
 the next is what that part is worth. The two panels belong together. Tokens per step say how full the batches
@@ -34,7 +34,7 @@ def tokens_per_second(trace: Trace) -> float:
 
 
 def throughput_waterfall(traces: dict[str, Trace]) -> Figure:
-    """Two panels of bars, one bar a trace, in order; each says how much it gained on the one before.
+    """Two panels of bars, one bar per trace, in order; each says how much it gained on the one before.
 
     Args:
         traces: label -> trace of the same requests.

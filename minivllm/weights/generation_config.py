@@ -6,8 +6,8 @@ transformers. What a request of ours starts from, as in vLLM::
     {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 256,       SamplingParams(temperature=0.6, top_p=0.9,
      "do_sample": true, "eos_token_id": [128001, 128009], ...}                     max_tokens=256)
 
-`do_sample` is not read, as in vLLM: with `false`, transformers takes the likeliest token, whatever the
-temperature; say `SamplingParams(temperature=0)` for that.
+`do_sample` is not read, as in vLLM: with `false`, transformers takes the likeliest token at any temperature;
+say `SamplingParams(temperature=0)` for that.
 
 vLLM V1: `ModelConfig.get_diff_sampling_param` in `vllm/config/model.py`.
 """
@@ -21,7 +21,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.weights.files import START_AGAIN, read_json
 
 FILE = "generation_config.json"
-# Their name -> ours. Those that vLLM reads, and no other.
+# Their name -> ours. The keys that vLLM reads, and no others.
 SAMPLING_KEYS = {name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")}
 SAMPLING_KEYS["max_new_tokens"] = "max_tokens"
 
@@ -32,7 +32,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def default_sampling_params(folder: Path) -> SamplingParams:
-    """What the model's authors recommend. A key that is absent or null is as in `SamplingParams()`.
+    """What the model's authors recommend. A key that is absent or null has the value of `SamplingParams()`.
 
     Raises:
         ValueError: the file is broken or a value out of range; the text names the file.
@@ -59,7 +59,7 @@ def eos_token_ids(raw: dict[str, Any], folder: Path) -> tuple[int, ...]:
         folder: the model's.
 
     Raises:
-        ValueError: an id is no int; the text names the file.
+        ValueError: an id is not an int; the text names the file.
     """
     path, value = folder / FILE, read_generation_config(folder).get("eos_token_id")
     if value is None:  # absent or null

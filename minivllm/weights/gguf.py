@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from tokenizers import Tokenizer
 
-# GGUF name -> Hugging Face name; `blk.N.` is handled apart. No biases: a Llama that has some is refused by
-# `hf_name`, and not converted without them.
+# GGUF name -> Hugging Face name; `blk.N.` is handled separately. There are no biases: `hf_name` refuses a
+# Llama that has some, so that it is not converted without them.
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -57,7 +57,7 @@ def hf_name(gguf_name: str) -> str:
     """Translate one tensor name, for example `blk.3.ffn_up.weight` -> `model.layers.3.mlp.up_proj.weight`.
 
     Raises:
-        ValueError: a tensor that a plain Llama does not have. To leave it out would give fluent nonsense.
+        ValueError: a tensor that a plain Llama does not have. Leaving it out would give fluent nonsense.
     """
     if gguf_name in TOP_NAMES:
         return TOP_NAMES[gguf_name]
@@ -75,7 +75,7 @@ def unpermute_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
     The picture's head of 6 rows: (3 pairs, 2) swapped to (2, 3). Read row by row, the pairs
     [0 3 | 1 4 | 2 5] become [0 1 2 | 3 4 5]. With several heads each is swapped on its own: one swap over all
-    rows would mix them, and still give a matrix of the right shape.
+    rows would mix the heads, and still give a matrix of the right shape.
     """
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)  # (heads, D/2, 2, hidden)
@@ -86,7 +86,7 @@ def hf_config(meta: dict[str, Any], tie_word_embeddings: bool) -> dict[str, Any]
     """Metadata of a GGUF Llama -> the content of `config.json`.
 
     `head_dim` is what GGUF calls the rope dimension: for a Llama every number of a head is rotated. A missing
-    key is a KeyError, since each of them changes the model and none can be guessed.
+    key is a KeyError, since each key changes the model and cannot be guessed.
     """
     heads, hidden = meta["llama.attention.head_count"], meta["llama.embedding_length"]
     return {
@@ -131,8 +131,8 @@ def build_tokenizer(meta: dict[str, Any]) -> Tokenizer:
     """Build the byte-level BPE tokenizer from the vocabulary and merges inside the GGUF file.
 
     The pre-tokenizer is not stored, only its name ("smollm"): every digit is its own piece, then GPT-2's
-    regular expression splits the rest (llama.cpp lists both under that name). Leaving the digits out goes
-    wrong quietly: "a  1" (two spaces) is a|Ġ|Ġ|1 instead of a|ĠĠ|1, which the model never saw.
+    regular expression splits the rest (llama.cpp lists both under that name). Leaving out the rule for digits
+    goes wrong quietly: "a  1" (two spaces) becomes a|Ġ|Ġ|1, which the model never saw, instead of a|ĠĠ|1.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -203,7 +203,7 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     if meta["general.architecture"] != "llama":
         raise ValueError(f"{gguf_file} holds a {meta['general.architecture']!r} model, expected 'llama'.")
     weights = read_weights(reader, meta)
-    # GGUF has no flag for tied embeddings: a file without an output matrix means that they are.
+    # GGUF has no flag for tied embeddings: a file without an output matrix means that they are tied.
     files = {
         "config.json": hf_config(meta, tie_word_embeddings="lm_head.weight" not in weights),
         "generation_config.json": special_token_ids(meta),
@@ -212,6 +212,6 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     build_tokenizer(meta).save(str(folder / "tokenizer.json"))
-    # safetensors asks for it; of what is contiguous already, no copy is made.
+    # safetensors wants contiguous arrays; an array that is contiguous already is not copied.
     contiguous = {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})

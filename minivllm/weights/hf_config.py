@@ -12,7 +12,7 @@ does not crash, it gives fluent nonsense. So this file translates what it knows 
 
     "rope_scaling": {"type": "yarn", ...}                 ValueError: .../config.json: rope scaling type ...
 
-Types and ranges are checked by the two configs themselves; here the file's name is put in front.
+The two configs check types and ranges themselves; here the file's name is put in front of their errors.
 
 vLLM V1: `vllm/transformers_utils/config.py`; transformers: `models/llama/configuration_llama.py`.
 """
@@ -31,8 +31,8 @@ from minivllm.weights.registry import architecture_of
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
-# No size of a model is near this; the largest are the reaches of about 4 million positions that some Llamas
-# have been stretched to. Tables are made from several sizes before a weight can contradict them.
+# No size of a model is near this; the largest are the 4 million positions to which some Llamas have been
+# stretched. Several sizes become tables before a weight can contradict them.
 LARGEST_SIZE = 1 << 23
 
 
@@ -63,8 +63,8 @@ def translate(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
         if key not in raw:
             raise ValueError(f"{key} is missing, without which no model can be built.")
         require_int(key, raw[key], minimum=1)
-    # Before grouped-query attention no file had num_key_value_heads, and few have head_dim: every query
-    # head had its own KV head, and the heads split hidden_size evenly. Both keys may also be null.
+    # Files from before grouped-query attention lack num_key_value_heads, and many lack head_dim: each query
+    # head then has its own KV head, and the heads split hidden_size evenly. Both keys may also be null.
     heads = raw["num_attention_heads"]
     kv_heads, head_dim = raw.get("num_key_value_heads"), raw.get("head_dim")
     config = ModelConfig(
@@ -88,14 +88,14 @@ def translate(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
 
 
 def refuse_other_mathematics(raw: dict[str, Any]) -> None:
-    """Raise a ValueError, naming the key, if the model computes more or other than a plain Llama.
+    """Raise a ValueError, naming the key, if the model computes something else than a plain Llama.
 
-    What is refused here would load without complaint: a GPTQ checkpoint has tensors that only look odd.
+    Such a model would load without complaint otherwise: a GPTQ checkpoint has tensors that only look odd.
     Unknown rope types are refused by `RopeConfig`.
     """
     rope = rope_settings(raw)
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        # Newer architectures nest one set per kind of layer. Read as one, it would mean the defaults.
+        # Newer architectures nest one set per kind of layer. Read as a single set it would mean the defaults.
         raise ValueError(f"expected one set of rope settings, got {str(rope)[:80]}.")
     for key, value, allowed in (
         ("hidden_act", raw.get("hidden_act", "silu"), ("silu", "swish")),  # one function, two names

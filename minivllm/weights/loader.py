@@ -9,8 +9,8 @@ The whole way from a name to a model::
     tokenizer = load_tokenizer(folder)
 
 Weights are streamed: one tensor at a time goes from its file into its place in the model, so that a model of
-538 MB is loaded with little more than 538 MB. Nothing that lies in a folder is run: safetensors and JSON are
-data, and a tokenizer that brings its own code is refused.
+538 MB is loaded with little more than 538 MB. No code in a folder is run: safetensors and JSON are data, and
+a tokenizer that brings its own code is refused.
 
 vLLM V1: `vllm/model_executor/model_loader/default_loader.py`.
 """
@@ -56,15 +56,15 @@ TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added
 def iterate_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, tensor) for every weight in the folder, one tensor at a time.
 
-    Each is mapped anew and unmapped when the caller drops it. One mapping for all would be simpler, but
-    the pages that it touched count as ours until the end: 1.28 GB instead of 0.76 GB for SmolLM2.
+    Each file is mapped anew for a tensor, and unmapped when the caller drops the tensor. One mapping for all
+    would be simpler, but its pages count as ours until the end: 1.28 GB instead of 0.76 GB for SmolLM2.
     """
     for name, stored in locate_weights(folder).items():
         yield name, stored.read()
 
 
 def drop_tied_copy(folder: Path, weights: dict[str, StoredWeight]) -> None:
-    """Leave the embedding of a tied model once in `weights`, whichever of its two names the files use.
+    """Leave the embedding of a tied model once in `weights`, under either of its two names.
 
     Raises:
         ValueError: both names are there with different values, so the config is wrong to say "tied".
@@ -83,9 +83,9 @@ def drop_tied_copy(folder: Path, weights: dict[str, StoredWeight]) -> None:
 def check_size(folder: Path, config: ModelConfig, weights: dict[str, StoredWeight]) -> None:
     """Refuse a config whose model would be far larger than its files, before memory is taken for it.
 
-    Example: SmolLM2's files hold 134,515,008 numbers. With a hidden_size of 5,760,000 its config asks for
-    10,000 times as many and more, which would end the process without a word. Which size is wrong is found
-    by `load_weights`, by name, as soon as the model fits into memory at all.
+    Example: SmolLM2's files hold 134,515,008 numbers. With a hidden_size of 5,760,000 its config would ask
+    for more than 10,000 times as many, which would end the process without a word. If the model fits into
+    memory, `load_weights` names the weight whose size is wrong.
 
     Raises:
         ValueError: the matrices of the config hold more than twice as many numbers as the files.
@@ -113,7 +113,7 @@ def load_model(
         device: "cpu", "cuda" or a torch device; no weight is on another device longer than it takes to copy.
 
     Raises:
-        ValueError: config and weights do not fit, or a weight is no finite floating-point tensor.
+        ValueError: config and weights do not fit, or a weight is not a finite floating-point tensor.
     """
     config, weights = load_model_config(folder), locate_weights(folder)
     if config.tie_word_embeddings:
@@ -134,7 +134,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load the folder's tokenizer, with its chat template if it has one. Never asks the network.
 
     Raises:
-        ValueError: there is none, it is damaged, or it brings code of its own.
+        ValueError: there is no tokenizer, it is damaged, or it brings code of its own.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
@@ -144,23 +144,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.exists() else {}
     if settings.get("auto_map") is not None:
-        # transformers would ask on the terminal whether to run it, in the middle of a notebook or a server.
+        # transformers would ask on the terminal whether to run the code, even in a notebook or a server.
         raise ValueError(
             f"{path} names code of its own (auto_map = {str(settings['auto_map'])[:80]}), which is "
             "never run. Name another tokenizer with tokenizer=..., or pass skip_tokenizer_init=True."
         )
-    # Imported here, because they take seconds. The class that AutoTokenizer would choose for the generic
-    # names is asked directly: that spares 2.5 of 3.8 seconds at every start.
+    # Imported here, because the imports take seconds. For the generic names the class that AutoTokenizer
+    # would choose is used directly: that saves 2.5 of 3.8 seconds at every start.
     if settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         from transformers import PreTrainedTokenizerFast as Loader
     else:
         from transformers import AutoTokenizer as Loader
     try:
         tokenizer = Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("a")  # some settings are looked at only now
+        tokenizer("a")  # some settings are read only at the first use
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"chat_template is of type {type(tokenizer.chat_template).__name__}")
-    except Exception as error:  # of any type: the libraries below do not expect damaged files
+    except Exception as error:  # any type: the libraries below do not expect damaged files
         for name in (*TOKENIZER_SETTINGS, "tokenizer.json", "config.json"):
             if (folder / name).exists():
                 read_json(folder / name)  # a ValueError that names the file, if it is this one

@@ -10,9 +10,9 @@ one keyword away::
     load_model(folder, attention, torch.float32, "cpu")      # minivllm
 
 The scale of the weights is chosen so that mistakes show. With Hugging Face's own initial scale (0.02)
-attention is almost uniform, every layer adds almost nothing, and a tied model repeats its last token
-whatever the past was: a wrong block table would go unseen. Here the scores spread by about +-2 and the
-layers outweigh the embedding, so that greedy text wanders and depends on the whole past.
+attention is almost uniform, every layer adds almost nothing, and a tied model repeats its last token after
+every past: a wrong block table would go unseen. Here the scores spread by about +-2 and the layers outweigh
+the embedding, so that greedy text wanders and depends on the whole past.
 
 For speed on a GPU the weights need not be trained either, only as large as real ones (`SHAPES`)::
 
@@ -34,7 +34,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 # The tiny model, and at the same time the list of keys that may be overridden. Two of everything that could
-# be confused if there were one: 2 layers (layer 1 must not read layer 0's K and V), and 2 query heads a KV
+# be confused if there were one: 2 layers (layer 1 must not read layer 0's K and V), and 2 query heads per KV
 # head (the index of one is not the index of the other).
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -116,7 +116,7 @@ def random_llama(
         TypeError: an unknown key.
         ValueError: no shards, or a vocabulary that does not hold all bytes.
     """
-    # A key with a typo would end up in config.json, where nobody reads it, and the test would test nothing.
+    # A key with a typo would end up in config.json unread, and the test would test nothing.
     unknown = sorted(set(config_overrides) - set(CONFIG))
     if unknown:
         raise TypeError(f"unknown config key {', '.join(unknown)}. Known: {', '.join(CONFIG)}.")
@@ -144,8 +144,8 @@ def random_llama(
 def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     """All weights under Hugging Face's names; a linear weight has shape (out_features, in_features).
 
-    The numbers are tuned by one measure: how many different tokens 48 greedy ones hold. Over 12 prompts
-    and 4 seeds, tied, it is 11 at least and 32 in the median; with Hugging Face's initial scale at most 3.
+    The numbers are tuned by one measure: how many of 48 greedy tokens are different. Over 12 prompts and 4
+    seeds, tied, there are at least 11 and in the median 32; with Hugging Face's initial scale at most 3.
 
     All are drawn in float32 on the CPU and then rounded: a seed gives the same model in every dtype, but for
     the rounding. They come from one stream, so a weight added in the middle would change all after it.
@@ -162,9 +162,9 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator).mul_(std).add_(mean).to(dtype)
 
     def add_linear(name: str, out_features: int, in_features: int, gain: float, bias: bool) -> None:
-        """Inputs of size 1 give outputs of size `gain`, whatever the width.
+        """Inputs of size 1 give outputs of size `gain`, at any width.
 
-        An output is a sum of `in_features` products with variance (gain**2 / in_features) each: gain**2 in
+        An output is a sum of `in_features` products, each with the variance gain**2 / in_features: gain**2 in
         all. With 64 inputs and a gain of 1.5 a weight has a standard deviation of 1.5 / 8 = 0.19.
         """
         weights[f"{name}.weight"] = normal(out_features, in_features, std=gain * in_features**-0.5)
@@ -176,8 +176,8 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     # Queries and keys of size 1.5 give scores of size 1.5 * 1.5 = 2.25: the product of two heads of D numbers
     # is sqrt(D) times as large, and attention divides by sqrt(D).
     # 0.4 gives logits of +-3 when the embedding is tied, that is, also the output matrix. The gain of 16 at
-    # the end of each block keeps the residual stream from being mostly the last token's embedding: tied to
-    # the output, it would vote for repeating that token.
+    # the end of each block keeps the residual stream from being mostly the last token's embedding, which,
+    # tied to the output, would vote for repeating that token.
     weights["model.embed_tokens.weight"] = normal(config["vocab_size"], hidden, std=0.4)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -245,7 +245,7 @@ def write_byte_tokenizer(folder: Path, model_max_length: int) -> None:
     Example: "Hé" -> [72, 195, 169]. Every text has tokens, the model may sample any bytes, and a character
     may be cut across tokens: the case that `detokenizer.py` exists for.
 
-    It is a BPE without merges, so that transformers loads it as it loads a real one. No token is added in
+    The tokenizer is a BPE without merges, so that transformers loads it like a real one. No token is added in
     front of a prompt: the ids of a text are its bytes and nothing else.
 
     Args:
@@ -272,7 +272,7 @@ def write_byte_tokenizer(folder: Path, model_max_length: int) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` with one key a line, as Hugging Face does."""
+    """Write `content` with one key per line, as Hugging Face does."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Which class computes which architecture: the one table a new model is entered into.
+"""Which class computes which architecture: the one table into which a new model is entered.
 
     config.json   "architectures": ["LlamaForCausalLM"]   ->   llama.LlamaForCausalLM
                   "model_type": "llama"                   ->   the same, where no architecture is named

@@ -15,7 +15,7 @@ class Snapshot:
     """The KV memory at one moment. All numbers count slots (the place of one token's K and V).
 
     filled[i]    slots of request i that hold a token's K and V
-    reserved[i]  slots set aside for request i; nobody else can have them. reserved[i] >= filled[i]
+    reserved[i]  slots set aside for request i; no other request can have them. reserved[i] >= filled[i]
     capacity     slots there are, at least the sum of `reserved`
     """
 
@@ -30,7 +30,7 @@ def fragmentation(snapshot: Snapshot) -> dict[str, float]:
     Returns three shares of the whole capacity, each from 0 to 1, which add up to 1:
       "used"    slots that hold a token
       "wasted"  slots that are set aside and empty
-      "free"    slots that are set aside for nobody
+      "free"    slots that are not set aside
 
     Example: two requests hold 6 and 2 tokens in reservations of 16 slots each, in a memory of 64 slots:
     fragmentation(Snapshot((6, 2), (16, 16), 64)) == {"used": 0.125, "wasted": 0.375, "free": 0.5}.
@@ -42,7 +42,7 @@ def static_batch_steps(output_lengths: list[int], batch_size: int) -> tuple[int,
     """ex03b. Steps of static batching, and how many seats stand empty meanwhile.
 
     Requests are taken in order, `batch_size` at a time; the last batch may be smaller. Request i generates
-    `output_lengths[i]` tokens, one a step. (Its prompt is computed in the step of its first token.) A batch ends
+    `output_lengths[i]` tokens, one per step. (Its prompt is computed in the step of its first token.) A batch ends
     with its longest request, and only then does the next one begin.
 
     Example: static_batch_steps([2, 5, 3], batch_size=2) == (8, 6). The first batch takes 5 steps, the second 3.
@@ -65,9 +65,9 @@ def order_by_length(output_lengths: list[int], batch_size: int) -> list[int]:
     the first of `output_lengths`), each once, in the order in which they are to be handed in.
 
     Target: the smallest number of steps that any order can reach, for every list of lengths. Mind the last
-    batch, which may be smaller than the others: who should be in it?
+    batch, which may be smaller than the others: which requests should be in it?
 
-    Example: output_lengths [2, 5, 3], batch_size 2. In the order given it takes 5 + 3 = 8 steps. [1, 2, 0] takes
+    Example: output_lengths [2, 5, 3], batch_size 2. The order given takes 5 + 3 = 8 steps. [1, 2, 0] takes
     5 + 2 = 7, and so does [2, 1, 0]; no order takes fewer.
     """
     raise NotImplementedError("ex03c")

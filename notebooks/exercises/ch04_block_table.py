@@ -4,7 +4,7 @@ Write the three pieces of bookkeeping that turn a pile of equal blocks into memo
 how many blocks, which block next, and giving them back. Everything is plain Python on integers:
 
     block_table   list[int]   physical block numbers of one sequence, in logical order
-    free_blocks   list[int]   physical blocks that nobody holds; take from whichever end you like
+    free_blocks   list[int]   physical blocks that no sequence holds; take from whichever end you like
     ref_counts    list[int]   ref_counts[b]: how many sequences hold block b
 
 The example of the notebook: block_size 4, block_table [7, 2], 6 tokens. Positions count from 0; position p
@@ -25,7 +25,7 @@ def blocks_needed(num_tokens: int, block_size: int) -> int:
 
     Args:
         num_tokens: 0 or more.
-        block_size: tokens a block, 1 or more.
+        block_size: tokens per block, 1 or more.
     """
     raise NotImplementedError("ex04a")
 
@@ -35,8 +35,8 @@ def append_tokens(
 ) -> list[int]:
     """ex04b. Make room for the next tokens of a sequence and say in which slots they go.
 
-    The table may have room left in its last block; only when that is full is a block taken from `free_blocks`
-    (and removed there) and added to the end of `block_table`. Never take a block before it is needed.
+    The table may have room left in its last block; only when that block is full, take one from `free_blocks` (and
+    remove it there) and add it to the end of `block_table`. Do not take a block before it is needed.
     A prompt and a single new token are the same case.
 
     Example: block_size 4, block_table [7, 2], 6 tokens, 3 new ones, free_blocks [5, 0].
@@ -48,13 +48,13 @@ def append_tokens(
         num_tokens: tokens the sequence has in its blocks already. They fill the table from the front.
         num_new_tokens: 0 or more.
         free_blocks: changed in place.
-        block_size: tokens a block.
+        block_size: tokens per block.
 
     Returns:
         One slot for each new token, in order.
 
     Raises:
-        ValueError: there are not enough free blocks. Then neither list has changed, its order included.
+        ValueError: there are not enough free blocks. Neither list has changed then, not even in its order.
     """
     raise NotImplementedError("ex04b")
 
@@ -62,14 +62,14 @@ def append_tokens(
 def free(block_table: list[int], free_blocks: list[int], ref_counts: list[int]) -> None:
     """ex04c. Give back all blocks of a sequence.
 
-    Each block of the table loses one holder. A block without holders joins `free_blocks`; one that another
+    Each block of the table loses one holder. A block without holders joins `free_blocks`; a block that another
     sequence still holds does not. Afterwards `block_table` is empty.
 
     Example: block_table [7, 2], free_blocks [5], ref_counts[7] == 2, ref_counts[2] == 1. Afterwards
     ref_counts[7] == 1, ref_counts[2] == 0, and free_blocks holds 5 and 2, in any order.
 
     Raises:
-        ValueError: a block of the table has no holder, so it is free already. Then nothing has changed, the
-            order of the lists included.
+        ValueError: a block of the table has no holder, so it is free already. Nothing has changed then, not
+            even the order of the lists.
     """
     raise NotImplementedError("ex04c")

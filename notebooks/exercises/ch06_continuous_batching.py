@@ -18,19 +18,19 @@ def admit(waiting: list[int], seats: int, token_budget: int, free_blocks: int, b
       - a seat is free (one each),
       - the step has token budget left: it computes its whole prompt, or as much of it as the budget allows,
       - there are free blocks for the tokens it computes in this step (a started block counts whole).
-    The first that cannot join ends it. Those behind it wait too, even if they would fit: letting them pass
-    would make a long request wait forever.
+    The first request that cannot join ends the round. The requests behind it wait too, even if they would fit:
+    letting them pass would make a long request wait forever.
 
     Example, block_size 4: admit([6, 30, 2], seats=4, token_budget=16, free_blocks=9, block_size=4) == [6, 10].
     6 tokens take 2 blocks; of the 30 the budget leaves room for 10, which take 3 blocks; then the budget is used
-    up. With free_blocks=4 it is [6]: 10 tokens need 3 blocks and 2 are left.
+    up. With free_blocks=4 the answer is [6]: 10 tokens need 3 blocks and 2 are left.
 
     Args:
         waiting: tokens that each waiting request has to compute, 1 or more, head of the queue first.
         seats: how many more sequences may run.
         token_budget: how many tokens this step may still compute.
-        free_blocks: blocks that nobody holds.
-        block_size: tokens a block.
+        free_blocks: blocks that no sequence holds.
+        block_size: tokens per block.
 
     Returns:
         The number of tokens for each request admitted, in the order of the queue.
@@ -41,11 +41,11 @@ def admit(waiting: list[int], seats: int, token_budget: int, free_blocks: int, b
 def finish_reason(
     token_ids: list[int], num_prompt_tokens: int, max_tokens: int, stop_token_ids: set[int]
 ) -> str | None:
-    """ex06b. Whether the newest token ends the sequence. Asked after every sampled token.
+    """ex06b. Whether the newest token ends the sequence. Called after every sampled token.
 
     Returns "stop" if the newest token is a stop token (the model's end-of-sequence token is one of them),
-    "length" if the sequence now has `max_tokens` output tokens, else None. If both hold it is "stop": the model
-    has said all it wanted to say.
+    "length" if the sequence now has `max_tokens` output tokens, else None. If both hold, the answer is "stop": the
+    model has said all it wanted to say.
 
     Example: the prompt is [5, 9], max_tokens=3, stop_token_ids={0}. After [5, 9, 4]: None. After [5, 9, 4, 0]:
     "stop". After [5, 9, 4, 8, 8]: "length".
@@ -76,8 +76,8 @@ class ShortestJobFirst(Scheduler):
 
         `self.waiting` is a `collections.deque` of sequence groups, its head on the left; it must stay one.
         A group whose sequence is `group.seqs[0]` has `len(group.seqs[0])` tokens now (prompt and output) and
-        `group.max_num_tokens` when it is done. A job's length is the number of tokens it has yet to generate: a
-        prompt, however long, is computed in a step or two. Requests may join the queue at any time.
+        `group.max_num_tokens` when it is done. A job's length is the number of tokens it has yet to generate:
+        even a long prompt is computed in a step or two. Requests may join the queue at any time.
 
         `super().schedule()` does the rest: it admits from the head of `self.waiting`.
         """

@@ -14,7 +14,7 @@ from torch import Tensor
 def sample(logits: Tensor, temperature: float, u: float) -> int:
     """ex08a. Choose a token from one row of logits.
 
-    With temperature 0 it is the token with the largest logit, the lowest id if several are equal; u is ignored.
+    Temperature 0 takes the token with the largest logit, the lowest id if several are equal; u is ignored.
 
     With any other temperature the probabilities are  softmax(logits / temperature).  Add them up in the order of
     the token ids: the token chosen is the first at which the sum reaches u (is equal or above).
@@ -26,7 +26,7 @@ def sample(logits: Tensor, temperature: float, u: float) -> int:
         sum           0.25   0.5    0.75   1.0         u = 0.2 -> 0     u = 0.5 -> 1     u = 0.51 -> 2
 
     Logits can be large: in float32 exp(89) is infinite, and 0.9 / 0.01 is already 90. A forbidden token has the
-    logit -inf. It is never chosen, not even if u = 1 and rounding leaves the sum of all probabilities below 1.
+    logit -inf. It must not be chosen, not even if u = 1 and rounding leaves the sum of all probabilities below 1.
 
     Args:
         logits: (V,) float32. At least one is finite. Not changed.
@@ -40,14 +40,14 @@ def top_p(probs: Tensor, p: float) -> Tensor:
     """ex08b. Keep the likeliest tokens that have at least probability p together, as few of them as possible.
 
     In other words: go from the likeliest token down and stop as soon as the sum has reached p. The token that
-    crosses p is kept; if the sum reaches p exactly, nothing more is kept. The likeliest is always kept. The rest
-    becomes 0, and what is left is divided by its sum, so that it adds up to 1 again.
+    crosses p is kept; if the sum reaches p exactly, nothing more is kept. So the likeliest token is kept in any
+    case. The rest becomes 0, and what is left is divided by its sum, so that it adds up to 1 again.
 
     Example, p = 0.7:  [0.25, 0.05, 0.4, 0.1, 0.2]  ->  [0.294, 0, 0.471, 0, 0.235]. 0.4 and 0.25 are 0.65
     together, not enough; with 0.2 they are 0.85, and everything is divided by that.
 
-    Ties: of several equally likely tokens at the cut you may keep as many as it takes, whichever you like, or
-    all of them. p = 1 keeps every token, however small its probability.
+    Ties: of several equally likely tokens at the cut you may keep as many as it takes, any of them, or all of
+    them. p = 1 keeps every token, even one with a tiny probability.
 
     Args:
         probs: (V,) float32, in any order. They add up to 1. Not changed.

@@ -33,9 +33,9 @@ def merge(a: Part, b: Part) -> Part:
     so acc / l is the attention over these keys alone. The leading dimensions are the same for all three, for
     example one row for each head. Both parts were measured against their own m; put them on one scale first.
 
-    In some rows a part may be without keys: there m is -inf and l is 0, and acc was never written. It may hold
-    anything, even NaN or infinity, and 0 times either is NaN. Rows in which both are without keys stay so: m -inf, l 0. Scores may be
-    of any size, so no exponent may be positive: e^1000 is infinite.
+    In some rows a part may be without keys: there m is -inf and l is 0, and acc was not written. Such an acc may
+    hold anything, even NaN or infinity, and 0 times either is NaN. Rows in which both parts are without keys stay
+    so: m -inf, l 0. Scores may be of any size, so no exponent may be positive: e^1000 is infinite.
 
     Example, scores 0, 2, 1 and values 1, 2, 3 (D = 1). The part of key 0 is m = 0, l = 1, acc = [1]. That of keys 1
     and 2 is m = 2, l = 1 + e^-1 = 1.368, acc = [2 + 3 * e^-1] = [3.104]. Together: m = 2, l = 1.503, acc = [3.239].
@@ -69,7 +69,7 @@ def decode_kernel(
     out[r, h] = sum_j softmax(scale * q . K_j) V_j over the positions j = 0 .. seq_len - 1 of sequence r.
 
     A plan. Number 3 is the loop; the rest is done once.
-      1. Who am I? tl.program_id(0) is the sequence, tl.program_id(1) the head, tl.num_programs(1) is Hq.
+      1. Which program is this? tl.program_id(0) is the sequence, tl.program_id(1) the head, tl.num_programs(1) is Hq.
       2. Load seq_len, and q as a vector of D numbers. Rows of query and out are contiguous.
       3. For each tile of BLOCK_N positions n: which of them exist (n < seq_len)? Load their block numbers from the
          table, entry n // S of row r. Load their keys as a matrix (BLOCK_N, D); the row of position n begins at
@@ -78,12 +78,12 @@ def decode_kernel(
       4. Store acc / l. A sequence of length 0 (padding of a batch) gets zeros, not 0 / 0.
 
     Load everything under a mask and with `other`, the table too: a slot that holds no token of this sequence holds
-    NaN or infinity here, table entries behind its last block lead into such slots, and behind the end of a tensor is
-    somebody else's memory. Masking what is loaded is not enough: a key that was loaded as 0 has the score 0, and
+    NaN or infinity here, table entries behind its last block lead into such slots, and behind the end of a tensor
+    lies foreign memory. Masking what is loaded is not enough: a key that was loaded as 0 has the score 0, and
     exp(0 - m) is not 0. Scores may be of any size: all of them may be near -200, or near 200.
 
     Write to no tensor but out, once. Without a GPU the kernel runs in Triton's interpreter, where you may `print` any
-    tile. A kernel's addresses are checked by nobody: one that is far outside of a tensor ends the whole process.
+    tile. A kernel's addresses are not checked: one that is far outside of a tensor ends the whole process.
     """
     raise NotImplementedError("ex10b")
 
@@ -142,9 +142,9 @@ def split_kv(seq_len: int, num_splits: int, tile: int, attend_part: Callable[[in
 
         w_i = exp(m_i - M)          out = sum_i w_i * acc_i / sum_i w_i * l_i
 
-    A range may be empty (low >= high), for then there are more splits than tiles. Its part has m = -inf, l = 0 and
-    an acc that was never written: it may hold NaN or infinity, as in ex10a. Scores may be of any size, and they
-    differ from head to head.
+    A range may be empty (low >= high), when there are more splits than tiles. Its part has m = -inf, l = 0 and an
+    acc that was not written, which may hold NaN or infinity, as in ex10a. Scores may be of any size, and they differ
+    from head to head.
 
     Example: split_kv(2900, num_splits=4, tile=64, ...): 46 tiles, at most 12 for each range, such as
     [0, 768), [768, 1536), [1536, 2304), [2304, 2900).

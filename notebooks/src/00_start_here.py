@@ -18,10 +18,10 @@
 # %%
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode, encode, example_llm, greedy, word
+from minivllm.course.toy import decode, encode, example_llm, greedy, real_llm, word
 from minivllm.engine import LLMEngine
 from minivllm.viz.trace import Trace
-from minivllm.viz import gantt, show
+from minivllm.viz import gantt, show, trace_player
 
 seed_all()
 
@@ -97,7 +97,7 @@ for record in trace.steps:
 # ## How the code does it
 #
 # All of that is three calls. The **scheduler** decides which tokens run, the **runner** takes them through the model,
-# and the scheduler enters what came of it:
+# and the scheduler takes in the result:
 
 # %%
 show_source(LLMEngine.step)
@@ -149,6 +149,20 @@ show(
     alt=f"Requests 0 and 1 run side by side from step 0; request 2 takes the seat of request 1 in step {joins}. All three "
     f"are done after {len(trace.steps)} steps, where one after the other takes {steps_one_by_one}.",
 )
+
+# %% [markdown]
+# And the memory, with a real model whose words make sense. On the left is what each request sees: its words, and beside
+# each block of four the number of the block in memory. On the right is the memory. Press *play*, or step with the arrow
+# keys. What all of it is for is the subject of the chapters to come; watch where the words of one request really are.
+
+# %% tags=["machine"]
+story = real_llm(max_num_seqs=2)
+answers = story.generate(
+    ["The capital of France is", "Water boils at a", "The opposite of hot is"],
+    [greedy(6), greedy(3), greedy(5)],
+    use_tqdm=False,
+)
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims

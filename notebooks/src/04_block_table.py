@@ -16,7 +16,7 @@ import random
 from minivllm.block_pool import BlockPool
 from minivllm.block_table import BlockTable, cdiv
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode, encode, example_llm, greedy, word
+from minivllm.course.toy import decode, encode, example_llm, greedy, real_llm, word
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sequence import Sequence
 from minivllm.viz.trace import Trace
@@ -60,7 +60,7 @@ show_source(BlockTable.slot)
 show_source(BlockTable.num_missing_blocks)
 
 # %% [markdown]
-# `num_missing_blocks` is one subtraction: blocks needed for so many tokens, minus blocks held. It has no case for "the
+# `num_missing_blocks` is one subtraction: blocks needed for the tokens, minus blocks held. It has no case for "the
 # last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
 # instead are right only when tokens come one by one, and only at one moment of the step; the best-known small engine
 # has that line, and nine discussions about what it means.
@@ -92,7 +92,7 @@ show_source(BlockPool.free)
 # two sequences would get it, and each would overwrite the other's memory. You would see strange text, now and then,
 # under load only.
 #
-# The **manager** puts the two together. It answers one question: can this sequence compute so many tokens more? Yes,
+# The **manager** puts the two together. It answers one question: can this sequence compute this many more tokens? Yes,
 # and the slots are there; or `None`, and nothing has changed. The scheduler asks nothing else.
 
 # %%
@@ -151,6 +151,15 @@ show(three_panel(trace, 3, "0"), alt=describe(3))
 
 # %%
 trace_player(trace)
+
+# %% [markdown]
+# The toy's words are noise, because its weights are random. The real model, SmolLM2, in the same number of blocks:
+
+# %% tags=["machine"]
+story = real_llm()
+answers = story.generate(["The capital of France is", "Water boils at a"], [greedy(7), greedy(9)], use_tqdm=False)
+print(*[output.prompt + output.outputs[0].text for output in answers], sep="\n")
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims
@@ -219,7 +228,7 @@ claim(
 #
 # In `notebooks/exercises/ch04_block_table.py`:
 #
-# - **ex04a** `blocks_needed`: how many blocks for so many tokens.
+# - **ex04a** `blocks_needed`: how many blocks a number of tokens needs.
 # - **ex04b** `append_tokens`: grow a sequence by its next tokens. Try the boundaries: an empty table, one slot left,
 #   none left, no free block. Nothing may change when there is no room.
 # - **ex04c** `free`: give everything back, once. The tests accept any order of the queue, but not a double free.

@@ -13,10 +13,19 @@
 # %%
 from minivllm.baselines import StaticBatchScheduler
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, encode, example_llm, greedy, run_workload, toy_llm, workload_prompts
+from minivllm.course.toy import (
+    WORKLOAD,
+    encode,
+    example_llm,
+    greedy,
+    real_llm,
+    run_workload,
+    toy_llm,
+    workload_prompts,
+)
 from minivllm.scheduler import Scheduler
 from minivllm.viz.trace import Trace
-from minivllm.viz import gantt, new_figure, seating, show
+from minivllm.viz import gantt, new_figure, seating, show, trace_player
 
 seed_all()
 
@@ -37,8 +46,8 @@ print(
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
 # when *every* request of the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the
-# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. It is called
-# **iteration-level scheduling** or **continuous batching**.
+# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. This is
+# called **iteration-level scheduling** or **continuous batching**.
 #
 # ## Predict, then run
 #
@@ -54,7 +63,7 @@ reveal(guess, len(continuous.steps), "steps")
 
 # %% [markdown]
 # Why not 45? Look at the last request to finish: it has 33 tokens, and it started late. While it runs alone, the queue
-# is empty and three seats stand empty. A scheduler which knew the lengths could help that: let the longest answers
+# is empty and three seats stand empty. A scheduler which knew the lengths could avoid that: let the longest answers
 # start first, and the short ones fill the gaps:
 
 # %%
@@ -174,6 +183,16 @@ show(
     alt=f"Requests running and waiting. Static: a request waits until step {last_wait[0]}, while as few as {fewest[0]} "
     f"run. Continuous: a request waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
 )
+
+# %% [markdown]
+# With real words: SmolLM2, two seats, three requests, at most 6 tokens per step. Step through it. In which step does
+# request 2 get the seat of request 1, and in how many pieces is its prompt computed?
+
+# %% tags=["machine"]
+story = real_llm(max_num_seqs=2, max_num_batched_tokens=6)
+texts_in = ["The capital of France is", "Water boils at a", "The opposite of hot is cold, and the opposite of small is"]
+answers = story.generate(texts_in, [greedy(8), greedy(3), greedy(4)], use_tqdm=False)
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims

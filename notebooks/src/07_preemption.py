@@ -14,10 +14,10 @@
 from itertools import pairwise
 
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, encode, greedy, run_workload, toy_llm, workload_prompts
+from minivllm.course.toy import WORKLOAD, encode, greedy, real_llm, run_workload, toy_llm, workload_prompts
 from minivllm.scheduler import Scheduler
 from minivllm.viz.trace import Trace
-from minivllm.viz import blocks_in_use, gantt, new_figure, show
+from minivllm.viz import blocks_in_use, gantt, new_figure, show, trace_player
 
 seed_all()
 
@@ -58,13 +58,13 @@ except ValueError as error:
     print(f"10 blocks: {error}")
 
 # %% [markdown]
-# With fewer than 37 blocks these twelve do not fit side by side. With fewer than 11 one of them does not even fit
-# alone, and the engine says so before it begins. In between there are three answers:
+# With fewer than 37 blocks these twelve requests do not fit side by side. With fewer than 11 one of them does not even
+# fit alone, and the engine says so before it begins. In between there are three answers:
 #
 # - **Reserve** for the longest answer of every request. Then memory cannot run out, and chapter 03 measured what that
 #   wastes.
 # - **Wait** until a request finishes. If all of them wait, each holding the blocks that another one needs, none ever
-#   does.
+#   finishes.
 # - **Take blocks back** from a running request, and let that one start again later. This is **preemption**.
 #
 # ## Predict, then run
@@ -272,6 +272,19 @@ show(
     alt=f"From a budget of 128 down to 4 the longest gap shrinks from {gaps[0]} to {gaps[-1]} tokens, while the long "
     f"prompt waits for {waits[0]} up to {waits[-1]} tokens of work.",
 )
+
+# %% [markdown]
+# And a preemption in words: SmolLM2 with six blocks. When the pool is full, the request which came last loses its
+# blocks, and its row fades. What lay in them is not erased (grey): with the prefix cache on, the request finds those
+# blocks again when it comes back, unless they have been overwritten.
+
+# %% tags=["machine"]
+story = real_llm(num_blocks=6)
+texts_in = ["The capital of France is", "Water boils at a"]
+answers = story.generate(texts_in, [greedy(10), greedy(10)], use_tqdm=False)
+steps = story.llm_engine.trace.steps
+print("preempted:", *[f"request {name} in step {step.step}" for step in steps for name in step.preempted])
+trace_player(story.llm_engine.trace)
 
 # %% [markdown]
 # ## Claims

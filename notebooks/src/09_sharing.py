@@ -18,12 +18,12 @@ import torch
 from minivllm import SamplingParams
 from minivllm.block_pool import BlockPool
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, toy_llm, word, workload_prompts
+from minivllm.course.toy import WORKLOAD, decode, encode, example_llm, greedy, real_llm, toy_llm, word, workload_prompts
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.sequence import Sequence
 from minivllm.viz.trace import Trace
-from minivllm.viz import new_figure, show, three_panel
+from minivllm.viz import new_figure, show, three_panel, trace_player
 
 seed_all()
 
@@ -279,10 +279,22 @@ shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
 
 # %% [markdown]
+# The same in motion, with words that make sense: SmolLM2 completes one prompt twice, then gets a prompt that begins
+# with the same words. Watch the number of holders (×2), the copy on its way to a block of its own, and, when the second
+# prompt comes, the block which is found with its content.
+
+# %% tags=["machine"]
+story = real_llm()
+twice = SamplingParams(n=2, temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
+story.generate("The capital of France is", twice, use_tqdm=False)
+story.generate("The capital of France is Paris. Italy's is", greedy(3), use_tqdm=False)
+trace_player(story.llm_engine.trace)
+
+# %% [markdown]
 # ## Claims
 #
 # First the arithmetic, on the real manager. A prompt of 30 tokens is running; another begins with the same $k$ full
-# blocks. How many blocks fewer does it take from the pool?
+# blocks. How many fewer blocks does it take from the pool?
 
 # %%
 saved = []
@@ -398,7 +410,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # ## Key points
 #
-# - To share a block, put its number into a second table and count one holder more.
+# - To share a block, put its number into a second table and count one more holder.
 # - Full blocks are never written again. A partly filled one is copied before the first write, by all holders but the
 #   last.
 # - A block's name is a hash of its tokens and of the name before it: it stands for the whole beginning.

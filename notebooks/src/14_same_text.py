@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from minivllm.baselines.no_cache import llama_logits
 from minivllm.course.catalog import ROOT
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import greedy, toy_llm
+from minivllm.course.toy import encode, greedy, toy_llm
 from minivllm.kernels.linear_cpu import TiledLinear, TorchLinear
 from minivllm.viz import new_figure, show
 
@@ -147,7 +147,8 @@ def logits_among(llm, batch_size):
         return sampler(values, rows)
 
     runner.sampler = watching
-    prompts = [[(37 * number + i) % 256 for i in range(5 + number % 9)] for number in range(batch_size)]
+    prompts = [[(37 * number + i) % 256 for i in range(5 + number % 9)] for number in range(1, batch_size)]
+    prompts.insert(0, encode("Four score and seven years ago"))
     llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy(6), use_tqdm=False)
     runner.sampler = sampler
     return torch.stack(seen[:6])
@@ -261,7 +262,7 @@ claim("a tile of 16 rows gives each row the bits it has in any other tile", torc
 #
 # `VLLM_BATCH_INVARIANT=1` replaces matrix products, norms and attention by kernels with a fixed order, on recent GPUs;
 # the idea and its cost are described in "Defeating Nondeterminism in LLM Inference" (Thinking Machines, 2025). Its
-# documentation has a page on reproducibility. Threads on the subject are numerous: #5898 and #15437 (greedy text changes
+# documentation has a chapter on reproducibility. Threads on the subject are numerous: #5898 and #15437 (greedy text changes
 # with the batch), #590 and #1128 (other text than Hugging Face's), #7779, #11658.
 #
 # ## Key points

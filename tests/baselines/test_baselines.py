@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from minivllm import SamplingParams
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.baselines import (
     BuddyAllocator,
     ContiguousKVCacheManager,
@@ -208,7 +208,7 @@ def test_slots_add_up_to_the_capacity_in_every_step(policy, lengths, num_blocks,
 
 
 def test_a_waiting_request_does_not_pass_the_one_it_stands_behind():
-    """Would catch admission out of order: a run of 16 is not free, one of 4 is, and still nobody passes."""
+    """Would catch admission out of order: a run of 16 is not free, one of 4 is, and still no request passes."""
     scheduler = contiguous_scheduler(ReservationPolicy.ORACLE, num_blocks=24, block_size=1)
     for name, prompt in enumerate([12, 12, 3]):
         helpers.add(scheduler, name, prompt=prompt, max_tokens=4)
@@ -271,7 +271,7 @@ def test_paged_slot_usage_counts_as_its_docstring_draws_it():
 # -- static batching ----------------------------------------------------------------------------------
 
 
-def test_a_static_batch_admits_nobody_until_it_is_empty():
+def test_a_static_batch_admits_no_request_until_it_is_empty():
     """Would catch continuous batching under another name: seats fall free, and the queue has to wait."""
     scheduler = StaticBatchScheduler(KVCacheManager(32, 4, False), max_num_seqs=2, max_num_batched_tokens=32)
     for name, output in enumerate([2, 5, 2, 2]):
@@ -308,7 +308,7 @@ def test_a_static_batch_closes_when_its_first_sequence_leaves():
         left = {row.request_id for row in before.scheduled if row.num_samples}
         came = {row.request_id for row in after.scheduled if row.start == 0}
         still = {row.request_id for row in before.scheduled} - left
-        assert not (left and came and still), "somebody joined a batch that somebody had left"
+        assert not (left and came and still), "a request joined a batch that another one had left"
 
 
 @given(
@@ -333,7 +333,7 @@ OUTPUT_LENGTHS = [11, 18, 3, 9, 14]
 
 @pytest.fixture(scope="module")
 def expected_tokens(tiny_llama):
-    """What Hugging Face's model says without any cache: an oracle nobody here wrote."""
+    """What Hugging Face's model says without any cache: an oracle that we did not write."""
     next_logits = hugging_face_logits(AutoModelForCausalLM.from_pretrained(tiny_llama))
     return [
         greedy_without_cache(next_logits, prompt, length)

@@ -40,7 +40,7 @@ from minivllm.bench.steps import (
     PARTS,
     ROW_COUNTS,
     MatmulBound,
-    StepRecord,
+    TimedStep,
     bracket,
     interpolate,
     milliseconds_per_step,
@@ -67,7 +67,7 @@ VOCAB = 258
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Llama whose end-of-sequence token comes up in its own greedy text, to see who stops at it."""
+    """A tiny Llama whose end-of-sequence token comes up in its own greedy text, to see which backend stops at it."""
     path = tmp_path_factory.mktemp("models")
     first = random_llama(path / "first")
     (tokens, *_) = greedy_tokens(first, REQUESTS[:1])
@@ -190,7 +190,7 @@ def test_arrivals_have_the_rate_and_the_burstiness_asked_for(burstiness, cv):
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.06)
 
 
-def test_an_infinite_rate_starts_everybody_at_zero_and_a_rate_of_zero_is_refused():
+def test_an_infinite_rate_starts_all_requests_at_zero_and_a_rate_of_zero_is_refused():
     """Would catch a division by zero, and an endless wait for the first request."""
     requests = workloads.with_arrivals(REQUESTS, math.inf)
     assert [request.arrival_time for request in requests] == [0.0] * len(REQUESTS)
@@ -419,7 +419,7 @@ def test_a_backend_that_generates_too_little_is_not_compared():
 
 
 def test_reserving_the_models_full_length_has_to_be_asked_for(folder):
-    """Would catch a straw man: contiguous baselines that reserve 8,192 tokens a request by default."""
+    """Would catch a straw man: contiguous baselines that reserve 8,192 tokens per request by default."""
     with pytest.raises(ValueError, match="reserves --max-model-len"):
         make_baseline("orca-max", str(folder), OPTIONS | {"max_model_len": None})
 
@@ -533,14 +533,14 @@ def test_the_bound_makes_the_products_of_a_real_step(ours):
     model = ours.llm.llm_engine.runner.model
     prompt_of_8 = requests_of_lengths([(8, 1)], VOCAB, seed=0)
     real = products_in(model, lambda: ours.run(prompt_of_8))
-    bound = products_in(model, MatmulBound(model, [StepRecord(8, 1, 1.0)]).layers_function(8))
+    bound = products_in(model, MatmulBound(model, [TimedStep(8, 1, 1.0)]).layers_function(8))
     assert bound == real
     assert len(real) == 4 * len(model.model.layers)
 
 
 def test_the_bound_adds_up_layers_and_head_of_each_step(ours):
-    """Would catch logits counted for rows that nobody samples from."""
-    steps = [StepRecord(20, 0, 1.0), StepRecord(16, 4, 1.0), StepRecord(4, 4, 1.0)]
+    """Would catch logits counted for rows that are not sampled from."""
+    steps = [TimedStep(20, 0, 1.0), TimedStep(16, 4, 1.0), TimedStep(4, 4, 1.0)]
     bound = MatmulBound(ours.llm.llm_engine.runner.model, steps)
     bound.measure()
     bound.measure()
@@ -609,7 +609,7 @@ def test_throughput_reports_all_backends(folder, tmp_path, capsys, any_machine):
 
 
 def test_backends_take_turns(folder, monkeypatch):
-    """Would catch A A A B B B: a machine that slows down in the second half would decide who wins."""
+    """Would catch A A A B B B: a machine that slows down in the second half would decide which one wins."""
     log = []
 
     class Logged:
@@ -788,7 +788,7 @@ def test_the_table_is_vllms():
 
 
 class FakeClock:
-    """A clock that only moves when somebody sleeps or computes."""
+    """A clock that only moves while the code sleeps or computes."""
 
     def __init__(self):
         self.now = 100.0
@@ -802,7 +802,7 @@ class FakeClock:
 
 
 class FakeEngine:
-    """One token a step for every request, and each step takes a second."""
+    """One token per step for every request, and each step takes a second."""
 
     def __init__(self, clock):
         self.clock, self.left, self.arrivals = clock, {}, {}

@@ -89,7 +89,7 @@ def test_percent_of_copy_and_table():
 
 
 def test_without_a_gpu_it_says_so_and_fails(capsys, monkeypatch):
-    """Catches a table of interpreter times that someone could take for a measurement."""
+    """Catches a table of interpreter times that a reader could take for a measurement."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.run(parse()) == 1
     assert "needs a CUDA GPU" in capsys.readouterr().out

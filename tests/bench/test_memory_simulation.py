@@ -188,7 +188,7 @@ def calls_per_step(scheduler_cls, num_running):
 
 
 class Quadratic(Scheduler):
-    """Negative control: looks at everybody for everybody."""
+    """Negative control: looks at every sequence for every sequence."""
 
     def schedule(self):
         for group in self.running:
@@ -202,7 +202,7 @@ def test_scheduling_is_linear_in_running_sequences():
     assert calls_per_step(Quadratic, 300) > 20 * calls_per_step(Quadratic, 30)
 
 
-def test_scheduler_seconds_are_of_steps_in_which_everybody_generates():
+def test_scheduler_seconds_are_of_steps_in_which_every_sequence_generates():
     """Would catch timing of the first step, which computes all prompts."""
     assert len(simulation.scheduling_seconds(5, num_steps=4)) == 4
     assert min(simulation.scheduling_seconds(50, num_steps=4)) > 0
@@ -229,7 +229,7 @@ def small(monkeypatch):
 
 
 def test_all_figures_are_printed_written_and_drawn(small, tmp_path, capsys):
-    """Would catch a table without its numbers, JSON without provenance, caveats that nobody sees, a blank plot."""
+    """Would catch a table without its numbers, JSON without provenance, caveats that are not shown, a blank plot."""
     json_path, plot_path = tmp_path / "memory.json", tmp_path / "memory.png"
     assert run("--num-prompts", "4", "--output-json", str(json_path), "--plot", str(plot_path)) == 0
     text = capsys.readouterr().out

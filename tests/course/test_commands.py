@@ -1,4 +1,4 @@
-"""The commands of the course: what a student and a teacher are told, and that nobody is graded by the wrong code."""
+"""The commands of the course: what a student and a teacher are told, and that no student is graded by the wrong code."""
 
 import ast
 import csv
@@ -132,7 +132,7 @@ def test_reset_restores_one_exercise_and_keeps_the_others(tmp_path):
 
 
 def test_reset_of_one_exercise_in_a_broken_file_says_what_to_do(tmp_path):
-    """Would catch a file that is overwritten although nobody could tell what was in it."""
+    """Would catch a file that is overwritten although it could not be read."""
     for text, message in [
         ("def f(:\n", "syntax error in line 1"),
         ("x = 1\n", "no longer defines blocks_needed"),
@@ -144,7 +144,7 @@ def test_reset_of_one_exercise_in_a_broken_file_says_what_to_do(tmp_path):
 
 
 def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
-    """Would catch `stubs` overwriting a student's answers; a file nobody has touched does follow the solutions."""
+    """Would catch `stubs` overwriting a student's answers; an untouched file does follow the solutions."""
     student, pristine = tmp_path / "student", tmp_path / "stubs"
     monkeypatch.setattr(stubs, "STUDENT", student)
     monkeypatch.setattr(stubs, "STUBS", pristine)
@@ -320,7 +320,7 @@ def test_the_report_shows_one_failure_with_reason_hint_and_place(tmp_path):
 
 
 def test_show_prints_what_the_real_model_wrote_or_what_is_missing(tmp_path):
-    """Would catch a student whose block table generates text that nobody shows."""
+    """Would catch a student whose block table generates text that is not shown."""
     passed = record(status=PASSED, printed="The capital of France is -> Paris.\n")
     text = report.real_text([passed], tmp_path / FILE)
     assert "With your ex04b in the engine" in text and "The capital of France is -> Paris." in text
@@ -521,7 +521,7 @@ def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
     formats.write("gradescope", SUBMISSIONS, tmp_path / "results")
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["ada.json", "bob.json"]
     for out in (None, tmp_path / "results.json"):
-        with pytest.raises(CourseError, match="one file a submission"):
+        with pytest.raises(CourseError, match="one file per submission"):
             formats.require_place("gradescope", 2, out)
 
 

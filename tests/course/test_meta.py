@@ -120,7 +120,7 @@ def test_every_mutant_is_caught_by_the_test_it_names(run):
 
 
 def test_every_exercise_has_three_mutants_and_an_alternate():
-    """Would catch an exercise whose tests nobody has tried to fool."""
+    """Would catch an exercise whose tests no mutant has tried to fool."""
     mutants, alternates = (implementations.variant_names(kind) for kind in ("mutant", "alternate"))
     for chapter in catalog.chapters():
         for exercise in catalog.exercises_of(chapter):

@@ -149,7 +149,7 @@ def rng(request):
 def tiny_model(ex, request, tmp_path_factory):
     """A random Llama: 2 layers, 4 query and 2 KV heads. Its text depends on the whole past.
 
-    Made once a run. It asks for `ex` first: code that cannot be tested at all need not wait for torch. With
+    Made once per run. It asks for `ex` first: code that cannot be tested at all need not wait for torch. With
     `--real` it is no tiny one but SmolLM2-135M.
     """
     session = request.config.stash[SESSION]
@@ -158,7 +158,7 @@ def tiny_model(ex, request, tmp_path_factory):
 
         session.model = resolve_model("smollm2-135m-instruct")
     if session.model is None:
-        # Imported and compiled here, where nobody is timed.
+        # Imported and compiled here, outside of the time limit.
         from minivllm.weights.random_model import random_llama
         from tests.exercises.engine import make_llm
 

@@ -45,7 +45,7 @@ def test_rows_are_scaled_to_size_one(ex, rng):
 
 @pytest.mark.exercise("ex01a", points=1, hint="No mean is subtracted: that would be LayerNorm.")
 def test_the_scale_of_the_input_does_not_matter(ex, rng):
-    """1000 x gives what x gives; but x + 1 does not: who subtracts the mean gets that one wrong."""
+    """1000 x gives what x gives; but x + 1 does not: an answer that subtracts the mean gets that wrong."""
     x, weight = normal(rng, 4, 16), normal(rng, 16)
     expect_close(
         ex.rms_norm(1000 * x, weight, 0.0), ex.rms_norm(x, weight, 0.0), "rms_norm(1000 * x), against x", 1e-4
@@ -98,8 +98,8 @@ def test_the_norm_leaves_its_input_alone_and_keeps_its_dtype(ex, rng):
 )
 def test_the_model_writes_the_same_text_with_it(ex, tiny_model, reference_text, monkeypatch):
     """Inside the model, in place of its own norm."""
+    from minivllm.backends.layers_kernels import NumbaRMSNorm
     from minivllm.layers import RMSNorm
-    from minivllm.layers_kernels import NumbaRMSNorm
 
     monkeypatch.setattr(RMSNorm, "normalize", lambda self, x: ex.rms_norm(x, self.weight, float(self.eps)))
     monkeypatch.setattr(NumbaRMSNorm, "forward", RMSNorm.forward)  # which adds, then calls `normalize`
@@ -127,7 +127,7 @@ def positions_of(*numbers):
     return torch.tensor(numbers)
 
 
-@pytest.mark.exercise("ex01b", points=1, hint="At position 0 every angle is 0, whatever the pair.")
+@pytest.mark.exercise("ex01b", points=1, hint="At position 0 every angle is 0, for every pair.")
 def test_position_zero_turns_nothing(ex, rng):
     """Positions count from 0: a table that begins at 1 turns everything by one position too much."""
     heads = normal(rng, 2, 3, 8)

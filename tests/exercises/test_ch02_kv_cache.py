@@ -102,7 +102,7 @@ def run_in_parts(ex, query, key, value, parts):
     "ex02b", points=1, hint="key_cache[num_cached : num_cached + T] = key, and the same for value."
 )
 def test_new_keys_and_values_go_behind_those_cached(ex, rng):
-    """Position p is row p: written one row off, the next token reads somebody else's key; rows behind stay as is."""
+    """Position p is row p: written one row off, the next token reads a wrong key; rows behind stay as they are."""
     query, key, value = drawn(rng, 5)
     _, caches = run_in_parts(ex, query, key, value, [2, 3])
     for cache, expected, name in zip(caches, (key, value), ("key_cache", "value_cache"), strict=True):
@@ -164,7 +164,7 @@ def test_the_scores_are_scaled_by_the_head_size(ex, rng):
     hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
 )
 def test_neither_garbage_nor_large_scores_disturb(ex, rng):
-    """Heads whose scores lie hundreds apart, a future that scores higher, and rows that nobody has written."""
+    """Heads whose scores lie hundreds apart, a future that scores higher, and rows that were never written."""
     for garbage in (float("nan"), float("inf"), float("-inf"), 1e4):
         query, key, value = drawn(rng, 6)
         query[:, :, 0] = 1.0
@@ -201,7 +201,7 @@ class ContiguousAttention:
         return torch.cat(outputs)
 
 
-@pytest.mark.exercise("ex02b", points=2, hint="The engine calls it once a layer, a step and a sequence.")
+@pytest.mark.exercise("ex02b", points=2, hint="The engine calls it once per layer, step and sequence.")
 def test_the_engine_generates_with_it(ex, tmp_path):
     """Inside the engine, prompts in parts of at most 8 tokens: the same text as from the engine's own attention."""
     from minivllm.weights.random_model import random_llama

@@ -29,7 +29,7 @@ def check_shares(ex, used, wasted, free, filled, reserved, capacity):
     "ex03a", points=1, hint="Wasted: reserved and not filled. Free: capacity and not reserved."
 )
 def test_the_three_kinds_are_told_apart(ex):
-    """Empty and set aside is not the same as empty and free: only the second can be given to somebody."""
+    """Empty and set aside is not the same as empty and free: only the second can be given to a request."""
     check_shares(ex, 0.125, 0.375, 0.5, [6, 2], [16, 16], 64)
     check_shares(ex, 0.25, 0.0, 0.75, [16], [16], 64)
     check_shares(ex, 1.0, 0.0, 0.0, [16, 48], [16, 48], 64)
@@ -63,7 +63,7 @@ def test_an_idle_memory_is_all_free(ex):
 
 
 @pytest.mark.exercise(
-    "ex03a", points=2, hint="The engine reserves 32 slots for each request, whatever it needs."
+    "ex03a", points=2, hint="The engine reserves 32 slots for each request, even if it needs fewer."
 )
 def test_the_engine_counts_the_same(ex):
     """Beside the contiguous manager of the paper's baseline: its own count of every slot, after each step."""
@@ -137,7 +137,7 @@ def check_order(ex, lengths, batch_size):
     "ex03c", points=1, hint="Sort the numbers of the requests, with the lengths as the key."
 )
 def test_every_request_is_handed_in_once(ex):
-    """The answer is a list of request numbers, not of lengths; nobody is left out or handed in twice."""
+    """The answer is a list of request numbers, not of lengths; none is left out or handed in twice."""
     for lengths, batch_size in [([9, 9, 4], 2), ([30, 10, 20], 2), ([1] * 7, 3), ([], 2)]:
         check_order(ex, lengths, batch_size)
 

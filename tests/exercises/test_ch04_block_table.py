@@ -44,7 +44,7 @@ def test_the_blocks_just_hold_the_tokens(ex, num_tokens, block_size):
     "ex04a", points=1, hint="The engine asks for the blocks of 0 to 64 tokens, block_size 4."
 )
 def test_the_engine_counts_blocks_with_it(ex, tiny_model, reference_text, monkeypatch):
-    """Inside the engine the count decides who gets memory: too few, and a token has no slot."""
+    """Inside the engine the count decides how much memory a request gets: too little, and a token has no slot."""
 
     def num_missing_blocks(table, num_tokens):
         return max(0, ex.blocks_needed(num_tokens, table.block_size) - len(table))
@@ -228,11 +228,11 @@ def test_a_double_free_is_an_error_and_changes_nothing(ex):
 
 
 @pytest.mark.exercise(
-    "ex04c", points=1, hint="After everybody has left, every count is 0 and every block is free once."
+    "ex04c", points=1, hint="After all sequences have left, every count is 0 and every block is free once."
 )
 @given(data=st.data())
 def test_every_block_comes_back_once(ex, data):
-    """Whoever shares what, and in whatever order they leave: no block is lost and none is free twice."""
+    """Whatever sequences share, and in whatever order they leave: no block is lost and none is free twice."""
     tables = data.draw(st.lists(st.lists(st.integers(0, 7), unique=True), min_size=1, max_size=4))
     ref_counts = [sum(block in table for table in tables) for block in range(8)]
     free_blocks = [block for block in range(8) if ref_counts[block] == 0]

@@ -119,7 +119,7 @@ def test_one_sequence_comes_back_in_order(ex, rng):
 
 @pytest.mark.exercise("ex05b", points=1, hint="Cut to seq_len tokens after the blocks are put in order.")
 def test_nothing_behind_the_end_comes_along(ex, rng):
-    """The rest of the last block holds old data (here 1e6): attention to it is attention to somebody else."""
+    """The rest of the last block holds old data (here 1e6): attention to it is attention to another sequence."""
     check_gather(ex, rng, [[7, 2]], [6])
     check_gather(ex, rng, [[3]], [1])
 

@@ -48,7 +48,7 @@ def check_admit(ex, expected, waiting, seats, budget, blocks, block_size=4):
 
 @pytest.mark.exercise("ex06a", points=1, hint="Keep three numbers that count down: seats, budget, blocks.")
 def test_what_fits_is_admitted(ex):
-    """Requests that fit together start together: a scheduler that admits one a step wastes most of the step."""
+    """Requests that fit together start together: a scheduler that admits one per step wastes most of the step."""
     check_admit(ex, [6, 4, 2], [6, 4, 2], 4, 16, 9)
     check_admit(ex, [6, 10], [6, 30, 2], 4, 16, 9)
     check_admit(ex, [], [], 4, 16, 9)
@@ -81,7 +81,7 @@ def test_blocks_are_counted_for_the_part_computed_now(ex):
     check_admit(ex, [16], [100], 4, 16, 4)
 
 
-@pytest.mark.exercise("ex06a", points=1, hint="One seat a request, however short it is.")
+@pytest.mark.exercise("ex06a", points=1, hint="One seat per request, even for a short one.")
 def test_seats_limit_the_batch(ex):
     """The batch has a maximal size; one more sequence than seats has no row in it."""
     check_admit(ex, [1, 1], [1, 1, 1], 2, 16, 9)
@@ -100,7 +100,7 @@ def test_seats_limit_the_batch(ex):
 )
 @example(waiting=[1], seats=1, budget=1, blocks=0, block_size=2)
 def test_no_limit_is_broken_and_no_room_is_wasted(ex, waiting, seats, budget, blocks, block_size):
-    """Whatever the numbers: within all three limits, and the first who stays out really did not fit."""
+    """With any numbers: within all three limits, and the first request that stays out really did not fit."""
     got = list(ex.admit(list(waiting), seats, budget, blocks, block_size))
     call = "\n  ".join(
         [
@@ -125,9 +125,11 @@ def test_no_limit_is_broken_and_no_room_is_wasted(ex, waiting, seats, budget, bl
         expect_that(not fits, f"request {len(got)} is admitted too, for it fits\n  {call}", got=got)
 
 
-@pytest.mark.exercise("ex06a", points=2, hint="The engine has 3 seats, 16 tokens a step and 12 blocks here.")
+@pytest.mark.exercise(
+    "ex06a", points=2, hint="The engine has 3 seats, 16 tokens per step and 12 blocks here."
+)
 def test_the_engine_admits_with_it(ex, tiny_model, reference_text):
-    """Inside the engine, with little memory: everybody gets in some time, and the text is as before."""
+    """Inside the engine, with little memory: every request gets in some time, and the text is as before."""
 
     class Student(Scheduler):
         def schedule_waiting(self, step):
@@ -136,7 +138,7 @@ def test_the_engine_admits_with_it(ex, tiny_model, reference_text):
             for count in ex.admit(asked, step.seats, step.budget, free_blocks, self.kv.block_size):
                 group, seq = self.waiting[0], self.waiting[0].unfinished[0]
                 copies = self.kv.allocate_slots([(seq, count)])
-                expect_that(copies is not None, "there are blocks for whom admit lets in",
+                expect_that(copies is not None, "there are blocks for each request that admit lets in",
                             waiting=asked, free_blocks=free_blocks)  # fmt: skip
                 self.start_running(self.waiting, step)
                 group.num_cached_tokens = 0
@@ -228,7 +230,7 @@ def order_of_completion(scheduler_cls, jobs, **options):
     "ex06c", points=2, hint="sorted(..., key=...) with max_num_tokens minus the tokens there are now."
 )
 def test_short_jobs_come_first(ex):
-    """One seat, four jobs: the fewest tokens to generate goes first, whatever the length of the prompt."""
+    """One seat, four jobs: the job with the fewest tokens to generate goes first, even with a long prompt."""
     jobs = [Job(0, 2, 9), Job(0, 30, 3), Job(0, 2, 20), Job(0, 12, 6)]
     got = order_of_completion(ex.ShortestJobFirst, jobs, max_num_seqs=1)
     expect(got, [1, 3, 0, 2], "order in which jobs of 9, 3, 20 and 6 output tokens finish, on one seat")
@@ -268,15 +270,15 @@ def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
     expect(
         sorted(group.request_id for group in scheduler.waiting),
         ["half way", "new"],
-        "who waits after that step",
+        "jobs that wait after that step",
     )
 
 
 @pytest.mark.exercise(
-    "ex06c", points=1, hint="Reorder self.waiting; nobody may leave it but through super().schedule()."
+    "ex06c", points=1, hint="Reorder self.waiting; a group may leave it only through super().schedule()."
 )
 def test_every_job_gets_all_its_tokens(ex, rng):
-    """A new order must not change anybody's answer, nor lose anybody; memory is short, so some are preempted."""
+    """A new order must not change or lose any answer; memory is short, so some requests are preempted."""
     jobs = draw_jobs(rng, 14, every=1)
     outcome = simulate(ex.ShortestJobFirst, jobs, num_blocks=30)
     for index, job in enumerate(jobs):
@@ -284,7 +286,7 @@ def test_every_job_gets_all_its_tokens(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex06c", points=2, hint="Print the outputs lengths in the order in which the jobs are admitted."
+    "ex06c", points=2, hint="Print the output lengths in the order in which the jobs are admitted."
 )
 def test_the_mean_wait_reaches_the_target(ex, rng):
     """The score: mean completion step over that of first come, first served, six long jobs first, at most 0.50."""
@@ -299,6 +301,6 @@ def test_the_mean_wait_reaches_the_target(ex, rng):
     "ex06c", points=1, hint="Pass the class to the engine: LLM(..., scheduler_cls=ShortestJobFirst)."
 )
 def test_the_engine_writes_the_same_text_in_any_order(ex, tiny_model, reference_text):
-    """Inside the engine with two seats: who goes first is a matter of waiting, never of the answer."""
+    """Inside the engine with two seats: which request goes first decides how long others wait, not what they get."""
     got = generate(tiny_model, scheduler_cls=ex.ShortestJobFirst, max_num_seqs=2)
     same_text(got, reference_text, "the engine with ShortestJobFirst")

@@ -53,7 +53,7 @@ EXAMPLE = [[0, 1], [2, 3], [4]]
 
 @pytest.mark.exercise("ex07a", points=1, hint="running is in order of admission: the newest is its last.")
 def test_the_newest_gives_way(ex):
-    """The oldest must make progress, or nobody ever finishes: victims come from the end of `running`."""
+    """The oldest must make progress, or no request ever finishes: victims come from the end of `running`."""
     case = Case(ex, EXAMPLE, [])
     expect(case.call(0, 1), True, case.shown)
     case.expect_queues("AB", "CU")
@@ -64,7 +64,7 @@ def test_the_newest_gives_way(ex):
 
 @pytest.mark.exercise("ex07a", points=1, hint="Count the free blocks again after each victim: while, not if.")
 def test_as_many_give_way_as_needed_and_no_more(ex):
-    """One victim may be too few; preempting everybody throws away work that nobody needed to lose."""
+    """One victim may be too few; preempting all the others throws away work without need."""
     case = Case(ex, EXAMPLE, [])
     expect(case.call(0, 2), True, case.shown)
     expect(len(case.running), 1, f"requests still running after {case.shown}")
@@ -81,7 +81,7 @@ def test_as_many_give_way_as_needed_and_no_more(ex):
     "ex07a", points=1, hint="waiting.insert(0, victim), one victim after the other, newest first."
 )
 def test_the_victim_is_next_in_line(ex):
-    """A victim came before everybody who waits. At the tail of the queue it would be overtaken by all of them."""
+    """A victim came before all requests that wait. At the tail of the queue it would be overtaken by them."""
     case = Case(ex, EXAMPLE, [], num_waiting=3)
     case.call(1, 1)
     case.expect_queues("AB", "CUVW")
@@ -92,7 +92,7 @@ def test_the_victim_is_next_in_line(ex):
 
 @pytest.mark.exercise("ex07a", points=1, hint="Its blocks join free_blocks, and its table becomes empty.")
 def test_every_block_of_the_victim_comes_back_once(ex):
-    """A block in no list is lost for good; one in two lists gets two owners, who overwrite each other."""
+    """A block in no list is lost for good; one in two lists gets two owners, which overwrite each other."""
     case = Case(ex, EXAMPLE, [9])
     case.call(0, 3)
     expect(sorted(case.free_blocks), [2, 3, 4, 9], f"free_blocks, sorted, after {case.shown}")
@@ -113,7 +113,7 @@ def test_the_victim_has_computed_nothing_and_forgets_nothing(ex):
 @pytest.mark.exercise(
     "ex07a", points=2, hint="Compare the victim with running[index], which you kept from before."
 )
-def test_whoever_gives_way_itself_does_not_run(ex):
+def test_a_request_that_gives_way_itself_does_not_run(ex):
     """It holds no blocks and stands in `waiting`: a step that runs it all the same runs it from two queues."""
     case = Case(ex, EXAMPLE, [])
     expect(case.call(2, 1), False, case.shown)
@@ -137,7 +137,7 @@ def test_whoever_gives_way_itself_does_not_run(ex):
     data=st.data(),
 )
 def test_the_order_of_arrival_survives_any_preemption(ex, sizes, num_free, num_blocks, data):
-    """Whatever happens: running, then waiting, is still in order of arrival, and no block is lost."""
+    """In any case: running, then waiting, is still in order of arrival, and no block is lost."""
     tables, block = [], 0
     for size in sizes:
         tables.append(list(range(block, block + size)))
@@ -158,7 +158,7 @@ def test_the_order_of_arrival_survives_any_preemption(ex, sizes, num_free, num_b
     # One victim fewer would not have been enough.
     if len(case.running) < len(sizes):
         before = len(case.free_blocks) - sizes[len(case.running)]
-        expect_that(before < num_blocks, f"nobody gives way without need in {case.shown}", got=after)
+        expect_that(before < num_blocks, f"no request gives way without need in {case.shown}", got=after)
 
 
 @pytest.mark.exercise("ex07a", points=2, hint="The engine has 10 blocks here; its longest request needs 7.")
@@ -175,7 +175,7 @@ def test_the_engine_preempts_with_it(ex, tiny_model, reference_text):
                 if not self.make_room(index, chunks, step):
                     return
                 copies = self.kv.allocate_slots(chunks)
-                expect_that(copies is not None, "there is room for whom preempt returns True",
+                expect_that(copies is not None, "there is room for a request for which preempt returns True",
                             request=group.request_id)  # fmt: skip
                 self.plan(group, chunks, copies, step)
                 index += 1
@@ -211,7 +211,7 @@ def test_the_engine_preempts_with_it(ex, tiny_model, reference_text):
 
     got = generate(tiny_model, scheduler_cls=Student, num_blocks=10)
     same_text(got, reference_text, "the engine with your preempt")
-    expect_that(len(victims) > 0, "somebody was preempted on the way")
+    expect_that(len(victims) > 0, "a request was preempted on the way")
 
 
 # -- ex07b ------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_each_request_catches_up(ex):
 
 @pytest.mark.exercise("ex07b", points=1, hint="Subtract what each request gets from the budget.")
 def test_no_step_exceeds_the_budget(ex):
-    """The budget bounds how long a step takes, and so the longest wait of everybody who is generating."""
+    """The budget bounds how long a step takes, and so the longest wait of all requests that are generating."""
     check_chunks(ex, [8], [], [20], 8)
     check_chunks(ex, [5, 3], [], [5, 5], 8)
     check_chunks(ex, [8], [(40, 8)], [5], 8)
@@ -251,14 +251,14 @@ def test_no_step_exceeds_the_budget(ex):
 @pytest.mark.exercise(
     "ex07b", points=1, hint="Go through running first, then through waiting; never sort by size."
 )
-def test_a_long_prompt_delays_nobody_who_generates(ex):
-    """Whoever generates needs one token; behind a prompt of 90 it would wait for the whole of it."""
+def test_a_long_prompt_delays_no_generating_request(ex):
+    """A generating request needs one token; behind a prompt of 90 tokens it would wait for the whole prompt."""
     check_chunks(ex, [1, 1, 6], [(7, 6), (5, 4)], [90], 8)
     check_chunks(ex, [1, 1, 6], [(7, 6), (5, 4), (90, 12)], [], 8)
 
 
 @pytest.mark.exercise("ex07b", points=1, hint="Stop when the budget is 0, before the next row is made.")
-def test_nobody_is_in_the_step_with_zero_tokens(ex):
+def test_no_request_is_in_the_step_with_zero_tokens(ex):
     """A row of no tokens has no logits; nano-vllm crashed on one (its issue #114)."""
     check_chunks(ex, [8], [], [20, 4, 1], 8)
     check_chunks(ex, [1, 1], [(7, 6), (5, 4), (9, 8)], [3], 2)
@@ -274,7 +274,7 @@ def test_a_part_of_a_prompt_samples_nothing(ex):
 
 
 def obvious_chunks(running, waiting, budget):
-    """Hand out the budget token by token, as a child would deal cards: always to the first who lacks one."""
+    """Hand out the budget token by token, as a child would deal cards: to the first request that lacks one."""
     missing = [tokens - computed for tokens, computed in running] + list(waiting)
     counts = [0] * len(missing)
     for _ in range(budget):
@@ -292,7 +292,7 @@ def obvious_chunks(running, waiting, budget):
 )
 @example(running=[(3, 2)], waiting=[4], budget=5)
 def test_the_budget_is_dealt_out_in_order(ex, running, waiting, budget):
-    """Random queues against the obvious way: one token after the other, to the first who lacks one."""
+    """Random queues against the obvious way: one token after the other, to the first request that lacks one."""
     running = [(missing + computed, computed) for missing, computed in running]
     check_chunks(ex, obvious_chunks(running, waiting, budget), running, waiting, budget)
 
@@ -301,7 +301,7 @@ def test_the_budget_is_dealt_out_in_order(ex, running, waiting, budget):
     "ex07b", points=2, hint="The engine has a budget of 7 tokens and plenty of memory here."
 )
 def test_the_engine_plans_with_it(ex, tiny_model, reference_text):
-    """Inside the engine, with 7 tokens a step: prompts are computed in parts, and the text is as before."""
+    """Inside the engine, with 7 tokens per step: prompts are computed in parts, and the text is as before."""
 
     class Student(Scheduler):
         def schedule(self):
@@ -340,7 +340,7 @@ STEP_LIMIT = 1000  # the engine takes less than 200 for any workload that is all
 
 
 class HoldAndWait(Scheduler):
-    """The policy "hold": whoever does not fit keeps its blocks and sits out this step. Nobody is preempted."""
+    """The policy "hold": a request that does not fit keeps its blocks and sits out this step. None is preempted."""
 
     def schedule_running(self, step):
         for group in self.running:
@@ -443,10 +443,10 @@ def test_taking_turns_never_finishes(ex):
 @pytest.mark.exercise(
     "ex07c",
     points=2,
-    hint="Somebody old who needs many steps, and somebody new whose first chunk always fits.",
+    hint="An old request that needs many steps, and a new one whose first chunk always fits.",
 )
 def test_the_engine_computes_most_tokens_again(ex):
-    """Thrashing: everybody finishes, and most of the work was for nothing. Even a good policy has a worst case."""
+    """Thrashing: all requests finish, and most of the work was for nothing. Even a good policy has a worst case."""
     workload = workload_of(ex, "engine")
     needed = sum(prompt + output - 1 for prompt, output in workload)
     steps, num_tokens, account = run_policy("engine", workload)
@@ -457,7 +457,7 @@ def test_the_engine_computes_most_tokens_again(ex):
 
 @pytest.mark.exercise("ex07c", points=1, hint="Nothing to do here: your requests, run by the real engine.")
 def test_the_text_survives_the_worst_case(ex, tiny_model):
-    """Inside the engine: however often a request is preempted, its text is the one it has in plenty of memory."""
+    """Inside the engine: a request that is preempted again and again writes the text that it writes in plenty of memory."""
     workload = [request for policy in POLICIES for request in workload_of(ex, policy)]
     prompts = [[(31 * i + j) % 251 for j in range(prompt)] for i, (prompt, _) in enumerate(workload)]
     outputs = [output for _, output in workload]

@@ -147,7 +147,7 @@ def test_large_logits_do_not_overflow(ex):
 def test_a_low_temperature_is_not_zero(ex):
     """At 0.05 two tokens 0.02 apart still have 60 and 40 %: below 0.1 is not greedy, and 0.01 is not the limit."""
     for temperature in (0.09, 0.05, 0.02, 0.01):
-        # The first token has 60 %, whatever the temperature: the gap shrinks with it.
+        # The first token has 60 % at every temperature: the gap shrinks with it.
         logits = [3.0, 3.0 - temperature * math.log(1.5)]
         check_sample(ex, 0, logits, temperature, 0.55)
         check_sample(ex, 1, logits, temperature, 0.65)
@@ -278,7 +278,7 @@ def test_reaching_p_exactly_is_enough(ex):
 
 @pytest.mark.exercise("ex08b", points=1, hint="Divide by the sum of what is left.")
 def test_what_is_left_adds_up_to_one(ex, rng):
-    """Whoever draws from it takes it for a distribution: the kept tokens share what the others have lost."""
+    """The result is drawn from as a distribution: the kept tokens share what the others have lost."""
     for p in (0.1, 0.5, 0.9):
         probs = normal(rng, 30, 2.0).softmax(dim=-1)
         got = ex.top_p(probs.clone(), p)
@@ -319,7 +319,7 @@ def test_a_flat_row_keeps_as_many_tokens_as_it_takes(ex, rng):
     expect_that(lowest >= highest, f"{call} keeps the likeliest", least_kept=lowest, most_cut=highest)
 
 
-@pytest.mark.exercise("ex08b", points=1, hint="The likeliest token stays, whatever p is.")
+@pytest.mark.exercise("ex08b", points=1, hint="The likeliest token stays, for every p.")
 def test_one_token_may_hold_all_the_mass(ex):
     """A model that is sure, or a tiny p: one token is left, with probability 1, and no division by 0."""
     for p in (1e-6, 0.5, 0.999, 1.0):

@@ -44,7 +44,7 @@ def check_equal_up_to(ex, num_equal, one, other, block_size=4):
     "ex09a", points=1, hint="range(len(token_ids) // block_size): the division rounds down."
 )
 def test_only_full_blocks_have_names(ex):
-    """A block that is not full is still written to: whoever finds it by name would see it change."""
+    """A block that is not full is still written to: a sequence that finds it by name would see it change."""
     for length, expected in [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2), (9, 2)]:
         got = len(names_of(ex, range(length)))
         expect(got, expected, f"number of names of {length} tokens, block_size 4")
@@ -88,7 +88,7 @@ def test_the_order_of_the_tokens_counts(ex):
     hint="Where does one token end and the next begin? Give each the same room, or keep them apart.",
 )
 def test_tokens_do_not_run_into_each_other(ex):
-    """Digits in a row: 1, 23 and 12, 3 are both "123". A byte a token: 0 and 256 are the same."""
+    """Digits in a row: 1, 23 and 12, 3 are both "123". One byte per token: 0 and 256 are the same."""
     check_equal_up_to(ex, 0, [1, 23, 4, 5], [12, 3, 4, 5])
     check_equal_up_to(ex, 0, [1, 2, 3, 4], [257, 2, 3, 4])
     check_equal_up_to(ex, 1, [1, 2, 3, 4, 70000, 1, 1, 1], [1, 2, 3, 4, 4464, 1, 1, 1])
@@ -184,7 +184,7 @@ def run_with_prefix_cache(model, prompts, max_tokens=6, **options):
 
 
 def blocks_are_back(llm):
-    """After the last request nobody holds a block."""
+    """After the last request no sequence holds a block."""
     kv = llm.llm_engine.scheduler.kv
     kv.check_invariants()
     expect(kv.pool.num_used, 0, "blocks that were never given back to the engine")
@@ -226,7 +226,7 @@ def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, referen
     got, got_found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1, kv_cache_manager_cls=Manager)
     print_real_text(tiny_model, prompts, got)
     same_text(got, expected, "the engine with your block_names")
-    expect(got_found, found, "prompt tokens found in the prefix cache, one number a prompt")
+    expect(got_found, found, "prompt tokens found in the prefix cache, one number per prompt")
 
 
 # -- ex09b ------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def books_agree(blocks, when):
 
 
 @pytest.mark.exercise(
-    "ex09b", points=1, hint="One holder more for each block of the parent's table; no block is taken."
+    "ex09b", points=1, hint="One more holder for each block of the parent's table; no block is taken."
 )
 def test_a_fork_shares_every_block(ex):
     """A fork costs no memory: it is counting. One block not counted is freed while the child still reads it."""
@@ -355,10 +355,10 @@ def test_no_free_block_changes_nothing(ex):
 
 
 @pytest.mark.exercise(
-    "ex09b", points=2, hint="What each sequence has written, it must read: nobody else may have been there."
+    "ex09b", points=2, hint="What each sequence has written, it must read: no other may have written there."
 )
 @given(data=st.data(), size=st.integers(1, 4))
-def test_everybody_reads_what_they_have_written(ex, data, size):
+def test_every_sequence_reads_what_it_has_written(ex, data, size):
     """Any forks and writes, on memory that is really written and copied: each sequence finds its own text."""
     blocks = ex.SharedBlocks({0: []}, [0] * 24, list(range(24)), size)
     memory, texts = [None] * (24 * size), {0: []}
@@ -478,7 +478,7 @@ def test_what_was_used_longest_ago_goes_first(ex):
     "ex09c", points=2, hint="A free block that is taken leaves the queue, and comes back at its end."
 )
 def test_a_hit_makes_a_block_young_again(ex):
-    """A prefix that everybody uses must outlive one that was used once, though it is older."""
+    """A prefix that all requests use must outlive one that was used once, though it is older."""
     history = [("take", [0, 1]), ("free", [0, 1]), ("take", [2, 3]), ("free", [2, 3])]
     check_order(ex, [1, 0, 3, 2], history, 4)
     check_order(ex, [0, 3, 2], [*history, ("take", [1])], 4)
@@ -489,7 +489,7 @@ def test_a_hit_makes_a_block_young_again(ex):
     "ex09c", points=2, hint="Count holders; only the last one to leave puts the block into the queue."
 )
 def test_a_shared_block_is_free_when_its_last_holder_leaves(ex):
-    """A block that somebody still reads must not be overwritten, whoever else has left."""
+    """A block that a sequence still reads must not be overwritten, even if all others have left."""
     history = [("take", [0, 1]), ("take", [0, 2]), ("free", [0, 1])]
     check_order(ex, [3, 1], history, 4)
     check_order(ex, [3, 1, 2, 0], [*history, ("free", [0, 2])], 4)
@@ -530,7 +530,7 @@ def test_the_order_is_that_of_last_use(ex, data):
     "ex09c", points=2, hint="The same prompts, the same memory: only what was overwritten differs."
 )
 def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
-    """Inside the engine with 12 blocks: who overwrites the wrong block finds fewer tokens of later prompts."""
+    """Inside the engine with 12 blocks: with the wrong block overwritten, fewer tokens of later prompts are found."""
 
     class Pool(BlockPool):
         """After each change: the student's order of the whole history has to be the engine's own."""
@@ -575,6 +575,8 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
         got, got_found = run_with_prefix_cache(tiny_model, prompts, **options, kv_cache_manager_cls=Manager)
         same_text(got, expected, f"the engine with your eviction_order, {seats} at once")
         expect(
-            got_found, found, f"prompt tokens found in the prefix cache, one number a prompt, {seats} at once"
+            got_found,
+            found,
+            f"prompt tokens found in the prefix cache, one number per prompt, {seats} at once",
         )
     print_real_text(tiny_model, prompts, got)

@@ -102,7 +102,7 @@ def test_any_cut_gives_the_same_attention(ex, lengths, seed):
     "ex10a", points=2, hint="-inf - -inf is NaN: where m is -inf, subtract 0. And 0 * NaN is NaN."
 )
 def test_a_part_without_keys_changes_nothing(ex, rng):
-    """A program that got no tokens leaves m = -inf, l = 0 and memory that nobody wrote: it must not count."""
+    """A program that got no tokens leaves m = -inf, l = 0 and unwritten memory: it must not count."""
     scores, values = draw(rng, 2, 3), draw(rng, 2, 3, 4)
     full = part_of(scores, values)
     for garbage in (NAN, INF, -INF, 1e30):
@@ -526,7 +526,7 @@ def check_ranges(what, ranges, seq_len, num_splits, tile):
     most = -(-num_tiles // num_splits)
     largest = max(-(-(high - low) // tile) for low, high in used)
     expect_that(
-        largest <= most, f"{what} gives nobody more than {most} tiles", largest=largest, asked_for=ranges
+        largest <= most, f"{what} gives no program more than {most} tiles", largest=largest, asked_for=ranges
     )
 
 
@@ -595,7 +595,7 @@ def test_splits_without_tokens_do_not_count(ex, rng):
     "ex10c", points=2, hint="The engine asks with 3 splits and tiles of 2, for one query at a time."
 )
 def test_the_engine_attends_in_splits(ex, tiny_model, reference_text):
-    """Inside the engine: each sequence cut into three, however short it is, and put together again; the same text."""
+    """Inside the engine: each sequence, even a short one, cut into three and put together again; the same text."""
     from tests.exercises.backends import StudentAttention
 
     def split(seen, attend_part):

@@ -19,7 +19,7 @@ def goodput(scheduler_cls, workloads):
 
 
 def check_goodput(ex, rng, share):
-    """`share` of those whom first come, first served serves badly have to be served well."""
+    """`share` of the jobs that first come, first served serves badly have to be served well."""
     workloads = [draw_jobs(rng, 40, every=4) for _ in range(3)]
     base = goodput(Scheduler, workloads)
     target, got = base + share * (1 - base), goodput(ex.MyScheduler, workloads)
@@ -28,10 +28,10 @@ def check_goodput(ex, rng, share):
 
 
 @pytest.mark.exercise(
-    "ex11a", points=2, hint="Everybody in self.waiting has to be admitted some time, late or not."
+    "ex11a", points=2, hint="Every group in self.waiting has to be admitted some time, late or not."
 )
-def test_nobody_is_left_out(ex, rng):
-    """Serving the easy ones well by never serving the others is not a policy: 3 jobs are late from the start."""
+def test_no_request_is_left_out(ex, rng):
+    """To serve the easy jobs well and the others never is not a policy: 3 jobs are late from the start."""
     jobs = [Job(0, 2, 60)] * 6 + [Job(1, 2, 3)] * 6
     outcome = simulate(ex.MyScheduler, jobs, max_num_seqs=2)
     for index, job in enumerate(jobs):
@@ -44,10 +44,10 @@ def test_nobody_is_left_out(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex11a", points=4, hint="What did ex06c do to the mean? Count who is late under each order."
+    "ex11a", points=4, hint="What did ex06c do to the mean? Count the jobs that are late under each order."
 )
 def test_stage_1_half_of_the_badly_served(ex, rng):
-    """Goodput on three workloads of 40 requests: half of those whom first come, first served disappoints."""
+    """Goodput on three workloads of 40 requests: half of the jobs that first come, first served makes late."""
     check_goodput(ex, rng, 0.5)
 
 
@@ -55,7 +55,7 @@ def test_stage_1_half_of_the_badly_served(ex, rng):
     "ex11a", points=4, hint="Each request has a deadline; some can no longer be met, whatever you do."
 )
 def test_stage_2_two_thirds_of_the_badly_served(ex, rng):
-    """Goodput on three workloads of 40 requests: two thirds of those whom first come, first served disappoints."""
+    """Goodput on three workloads of 40 requests: two thirds of the jobs that first come, first served makes late."""
     check_goodput(ex, rng, 2 / 3)
 
 

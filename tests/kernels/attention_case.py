@@ -99,7 +99,7 @@ class Case:
 
     @property
     def decode_query(self) -> torch.Tensor:
-        """(R, Hq, D): one query a sequence, ones where the sequence is empty."""
+        """(R, Hq, D): one query per sequence, ones where the sequence is empty."""
         rows, start = [], 0
         for count in self.query_lens:
             start += count

@@ -167,7 +167,7 @@ print("same")
 
 
 @pytest.mark.parametrize("first", ["pass", "from transformers import LlamaForCausalLM"])
-def test_the_kernels_work_whoever_imported_triton_first(first):
+def test_the_kernels_work_after_any_first_import_of_triton(first):
     """Catches "Cannot call @triton.jit'd outside of the scope of a kernel": Triton reads its switch early."""
     result = run_python(first + USE_A_KERNEL)
     assert result.stdout == "same\n", result.stderr[-2000:]
@@ -186,7 +186,7 @@ def test_importing_the_package_imports_neither_torch_nor_triton():
 
 
 def test_without_the_interpreter_cpu_tensors_are_refused_with_the_way_out():
-    """Catches Triton's own message for this, "0 active drivers", which helps nobody."""
+    """Catches Triton's own message for this, "0 active drivers", which helps no reader."""
     result = run_python(USE_A_KERNEL, TRITON_INTERPRET="0")
     assert "ValueError" in result.stderr and "set TRITON_INTERPRET=1" in result.stderr
 

@@ -27,7 +27,7 @@ def test_the_example_in_the_docstring(device):
 
 
 def test_parts_that_are_empty_are_never_read(device):
-    """Catches 0 * NaN: the acc of an empty part is memory that nobody wrote."""
+    """Catches 0 * NaN: the acc of an empty part is memory that was not written."""
     acc = torch.randn(2, 3, 5, 80, device=device)
     m, l = torch.randn(2, 3, 5, device=device), torch.rand(2, 3, 5, device=device) + 0.5  # noqa: E741
     for r, split in ((0, 4), (0, 0), (1, 2)):

@@ -159,7 +159,7 @@ def test_scores_of_ten_thousand_do_not_overflow(device):
 
 
 def test_a_query_of_zeros_averages_the_values(device):
-    """Catches a wrong normaliser: equal scores must give the plain mean, whatever the keys are."""
+    """Catches a wrong normaliser: equal scores must give the plain mean, for any keys."""
     case = Case([37, 64], heads=(2, 1), device=device)
     case.query.zero_()
     out = paged_attention(*case.decode_args(), num_splits=2, tiles=SMALL_TILE)
@@ -234,7 +234,7 @@ def test_a_batch_of_empty_sequences_gives_zeros(device):
     num_splits=st.integers(1, 4),
 )
 def test_random_shapes_match_float64(lens, group, num_kv_heads, head_dim, block_size, num_splits):
-    """Catches what no one thought of: any combination the contract allows."""
+    """Catches what was not thought of: any combination the contract allows."""
     torch.manual_seed(sum(lens))
     case = Case(
         lens,

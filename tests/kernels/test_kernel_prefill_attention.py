@@ -182,7 +182,7 @@ def test_a_sequence_alone_and_in_a_batch_is_the_same_to_the_last_bit(device):
     block_size=st.sampled_from([1, 4, 16, 32]),
 )
 def test_random_shapes_match_float64(sequences, group, num_kv_heads, head_dim, block_size):
-    """Catches what no one thought of: any combination of (queries, context) the contract allows."""
+    """Catches what was not thought of: any combination of (queries, context) the contract allows."""
     torch.manual_seed(len(sequences))
     case = Case(
         [queries + context for queries, context in sequences],

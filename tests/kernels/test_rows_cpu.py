@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from minivllm.backends.layers_kernels import LayerKinds, layer_kinds
 from minivllm.config import ModelConfig, RopeConfig
 from minivllm.kernels.rms_norm import rms_norm_reference
 from minivllm.kernels.rotary_embedding import rotary_embedding_reference
 from minivllm.kernels.rows_cpu import MOST_ROWS, exp, rms_norm_cpu, rotary_embedding_cpu, silu_and_mul_cpu
 from minivllm.kernels.silu_and_mul import silu_and_mul_reference
 from minivllm.layers import Build, RMSNorm, RotaryEmbedding, silu_and_mul
-from minivllm.layers_kernels import LayerKinds, layer_kinds
 
 # Relative to max(|expected|, 1). float32 is good for 6e-8; a norm sums up to 1,000 squares.
 TOLERANCE = 2e-6

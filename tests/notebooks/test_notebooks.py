@@ -157,7 +157,7 @@ def test_clock_claims_stand_only_in_timed_notebooks(source):
 
 
 def test_the_worked_example_runs_through_all_chapters(source):
-    """Would catch a chapter that leaves the request everybody knows: six words, then blocks 7 and 2."""
+    """Would catch a chapter that leaves the request that all readers know: six words, then blocks 7 and 2."""
     text = source.read_text()
     if source not in TIMED:  # chapter 11 has real text
         assert "Four score and seven years ago" in text or "example request" in text
@@ -301,15 +301,24 @@ def test_claim_is_strict(capsys):
             claim("something", condition)
 
 
-def test_reveal_says_how_far_off_a_guess_is(capsys):
-    """Would catch the wrong direction, and a notebook that stops because nobody guessed."""
+def test_without_a_guess_the_answer_is_folded(monkeypatch, capsys):
+    """Would catch an answer that stands in the page before the question was thought about."""
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     reveal(None, 1234, "steps")
+    (data,) = shown
+    assert re.fullmatch(r"<details><summary>No guess yet: .*</summary>.*1,234 steps.*</details>", data["text/html"])
+    assert data["text/plain"] == "Measured: 1,234 steps."
+    assert not capsys.readouterr().out
+
+
+def test_reveal_says_how_far_off_a_guess_is(capsys):
+    """Would catch the wrong direction."""
     reveal(10, 10)
     reveal(10, 12, "steps")
     reveal(0.5, 0.25)
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("Measured: 1,234 steps. (Put your own guess")
-    assert out[1:] == [
+    assert out == [
         "Measured: 10. Exactly your guess.",
         "Measured: 12 steps. You guessed 10: it is 2 more.",
         "Measured: 0.25. You guessed 0.5: it is 0.25 less.",

@@ -33,6 +33,7 @@ from minivllm.viz import (
     trace_player,
     wasted_share,
 )
+from minivllm.viz.animation import NUM_MOVING, animate
 from minivllm.viz.style import new_figure
 from minivllm.viz.trace import Trace
 from minivllm.viz.usage import filled_during, slot_words, tables_during
@@ -171,7 +172,7 @@ def test_memory_use_of_reservations_equals_the_managers_own_account():
 
 
 def test_naive_batching_wastes_more_than_paging(batches):
-    """Would catch a share taken of the wrong total: paging wastes less than one block a sequence."""
+    """Would catch a share taken of the wrong total: paging wastes less than one block per sequence."""
     assert wasted_share(batches["static"]) > 0.5 > wasted_share(batches["continuous"])
     for trace in (batches["continuous"], batches["short"]):
         for use, record in zip(memory_use(trace), trace.steps, strict=True):
@@ -267,7 +268,7 @@ def test_three_panel_shows_words_table_and_blocks(example):
 
 
 def test_gantt_has_a_cell_for_each_row_and_marks_peak_and_preemption(batches):
-    """Would catch a missing cell, an unmarked peak, and a preemption that nobody sees."""
+    """Would catch a missing cell, an unmarked peak, and a preemption that is not shown."""
     fig = gantt(batches)
     rows = sum(
         len({row.request_id for row in record.scheduled}) for t in batches.values() for record in t.steps
@@ -282,8 +283,8 @@ def test_gantt_has_a_cell_for_each_row_and_marks_peak_and_preemption(batches):
     assert sum(bar.get_height() for bar in bars) == sum(sum(blocks_in_use(t)) for t in batches.values())
 
 
-def test_gantt_dots_are_the_empty_seats_while_somebody_waits(batches):
-    """Would catch idle seats drawn where nobody waited: those are no fault of the scheduler."""
+def test_gantt_dots_are_the_empty_seats_while_a_request_waits(batches):
+    """Would catch idle seats drawn where no request waited: those are not the scheduler's fault."""
     trace = batches["static"]
     fig = gantt({"static": trace})
     expected = sum(
@@ -407,15 +408,19 @@ def test_player_holds_every_step_and_no_address(example):
     player = trace_player(trace)
     frames = frames_of(player)
     assert [frame["step"] for frame in frames] == [record.step for record in trace.steps]
-    assert not re.search(r"https?://|//cdn|src=|href=|@import|url\(", player.html)
+    assert not re.search(r"https?://|//cdn|src=(?!\"data:image/gif;base64,)|href=|@import|url\(", player.html)
     for frame, record in zip(frames, trace.steps, strict=True):
         shown = sum(
             cell["word"] != "" for seq in frame["sequences"] for b in seq["blocks"] for cell in b["cells"]
         )
         assert shown == sum(filled_during(record).values())
         assert frame["free"] == list(record.free)
-        assert dict(frame["ref_counts"]) == record.ref_counts
-    assert player._repr_html_() == player.html and len(player.html) < 60_000
+        tables = tables_during(record).values()
+        holders = {block["block"]: block["holders"] for block in frame["pool"]}
+        assert holders == {
+            block: sum(block in table for table in tables) for block in range(trace.num_blocks)
+        }
+    assert player._repr_html_() == player.html and len(player.html) < 200_000
 
 
 def test_player_captions_say_what_happened(example, batches):
@@ -439,11 +444,71 @@ def test_player_survives_words_that_look_like_html():
     assert frames_of(player)[0]["sequences"][0]["blocks"][0]["cells"][0]["word"] == "</script><b>&\"'"
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """Two completions of one prompt, a copy on write, a preemption, and a prompt that is found in the cache."""
+    llm = toy_llm(num_blocks=7, max_model_len=32, enable_prefix_caching=True)
+    engine = llm.llm_engine
+    trace = engine.trace = Trace(word_of=word)
+    two = SamplingParams(n=2, temperature=1.0, seed=4, max_tokens=8, ignore_eos=True)
+    arrivals = {0: (range(5), two), 2: (range(50, 54), greedy(9)), 8: ([*range(5), 9, 8, 7], greedy(4))}
+    for step in range(40):
+        if step in arrivals:
+            prompt, params = arrivals[step]
+            engine.add_request(str(step), {"prompt_token_ids": list(prompt)}, params)
+        if engine.has_unfinished_requests():
+            engine.step()
+    return trace
+
+
+def test_player_shows_copies_preemptions_and_blocks_found_in_the_cache(shared):
+    """Would catch a frame that hides what the animation is there for."""
+    frames = frames_of(trace_player(shared))
+    assert [copy for frame in frames for copy in frame["copies"]] == [list(shared.steps[1].blocks_to_copy[0])]
+    preempted = next(number for number, frame in enumerate(frames) if frame["preempted"] == ["2"])
+    assert "2" in [frame["waiting"] for frame in frames][preempted]
+    assert "request 2" not in [sequence["label"] for sequence in frames[preempted]["sequences"]]
+    first = frames[0]["sequences"][0]["blocks"][0]["block"]
+    (hit,) = [frame for frame in frames if first in frame["found"]]
+    assert (
+        f"Request 8 computes positions 4 to 7; found in the prefix cache: {first}; new block"
+        in hit["caption"]
+    )
+    assert [sequence["label"] for sequence in frames[1]["sequences"]] == ["request 0 (1)", "request 0 (2)"]
+    assert len({sequence["fill"] for sequence in frames[1]["sequences"]}) == 2
+    assert "Request 0 (2) computes position 5" in frames[1]["caption"]
+    free = [block for frame in frames for block in frame["pool"] if not block["holders"]]
+    assert any(cell["word"] for block in free for cell in block["cells"]), "freeing erases nothing"
+
+
+def test_a_large_pool_is_shown_by_the_blocks_that_were_used():
+    """Would catch a page with a thousand empty boxes."""
+    trace, _ = run(toy_llm(num_blocks=300), [range(9)], [3])
+    frames = frames_of(trace_player(trace))
+    assert {len(frame["pool"]) for frame in frames} == {3}
+
+
+def test_the_animated_image_has_each_step_and_the_copy_on_its_way(shared):
+    """Would catch a picture that stands still, repeats one frame, or is too large for a README."""
+    frames = frames_of(trace_player(shared))
+    data = animate(frames)
+    picture = Image.open(io.BytesIO(data))
+    assert picture.n_frames == len(frames) + NUM_MOVING and len(data) < 500_000
+    shown = []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        shown.append(picture.convert("RGB").tobytes())
+    assert len(set(shown)) == len(shown)
+    assert picture.info["loop"] == 0
+    assert animate(frames) == data, "the same bytes at each build"
+    assert trace_player(shared).html.count('src="data:image/gif;base64,') == 1
+
+
 PROBE = """
 <script>
 const players = [...document.querySelectorAll(".minivllm-player")];
 const label = (p) => p.querySelector(".mv-label").textContent;
-const words = (p) => [...p.querySelectorAll(".mv-cell")].map((c) => c.textContent.trim()).filter(Boolean);
+const words = (p) => [...p.querySelectorAll(".mv-left .mv-cell")].map((c) => c.textContent.trim()).filter(Boolean);
 const press = (p, key) => p.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
 const seen = {players: players.length, start: players.map(label), words: words(players[0])};
 players[0].querySelector(".mv-next").click();
@@ -456,10 +521,17 @@ slider.value = 3; slider.dispatchEvent(new Event("input")); seen.afterSlide = la
 seen.wordsAfterSlide = words(players[2]);
 seen.backDisabled = players[1].querySelector(".mv-back").disabled;
 seen.buttons = players[0].querySelectorAll("button").length;
+seen.arrows = players[0].querySelectorAll(".mv-arrows path").length;
+seen.holders = [...players[0].querySelectorAll(".mv-holders")].map((n) => n.textContent).filter(Boolean);
 seen.sliderName = slider.getAttribute("aria-label");
 seen.overflow = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
-document.body.append(out);
+players[1].querySelector(".mv-play").click(); // from step 0; a step every 1.4 seconds
+setTimeout(() => {
+  seen.afterPlaying = label(players[1]);
+  press(players[1], "ArrowRight"); seen.playAfterKey = players[1].querySelector(".mv-play").textContent;
+  const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
+  document.body.append(out);
+}, 3500);
 </script>
 """
 
@@ -484,7 +556,14 @@ def test_player_works_in_a_browser(example, batches, tmp_path):
         "--window-size=1000,1600",
     ]
     result = subprocess.run(
-        [chromium, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        [
+            chromium,
+            *flags,
+            "--virtual-time-budget=10000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -496,6 +575,10 @@ def test_player_works_in_a_browser(example, batches, tmp_path):
     assert seen["players"] == 3
     assert seen["start"] == [f"step 0 (1 of {n})" for n in (steps, others, steps)]
     assert seen["words"] == [*PROMPT.split(), "all", "men", "are"]
+    assert (
+        seen["arrows"] == sum(map(len, tables_during(example[0].steps[1]).values())) == len(seen["holders"])
+    )
+    assert seen["afterPlaying"] == f"step 2 (3 of {others})" and "play" in seen["playAfterKey"]
     assert seen["afterNext"] == [
         f"step 1 (2 of {steps})",
         f"step 0 (1 of {others})",
@@ -506,4 +589,4 @@ def test_player_works_in_a_browser(example, batches, tmp_path):
     assert seen["afterHome"] == f"step 0 (1 of {others})" and seen["backDisabled"]
     assert seen["afterSlide"] == f"step 3 (4 of {steps})"
     assert len(seen["wordsAfterSlide"]) == sum(filled_during(example[0].steps[3]).values())
-    assert seen["buttons"] == 2 and seen["sliderName"] == "step" and not seen["overflow"]
+    assert seen["buttons"] == 3 and seen["sliderName"] == "step" and not seen["overflow"]

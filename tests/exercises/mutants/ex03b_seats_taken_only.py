@@ -1,5 +1,5 @@
 # caught by: test_the_engine_takes_as_many_steps
-"""Counts the empty seats of those that had a request, but not those of a smaller last batch."""
+"""Counts a seat as empty only after a request has left it: not the spare seats of a smaller last batch."""
 
 
 def static_batch_steps(output_lengths, batch_size):

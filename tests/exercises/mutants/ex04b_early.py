@@ -1,5 +1,5 @@
 # caught by: test_blocks_are_taken_exactly_when_needed
-"""Takes the next block as soon as the last one is full, before anybody needs it."""
+"""Takes the next block as soon as the last one is full, before a token needs it."""
 
 
 def append_tokens(block_table, num_tokens, num_new_tokens, free_blocks, block_size):

@@ -1,5 +1,5 @@
 # caught by: test_out_of_blocks_changes_nothing
-"""Takes blocks until there are none, then puts them back: at the other end."""
+"""Takes blocks until there are none, then puts them back, but at the other end."""
 
 
 def append_tokens(block_table, num_tokens, num_new_tokens, free_blocks, block_size):

@@ -1,5 +1,5 @@
 # caught by: test_a_shared_block_stays_until_its_last_holder_leaves
-"""Puts every block on the free list, whoever else holds it."""
+"""Puts every block on the free list, even one that another sequence holds."""
 
 
 def free(block_table, free_blocks, ref_counts):

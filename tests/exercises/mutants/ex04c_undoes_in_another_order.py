@@ -1,5 +1,5 @@
 # caught by: test_a_double_free_is_an_error_and_changes_nothing
-"""Frees block by block and takes it back on an error: what was free has other places."""
+"""Frees block by block and undoes it on an error: the free blocks have other places."""
 
 
 def free(block_table, free_blocks, ref_counts):

@@ -1,5 +1,5 @@
 # caught by: test_what_fits_is_admitted
-"""Admits one request in a step."""
+"""Admits one request per step."""
 
 
 def admit(waiting, seats, token_budget, free_blocks, block_size):

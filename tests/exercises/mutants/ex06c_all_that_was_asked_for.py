@@ -1,5 +1,5 @@
 # caught by: test_a_job_that_comes_back_is_as_long_as_its_rest
-"""All tokens the job asked for, those that it has already included."""
+"""All tokens that the job asked for, including those that it has already."""
 
 from collections import deque
 

@@ -1,5 +1,5 @@
 # caught by: test_every_job_gets_all_its_tokens
-"""Keeps the shortest four and forgets the others."""
+"""Keeps the shortest four jobs and forgets the others."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-# caught by: test_whoever_gives_way_itself_does_not_run
+# caught by: test_a_request_that_gives_way_itself_does_not_run
 """The last one is never its own victim: it goes on to the older ones, which are planned already."""
 
 

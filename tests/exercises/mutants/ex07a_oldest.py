@@ -1,5 +1,5 @@
 # caught by: test_the_newest_gives_way
-"""The oldest gives way: whoever is nearest to its end loses most, and nobody gets there."""
+"""The oldest gives way: the request nearest to its end loses most, and none reaches its end."""
 
 
 def preempt(index, num_blocks, running, waiting, free_blocks):

@@ -1,5 +1,5 @@
 # caught by: test_as_many_give_way_as_needed_and_no_more
-"""One victim, whether that is enough or not."""
+"""One victim, even if that is not enough."""
 
 
 def preempt(index, num_blocks, running, waiting, free_blocks):

@@ -1,4 +1,4 @@
-# caught by: test_whoever_gives_way_itself_does_not_run
+# caught by: test_a_request_that_gives_way_itself_does_not_run
 """Its own blocks make enough room, so it says that the request runs."""
 
 

@@ -1,5 +1,5 @@
 # caught by: test_the_victim_is_next_in_line
-"""The victim joins the queue at its end, behind all who came later."""
+"""The victim joins the queue at its end, behind requests that came later."""
 
 
 def preempt(index, num_blocks, running, waiting, free_blocks):

@@ -1,5 +1,5 @@
 # caught by: test_each_request_catches_up
-"""Takes the tokens that are known for those that are missing."""
+"""Counts the tokens that are known, not those that are missing."""
 
 
 def next_chunks(running, waiting, token_budget):

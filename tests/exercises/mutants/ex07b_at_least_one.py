@@ -1,5 +1,5 @@
 # caught by: test_no_step_exceeds_the_budget
-"""Nobody who runs may go without, budget or not."""
+"""Every running request gets at least one token, even beyond the budget."""
 
 
 def next_chunks(running, waiting, token_budget):

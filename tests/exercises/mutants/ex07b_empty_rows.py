@@ -1,4 +1,4 @@
-# caught by: test_nobody_is_in_the_step_with_zero_tokens
+# caught by: test_no_request_is_in_the_step_with_zero_tokens
 """Goes on when the budget is used up, with rows of no tokens."""
 
 

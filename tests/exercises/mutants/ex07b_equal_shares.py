@@ -1,5 +1,5 @@
-# caught by: test_a_long_prompt_delays_nobody_who_generates
-"""The budget is divided into equal shares, and what one does not need is lost."""
+# caught by: test_a_long_prompt_delays_no_generating_request
+"""The budget is divided into equal shares, and what a request does not need is lost."""
 
 
 def next_chunks(running, waiting, token_budget):

@@ -1,5 +1,5 @@
-# caught by: test_a_long_prompt_delays_nobody_who_generates
-"""Whoever lacks most comes first, so one token waits for ninety."""
+# caught by: test_a_long_prompt_delays_no_generating_request
+"""The request that lacks most comes first, so one token waits for ninety."""
 
 
 def next_chunks(running, waiting, token_budget):

@@ -1,5 +1,5 @@
 # caught by: test_the_budget_is_dealt_out_in_order
-"""Keeps the last token of the budget when only those who wait are left."""
+"""Keeps the last token of the budget when only waiting requests are left."""
 
 
 def next_chunks(running, waiting, token_budget):

@@ -1,5 +1,5 @@
 # caught by: test_each_request_catches_up
-"""Whoever runs gets one token, as if no prompt were ever half done."""
+"""A running request gets one token, as if no prompt were ever half done."""
 
 
 def next_chunks(running, waiting, token_budget):

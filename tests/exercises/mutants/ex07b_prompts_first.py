@@ -1,5 +1,5 @@
-# caught by: test_a_long_prompt_delays_nobody_who_generates
-"""Those who wait come first: a prompt of 90 tokens stops everybody who generates."""
+# caught by: test_a_long_prompt_delays_no_generating_request
+"""Waiting requests come first: a prompt of 90 tokens stops all that generate."""
 
 
 def next_chunks(running, waiting, token_budget):

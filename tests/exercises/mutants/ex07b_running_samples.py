@@ -1,5 +1,5 @@
 # caught by: test_a_part_of_a_prompt_samples_nothing
-"""Thinks that only a new prompt can be half done: whoever runs samples."""
+"""Thinks that only a new prompt can be half done: every running request samples."""
 
 
 def next_chunks(running, waiting, token_budget):

@@ -1,5 +1,5 @@
 # caught by: test_each_request_fits_and_the_engine_finishes_all
-"""One request alone competes with nobody."""
+"""One request alone competes with no other."""
 
 
 def breaking_workload(policy):

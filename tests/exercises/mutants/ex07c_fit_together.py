@@ -1,5 +1,5 @@
 # caught by: test_taking_turns_never_finishes
-"""Long prompts that fit side by side: nobody has to take turns."""
+"""Long prompts that fit side by side: they need not take turns."""
 
 
 def breaking_workload(policy):

@@ -1,5 +1,5 @@
 # caught by: test_hold_and_wait_never_finishes
-"""The second gets in only when the first is done: nobody holds what the other needs."""
+"""The second gets in only when the first is done: neither holds blocks that the other needs."""
 
 
 def breaking_workload(policy):

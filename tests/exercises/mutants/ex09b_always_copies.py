@@ -1,5 +1,5 @@
 # caught by: test_the_first_writer_copies_and_the_last_writes_in_place
-"""Copies a block that nobody shares, at each token: right text, and a copy for each token of it."""
+"""Copies a block that is not shared, at each token: right text, and a copy for each token of it."""
 
 
 class SharedBlocks:

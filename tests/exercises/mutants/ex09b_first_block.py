@@ -1,5 +1,5 @@
 # caught by: test_only_the_block_written_to_is_copied
-"""Copies the first block of the table, which everybody can go on sharing."""
+"""Copies the first block of the table, which all sequences can go on sharing."""
 
 
 class SharedBlocks:

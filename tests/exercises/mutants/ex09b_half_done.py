@@ -1,5 +1,5 @@
 # caught by: test_no_free_block_changes_nothing
-"""Lets the shared block go before it looks whether there is another."""
+"""Lets the shared block go before it looks whether another one is free."""
 
 
 class SharedBlocks:

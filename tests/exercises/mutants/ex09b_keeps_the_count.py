@@ -1,5 +1,5 @@
 # caught by: test_the_first_writer_copies_and_the_last_writes_in_place
-"""Forgets that the shared block has one holder less: its last holder copies it once more, and it is never free again."""
+"""Forgets that the shared block has one holder less: its last holder copies it once more, and the block is never free again."""
 
 
 class SharedBlocks:

@@ -1,5 +1,5 @@
 # caught by: test_a_hit_makes_a_block_young_again
-"""A block that is found again stays in the queue: it is overwritten while somebody reads it."""
+"""A block that is found again stays in the queue: it is overwritten while a sequence reads it."""
 
 
 def eviction_order(history, num_blocks):

@@ -1,5 +1,5 @@
 # caught by: test_a_shared_block_is_free_when_its_last_holder_leaves
-"""Frees a block as soon as anybody gives it back."""
+"""Frees a block as soon as one holder gives it back."""
 
 
 def eviction_order(history, num_blocks):

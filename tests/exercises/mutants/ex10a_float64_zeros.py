@@ -1,5 +1,5 @@
 # caught by: test_any_shape_and_dtype_will_do
-"""New tensors in float64, whatever the dtype of the parts."""
+"""New tensors in float64, for every dtype of the parts."""
 
 import torch
 

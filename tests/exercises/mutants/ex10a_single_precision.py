@@ -1,5 +1,5 @@
 # caught by: test_any_cut_gives_the_same_attention
-"""Rounds everything to float32, whatever came in."""
+"""Rounds everything to float32, float64 parts too."""
 # ruff: noqa: E741
 
 import torch

@@ -1,5 +1,5 @@
 # caught by: test_the_example_request
-"""Reads blocks 0, 1, 2, ... whatever the table says."""
+"""Reads blocks 0, 1, 2, ... and not those of the table."""
 # ruff: noqa: E741
 
 from minivllm.kernels.common import tl, triton

@@ -1,5 +1,5 @@
 # caught by: test_parts_weigh_what_their_scores_say
-"""Each part counts alike, whatever its scores."""
+"""Each part counts alike, with large and with small scores."""
 # ruff: noqa: E741
 
 import torch

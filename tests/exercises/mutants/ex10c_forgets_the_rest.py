@@ -1,5 +1,5 @@
 # caught by: test_every_token_is_attended_to_once
-"""Rounds down: what does not divide evenly belongs to nobody."""
+"""Rounds down: the tiles that are left over belong to no program."""
 # ruff: noqa: E741
 
 import torch

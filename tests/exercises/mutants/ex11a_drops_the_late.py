@@ -1,5 +1,5 @@
-# caught by: test_nobody_is_left_out
-"""Aborts whoever can no longer be served well: the goodput is fine, the users are gone."""
+# caught by: test_no_request_is_left_out
+"""Aborts requests that can no longer be served well: the goodput is fine, the users are gone."""
 
 from minivllm.scheduler import Scheduler
 

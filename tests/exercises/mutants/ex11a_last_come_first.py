@@ -1,5 +1,5 @@
 # caught by: test_stage_2_two_thirds_of_the_badly_served
-"""Last come, first served: good for many, terrible for those at the bottom."""
+"""Last come, first served: good for many requests, terrible for those at the bottom."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-# caught by: test_nobody_is_left_out
+# caught by: test_no_request_is_left_out
 """Keeps a list of its own for long requests and never comes back to it."""
 
 from minivllm.scheduler import Scheduler

@@ -1,7 +1,7 @@
 """Chapter 5: the paged KV cache.
 
-Chapter 4 gave each sequence a block table. Here the K and V of its tokens follow it: into their slots, and back
-out in the order of the text. Shapes:
+Chapter 4 gave each sequence a block table. Here the K and V of its tokens follow the table: into their slots, and
+back out in the order of the text. Shapes:
 
     B blocks, S block_size, Hkv KV heads, D head_dim, R sequences in the batch
     key_cache      (B, S, Hkv, D)   one layer's keys; slot s is key_cache[s // S, s % S]
@@ -26,10 +26,10 @@ def slot_mapping(block_table: list[int], start: int, end: int, block_size: int) 
 
     Args:
         block_table: physical block numbers in logical order. It covers position end - 1, and may go on behind
-            it.
+            that position.
         start: first position.
         end: one past the last position.
-        block_size: tokens a block.
+        block_size: tokens per block.
     """
     # BEGIN SOLUTION ex05a
     from minivllm.block_pool import KVCacheBlock
@@ -43,13 +43,13 @@ def gather_kv(key_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> Tens
     """ex05b. Read the keys of all sequences out of the blocks, in the order of the text.
 
     The result is packed: the tokens of sequence 0, then those of sequence 1, and so on, without padding. Slots
-    behind the end of a sequence hold whatever was there before; none of it may appear.
+    behind the end of a sequence hold old data, of which nothing may appear.
 
     Example: block_size 4, block_tables [[7, 2], [5, 0]], seq_lens [6, 3]: the result has 9 rows, from slots
-    28, 29, 30, 31, 8, 9, then 20, 21, 22. (The 0 in the second table is padding. Block 0 is a block like any
-    other, too: it is seq_lens that says which entries count.)
+    28, 29, 30, 31, 8, 9, then 20, 21, 22. (The 0 in the second table is padding. But block 0 is a block like
+    any other: only seq_lens says which entries count.)
 
-    The engine calls it for the values, too. A loop over the sequences is fine; a loop over tokens is slow.
+    The engine calls this function for the values, too. A loop over the sequences is fine; one over tokens is slow.
 
     Args:
         key_cache: (B, S, Hkv, D), of any dtype. Not changed.

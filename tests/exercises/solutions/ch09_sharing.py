@@ -2,7 +2,7 @@
 
 Two sequences may hold one block as long as neither writes into it. Write the three pieces that make this safe:
 names by which equal blocks are found, a copy before the first write into a shared block, and the order in which
-blocks that nobody holds are overwritten.
+blocks that no sequence holds are overwritten.
 
 Replace each `raise NotImplementedError(...)`. Check with   python -m minivllm.course check ex09a
 or, in the notebook, with   %check ex09a.
@@ -26,13 +26,13 @@ def block_names(token_ids: list[int], block_size: int) -> list[Hashable]:
     the same four tokens follow another beginning.
 
     Any names will do that can be compared and be keys of a dictionary. "Equal exactly if" is meant: there are more
-    blocks than 16 or 32 bits have numbers, and two that share a name are one prompt with the text of another. The engine uses `hashlib.sha256` of the
-    parent's name and the tokens; that is 32 bytes a block, however long the sequence. Equal sequences must get
-    equal names in every call.
+    blocks than 16 or 32 bits have numbers, and if two blocks share a name, one prompt gets the text of another. The
+    engine uses `hashlib.sha256` of the parent's name and the tokens: 32 bytes per block, also for a long sequence.
+    Equal sequences must get equal names in every call.
 
     Args:
         token_ids: 0 or more token ids, each in [0, 2**31).
-        block_size: tokens a block, 1 or more.
+        block_size: tokens per block, 1 or more.
     """
     # BEGIN SOLUTION ex09a
     from minivllm.sequence import Sequence
@@ -49,7 +49,7 @@ class SharedBlocks:
     tables         sequence id -> its physical blocks, in logical order
     ref_counts     ref_counts[b]: in how many tables block b stands
     free_blocks    blocks that stand in no table; take from whichever end you like
-    block_size     tokens a block
+    block_size     tokens per block
 
     The example of the notebook, block_size 4, a prompt of 6 tokens:
 
@@ -57,7 +57,7 @@ class SharedBlocks:
     at first                       {0: [7, 2]}              1  1  0                   [4, 1]
     fork(0, 1)                     {0: [7, 2], 1: [7, 2]}   2  2  0                   [4, 1]
     append(0, 6) == (18, (2, 4))   {0: [7, 4], 1: [7, 2]}   2  1  1                   [1]
-    append(1, 6) == (10, None)     the same: block 2 has one holder now, who may write there
+    append(1, 6) == (10, None)     the same: block 2 has one holder now, which may write there
     """
 
     tables: dict[int, list[int]]
@@ -69,7 +69,7 @@ class SharedBlocks:
         """Let `child`, a new sequence id, share every block of `parent`, the partly filled last one included.
 
         Nothing is copied and no block is taken. Afterwards each of the two has a table of its own: a block that
-        one of them adds later must not appear in the other's table.
+        one of them adds later must not appear in the other table.
 
         The last line, which returns the child's table, is given: keep it and put your code above it.
         """
@@ -87,15 +87,15 @@ class SharedBlocks:
           - `position` opens a new block: take a free one and add it to the table. Nothing to copy.
           - its block is held by this sequence alone: write there. Nothing to copy.
           - its block is shared: take a free block, put it into this table in place of the shared one, and ask
-            for a copy. The other holders keep theirs.
-        `ref_counts` and `free_blocks` follow in each case. The copy itself is somebody else's work.
+            for a copy. The other holders keep the shared block.
+        `ref_counts` and `free_blocks` follow in each case. The copy itself is made elsewhere.
 
         Returns:
             (slot, copy): the slot of `position` in the table as it is now, block * block_size + offset; and
             (source block, destination block), or None if nothing has to be copied.
 
         Raises:
-            ValueError: a block is needed and none is free. Then nothing has changed.
+            ValueError: a block is needed and none is free. Nothing has changed then.
         """
         # BEGIN SOLUTION ex09b
         table, index, copy = self.tables[seq_id], position // self.block_size, None
@@ -118,16 +118,16 @@ class SharedBlocks:
 def eviction_order(history: list[tuple[str, list[int]]], num_blocks: int) -> list[int]:
     """ex09c. The free blocks, in the order in which they will be overwritten.
 
-    A block that nobody holds keeps its content until it is taken for something else, so a later prompt with the
-    same beginning may find it. Which should go first? The one that nobody has used for longest. And of the
-    blocks of one sequence the last goes first: a prefix is useless without its beginning, and fewer prompts
-    share its end.
+    A block that no sequence holds keeps its content until it is taken for something else, so a later prompt with
+    the same beginning may find it. Which should go first? The block that was last used longest ago. And of the
+    blocks of one sequence the last goes first: a prefix is useless without its beginning, and fewer prompts share
+    its end.
 
     In the beginning all blocks are free, in the order 0, 1, 2, ... Then, event by event:
-      ("take", block_ids)  a sequence begins to hold these blocks. Each has one holder more. Some may be held by
+      ("take", block_ids)  a sequence begins to hold these blocks. Each has one more holder. Some may be held by
                            others already; some may have been free: newly taken, or found again by content (a hit).
       ("free", block_ids)  a sequence gives back these blocks, listed in logical order (its beginning first).
-                           Each has one holder less. Those without a holder are free again, and go behind
+                           Each has one holder less. The blocks without a holder are free again, and go behind
                            all blocks that were free before, the last logical block first.
 
     Example, 5 blocks:
@@ -142,7 +142,7 @@ def eviction_order(history: list[tuple[str, list[int]]], num_blocks: int) -> lis
         num_blocks: blocks are numbered from 0 to num_blocks - 1.
 
     Returns:
-        The blocks that nobody holds after the last event, next to be overwritten first.
+        The blocks that no sequence holds after the last event, next to be overwritten first.
     """
     # BEGIN SOLUTION ex09c
     from minivllm.block_pool import BlockPool

@@ -14,18 +14,18 @@ class MyScheduler(Scheduler):
     """ex11a. The capstone: a scheduler that keeps its promises to as many users as it can.
 
     A request is served well if it is done at most  10 + 3 * n  steps after it came, n being the number of tokens
-    it asked for. Somebody who asks for 4 tokens will not wait 100 steps for a seat; somebody who asks for 60 will.
+    it asked for. A user who asks for 4 tokens will not wait 100 steps for a seat; a user who asks for 60 will.
     The *goodput* is the share of requests served well.
 
     Requests come over time, 30 % of them long (40 to 70 tokens), the others short (3 to 10), somewhat faster than
     four seats can serve them. First come, first served has a goodput of about 0.65 there, so about 35 of 100 users
     are served badly. Your score, on workloads drawn with a seed that you do not know:
 
-        stage 1   of those served badly, you serve at least half well      (goodput about 0.83)
-        stage 2   of those served badly, you serve at least two thirds well       (about 0.88)
+        stage 1   of the users served badly, you serve at least half well      (goodput about 0.83)
+        stage 2   of the users served badly, you serve at least two thirds well       (about 0.88)
 
-    In every stage each request gets all its tokens, and nobody is left out for good. Shortest job first passes
-    stage 1. Then think about those for whom it is already too late.
+    In every stage each request gets all its tokens, and no request is left out for good. Shortest job first passes
+    stage 1. Then think about the requests for which it is already too late.
 
     Any method of `Scheduler` may be overridden; `super()` does what it always did. What you can look at:
 

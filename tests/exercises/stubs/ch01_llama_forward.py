@@ -17,8 +17,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
         y = x / sqrt(mean(x ** 2) + eps) * weight          the mean over the last dimension, row by row
 
-    Unlike LayerNorm it subtracts no mean. Squares and their mean are taken in float32 whatever the dtype of x:
-    in float16 the square of 300 is already infinite. The result has the dtype of x again.
+    Unlike LayerNorm it subtracts no mean. Squares and their mean are taken in float32 for every dtype of x: in
+    float16 the square of 300 is already infinite. The result has the dtype of x again.
 
     Example: x = [[3., 4.]], weight = [1., 1.], eps = 0. The mean square is 12.5, so y = [[0.8485, 1.1314]].
 
@@ -44,7 +44,7 @@ def apply_rope(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
     Args:
         heads: (T, H, D), query or key heads, D even. Not changed: return a new tensor.
         positions: (T,) int64, each token's position in its own text. Not always 0, 1, 2, ..., and up to some
-            hundred thousand: compute the angles in float32, whatever the dtype of heads.
+            hundred thousand: compute the angles in float32, for every dtype of heads.
         theta: 10000.0 in most models.
 
     Returns:

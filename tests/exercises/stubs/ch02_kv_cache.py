@@ -1,8 +1,8 @@
 """Chapter 2: the KV cache and its price.
 
 First the price: how many bytes one token takes. Then what it buys: attention that computes the new tokens only
-and finds K and V of all earlier ones in the cache. The cache here is the simplest there is, one unbroken piece of
-memory for one sequence and one layer: row p belongs to position p.
+and finds K and V of all earlier tokens in the cache. The cache here is the simplest there is, one unbroken piece
+of memory for one sequence and one layer: row p belongs to position p.
 
 Replace each `raise NotImplementedError(...)`. Check with   python -m minivllm.course check ex02a
 or, in the notebook, with   %check ex02a.
@@ -20,7 +20,7 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_element: int) -> int:
     Each layer stores one key and one value of `config.head_dim` numbers for every KV head. (Query heads store
     nothing, and in most models of today there are more of them than of KV heads.)
 
-    Example: OPT-13B, the model of the paper, has 40 layers, 40 KV heads and head_dim 128. With 2 bytes a number
+    Example: OPT-13B, the model of the paper, has 40 layers, 40 KV heads and head_dim 128. With 2 bytes per number
     that makes 819,200 bytes, so a text of 2,048 tokens takes 1.6 GB.
 
     Args:

@@ -1,4 +1,4 @@
-"""The layers of `layers.py` by the project's own kernels, one instead of several operators; and the choice.
+"""The layers of `layers.py` with one kernel of our own in the place of several operators; which ones to use.
 
 ==============  ======================  ==============================  ================================
                 torch                   numba                           triton
@@ -8,9 +8,9 @@ positions       `RotaryEmbedding`       `rotary_embedding_cpu`          `kernels
 activation      `silu_and_mul`          `silu_and_mul_cpu`              `kernels/silu_and_mul.py`
 ==============  ======================  ==============================  ================================
 
-They go with the attention backend of that name; any other backend (a student's, a test's) takes the first
-column. The Numba kernels are in `kernels/rows_cpu.py`; with more than 64 rows PyTorch's operators are the
-faster ones on a CPU, so the second column falls back to the first one then.
+Each column goes with the attention backend of its name; any other backend (a student's, a test's) takes the
+first column. The Numba kernels are in `kernels/rows_cpu.py`; with more than 64 rows PyTorch's operators are
+faster on a CPU, so the second column falls back to the first one then.
 
 vLLM V1: `model_executor/custom_op.py` (`forward_native`, `forward_cpu`, `forward_cuda` of each layer).
 """
@@ -65,8 +65,8 @@ class NumbaRotaryEmbedding(RotaryEmbedding):
 
         if rotation[0].dim() > 1:
             return RotaryEmbedding.rotate(heads, *rotation)
-        # Query and key are the first heads of packed rows, which go on with the values. The kernel wants the
-        # rows whole, as they lie side by side without gaps.
+        # Query and key are the first heads of packed rows, which go on with the values. The kernel takes the
+        # whole rows, because these lie side by side without gaps.
         num_tokens, num_heads, dim = heads.shape
         packed = heads.as_strided((num_tokens, heads.stride(0) // dim, dim), (heads.stride(0), dim, 1))
         rotated = heads.new_empty(num_tokens, num_heads, dim)
@@ -100,7 +100,7 @@ class TritonRMSNorm(RMSNorm):
 
 
 class TritonRotaryEmbedding(RotaryEmbedding):
-    """The same in one kernel, which looks the angles up itself and rotates in place."""
+    """The rotation in one kernel, which looks the angles up itself and works in place."""
 
     def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Nothing to do yet: positions (T,) and the whole table."""

@@ -1,4 +1,4 @@
-"""Paged attention from the project's own kernels, which read the blocks where they lie; and the choice.
+"""Paged attention by the project's own kernels, which read the blocks in place; the choice of a backend.
 
 =========  =====================================  ==============================================
 backend    decode (one query per sequence)        prefill (several)
@@ -8,8 +8,8 @@ backend    decode (one query per sequence)        prefill (several)
 `triton`   `kernels/paged_attention.py`           `kernels/prefill_attention.py`
 =========  =====================================  ==============================================
 
-`auto` takes `triton` on a GPU and, on a CPU, `numba` for float32 where Numba is installed, else `torch`. They
-differ in speed and in rounding, not in meaning; each is tested against the same oracle.
+`auto` takes `triton` on a GPU and, on a CPU, `numba` for float32 where Numba is installed, else `torch`. The
+backends differ in speed and in rounding, not in meaning; each is tested against the same oracle.
 
 Paper: section 4.1.
 vLLM V1: `v1/attention/selector.py`, `v1/attention/backends/triton_attn.py` and `cpu_attn.py`.
@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.attention_torch import TorchAttention, TorchPlan
+from minivllm.backends.attention_torch import TorchAttention, TorchPlan
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
 class NumbaPlan(TorchPlan):
-    """The sequences with one query as the CPU kernel wants them; `pieces` has the others."""
+    """The N sequences with one query, as the CPU kernel wants them; `pieces` holds the other sequences."""
 
-    # (N,) int64: their rows among the step's T tokens.
+    # (N,) int64: the queries' rows among the step's T tokens.
     tokens: np.ndarray
     # (N, max_blocks) int32
     block_tables: np.ndarray
@@ -57,7 +57,7 @@ class NumbaAttention(TorchAttention):
             )
         if find_spec("numba") is None:
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
-        # Imported here and not above: a third of a second, and nothing else needs it.
+        # Imported here and not above: it takes a third of a second, and only this backend needs it.
         from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
 
         super().__init__(config, block_size, dtype, device)
@@ -65,7 +65,7 @@ class NumbaAttention(TorchAttention):
         self._deal_out, self._use_threads = deal_out, use_threads
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
-        """Tell the sequences with one query from the others, and deal them out to the threads."""
+        """Pick out the sequences with one query, and deal these out to the threads."""
         # As many threads as PyTorch uses for the operators before and after.
         num_threads = self._use_threads(torch.get_num_threads())
         starts, seq_lens = metadata.query_start_loc.numpy(), metadata.seq_lens.numpy()
@@ -86,7 +86,7 @@ class NumbaAttention(TorchAttention):
         scale: float,
     ) -> Tensor:
         """See `AttentionBackend.forward`; `metadata` must come from this backend's `prepare`."""
-        # Writes K and V and attends for the pieces; the rows of the decoding sequences are still empty.
+        # Writes K and V and attends for the pieces; the rows of the decoding sequences are not filled yet.
         output = super().forward(query, key, value, kv_cache, layer, metadata, scale)
         plan = metadata.plan
         if len(plan.tokens):
@@ -132,8 +132,8 @@ class TritonAttention:
         key_cache, value_cache = kv_cache.key[layer], kv_cache.value[layer]
         self._write(key, value, key_cache, value_cache, metadata.slot_mapping)
         tables, seq_lens = metadata.block_tables, metadata.seq_lens
-        # Only decoding: a kernel that splits long sequences among programs. As soon as one sequence has more
-        # than one query, all go through the other one, in a single launch.
+        # A step of decodes alone: a kernel that splits long sequences among programs. As soon as one sequence
+        # has more than one query, all sequences go through the prefill kernel, in a single launch.
         if metadata.max_query_len == 1:
             return self._decode(query, key_cache, value_cache, tables, seq_lens, scale)
         starts = metadata.query_start_loc

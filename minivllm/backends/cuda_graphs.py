@@ -1,8 +1,8 @@
 """CUDA graphs: a decode step is recorded once for each batch size, then replayed in one call.
 
-The host tells a GPU what to do one kernel at a time, some microseconds each. A decode step of a model with 32
-layers is about 400 kernels, most of them shorter than the time it takes to ask for them, so the GPU waits for
-Python. A CUDA graph is a recording of all these requests: replayed, it costs the host a single call.
+The host tells a GPU what to do one kernel at a time, some microseconds per kernel. A decode step of a model
+with 32 layers is about 400 kernels, most of them shorter than the time it takes to launch them, so the GPU
+waits for Python. A CUDA graph is a recording of all these launches: a replay costs the host a single call.
 
 A recording freezes what the host decided: how many rows, and at which addresses. So the inputs of every step
 are copied to the same place, the *buffers*, and steps with nearly as many sequences share a recording. Such a
@@ -15,12 +15,12 @@ group of batch sizes is a bucket. A step of 5 sequences runs as the bucket of 8,
     seq_lens        7   3   10  4   1    | 0   0   0      no key is read, the output is 0
 
 Nothing the host decides may depend on the lengths, or a replay would repeat the decision of another step. The
-Triton kernels keep to it: they choose their launch by the shape of the block tables, and these have the width
-of the longest possible sequence here. Prefill is not recorded: its shapes are never the same twice, and the
-kernels of a long prompt run long enough for the host to keep ahead.
+Triton kernels keep to this rule: they choose their launch by the shape of the block tables, which are as wide
+here as the longest possible sequence needs. Prefill is not recorded: its shapes differ from step to step, and
+the kernels of a long prompt run long enough for the host to keep ahead.
 
-The first step of a bucket runs as always, which also compiles the kernels; then it is recorded. (vLLM records
-all buckets at start, so that no user waits for it.)
+The first step of a bucket runs without a graph, which also compiles the kernels; then it is recorded. (vLLM
+records all buckets at start, so that no user waits for a recording.)
 
 vLLM V1: `vllm/v1/worker/gpu_model_runner.py` (`capture_model`), `vllm/compilation/cuda_graph.py`.
 """
@@ -84,7 +84,7 @@ class DecodeGraphs:
 
     Args:
         model: a model whose attention backend decides nothing by values (`triton`).
-        kv_cache: recorded with it; it must not be replaced.
+        kv_cache: recorded with the model; it must not be replaced.
         max_num_seqs: the most sequences a step usually has.
         max_model_len: the longest sequence, in tokens.
         capture: records a step. The tests give one that needs no GPU.

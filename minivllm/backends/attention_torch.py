@@ -10,8 +10,8 @@ copied together. Block size 4, sequence A decoding its 7th token, sequence B pre
 
 A long prompt is cut into pieces of `PIECE` queries, each with the keys up to its last query: the mask stays
 small, and keys which no query of a piece may see are not read. The copy is what paging costs here; a kernel
-which follows the block table does without (`attention_kernels.py`). This backend runs on every device, in
-every dtype, and prefill on a CPU always goes this way: its time is in arithmetic, beside which the copy is
+which follows the block table does without (`attention_kernels.py`). This backend needs PyTorch and nothing
+else. Prefill on a CPU goes this way with `numba` too: its time is in arithmetic, beside which the copy is
 small.
 
 Paper: section 4.1. vLLM V1: `v1/attention/backends/cpu_attn.py` (its SDPA path).
@@ -33,14 +33,14 @@ from minivllm.config import ModelConfig
 from minivllm.kv_cache import KVCache
 
 PIECE = 256
-"""Most query rows of one piece."""
+"""The most query rows of one piece."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """Up to `PIECE` consecutive queries of one sequence, and the keys which they may see."""
 
-    # Their rows, among the step's T tokens.
+    # The queries' rows among the step's T tokens.
     rows: slice
     # (b,) int64: the sequence's blocks, up to the one which holds the last query's key.
     blocks: Tensor
@@ -69,7 +69,7 @@ def causal_mask(num_queries: int, num_keys: int, group: int, dtype: torch.dtype)
 
 
 class TorchAttention:
-    """Paged attention from PyTorch operators: simple, and right on any device.
+    """Paged attention from PyTorch operators: simple, on a CPU and on a GPU.
 
     Slow and obvious twin: `paged_attention_reference`.
     """
@@ -121,7 +121,7 @@ class TorchAttention:
     ) -> Tensor:
         """See `AttentionBackend.forward`; `metadata` must come from this backend's `prepare`."""
         plan = metadata.plan
-        assert isinstance(plan, TorchPlan), "call prepare(metadata) once a step, then forward for each layer"
+        assert isinstance(plan, TorchPlan), "call prepare(metadata) once per step, forward once per layer"
         kv_cache.write(layer, key, value, metadata.slot_mapping)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for piece in plan.pieces:
@@ -131,8 +131,8 @@ class TorchAttention:
     def attend(self, query: Tensor, kv_cache: KVCache, layer: int, piece: Piece, scale: float) -> Tensor:
         """Attention of one piece's queries, (q, Hq, D) in and out."""
         num_queries, _, head_dim = query.shape
-        # (q, Hq, D) -> (Hkv, q * G, D): the G query heads which share a KV head become so many more queries
-        # of that head, so K and V need not be repeated.
+        # (q, Hq, D) -> (Hkv, q * G, D): the G query heads which share a KV head become G times the queries of
+        # that head, so K and V need not be repeated.
         grouped = query.view(num_queries, self._num_kv_heads, self._group, head_dim).transpose(0, 1)
         key, value = (
             cache[layer].index_select(0, piece.blocks).flatten(0, 1)[: piece.num_keys].transpose(0, 1)[None]
