@@ -8,12 +8,13 @@
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
 #   make bench-openvino   the same against OpenVINO GenAI, in the same way
+#   make bench-all    which measurements in docs/data are older than their code, and how to renew them
 #   make bench-gpu    kernels and engine on a CUDA GPU, with random weights of Llama 1B's and 8B's size
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-gpu install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-all bench-gpu install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -57,6 +58,9 @@ bench-vllm: install
 
 bench-openvino: install
 	$(BIN)/python -m minivllm bench openvino
+
+bench-all: install
+	$(BIN)/python -m minivllm bench stale
 
 # KV blocks are given, because minivllm would take 90% of the GPU and leave nothing to the other backend.
 bench-gpu: install

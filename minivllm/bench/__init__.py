@@ -34,6 +34,7 @@ COMMANDS = {
         "the step-time model behind them, against real steps",
     ),
     "headline": ("minivllm.bench.evaluation.headline", "paging against reservation, on the real model"),
+    "stale": ("minivllm.bench.stale", "which files in docs/data are older than the code they speak of"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
     "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),

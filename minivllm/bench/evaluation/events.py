@@ -29,9 +29,10 @@ from minivllm.bench import simulation
 from minivllm.bench.evaluation.setups import EXTRA_PER_BLOCK, Deployment
 from minivllm.block_pool import KVCacheBlock
 from minivllm.block_table import cdiv
-from minivllm.kv_cache_manager import BlockCopies, KVCacheManager
+from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler
+from minivllm.scheduler_output import BlockPair
 from minivllm.sequence import Sequence, SequenceGroup
 
 Lengths = Iterator[tuple[int, int]]  # (prompt tokens, output tokens)
@@ -50,7 +51,7 @@ class WatermarkManager(KVCacheManager):
 
     def allocate_slots(
         self, chunks: list[tuple[Sequence, int]], computed_blocks: Iterable[KVCacheBlock] = ()
-    ) -> BlockCopies | None:
+    ) -> list[BlockPair] | None:
         """As in `KVCacheManager`; None too if a newcomer would leave less than the share free."""
         held, computed_blocks = self.block_tables, list(computed_blocks)
         newcomers = sum(count for seq, count in chunks if seq.seq_id not in held)
