@@ -25,6 +25,7 @@ from minivllm.bench import (
     speculative,
     throughput_report,
 )
+from minivllm.bench.evaluation import command, headline, validate
 from minivllm.bench.report import Spread, paired_ratio, table, why_no_ratio
 
 HERE = Path(__file__).parent
@@ -64,6 +65,9 @@ PRINTERS = {
     "gpu-tests": gpu_tests.print_report,
     "gpu-report": gpu_report.print_report,
     "parallel": parallel.print_report,
+    "paper": command.print_report,
+    "headline": headline.print_report,
+    "step-time": validate.print_report,
 }
 
 # file in data/, title, what to look at; the command that made the file stands in the file itself
@@ -107,6 +111,14 @@ SECTIONS = [
         "reserves 512 tokens per request (Orca Max), static batches wait for their longest member.",
     ),
     (
+        "cpu_headline.json",
+        "Paging against reservation",
+        "The paper's headline on the real model: continuous batching with max_model_len reserved for each "
+        "request (Orca Max), with a power of two, with the exact length, and with paging. Memory is given in "
+        "reservations of max_model_len. The paper's machine has room for 7.7 (15,728 slots / 2,048): there "
+        "memory limits the batch, not arithmetic. The curve shows what another choice would have given.",
+    ),
+    (
         "cpu_trace.json",
         "What the trace costs",
         "Every figure of the notebooks is drawn from a trace; recording one has to be cheap.",
@@ -125,7 +137,8 @@ SECTIONS = [
     (
         "cpu_speculative.json",
         "Drafts",
-        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on drafts pay.",
+        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on "
+        "drafts pay.",
     ),
     (
         "cpu_latency.json",
@@ -143,6 +156,18 @@ SECTIONS = [
         "Where the texts differ from Hugging Face's",
         "Greedy texts, the first token that differs, and how the hidden states drift apart layer by layer. A "
         "gap of the size of the rounding error is a tie that rounding decides; a large one would be a bug.",
+    ),
+    (
+        "cpu_step_time.json",
+        "Does the step-time model predict real steps?",
+        "Five rates, fitted to half of a grid of real steps, predict the other half and a run of `bench "
+        "serve`. The figures of the next section rest on this model.",
+    ),
+    (
+        "paper.json",
+        "The paper's serving figures, simulated",
+        "The real scheduler and managers under the clock of that model, with the constants of A100s, beside "
+        "the paper's statements.",
     ),
     (
         "memory.json",
