@@ -18,11 +18,14 @@ from minivllm.bench import (
     kernel_report,
     latency,
     memory,
+    parallel,
     plan,
     serve,
     sharing,
+    speculative,
     throughput_report,
 )
+from minivllm.bench.evaluation import command, headline, validate
 from minivllm.bench.report import Spread, paired_ratio, table, why_no_ratio
 
 HERE = Path(__file__).parent
@@ -52,6 +55,7 @@ PRINTERS = {
     "throughput": throughput_report.print_report,
     "sharing": sharing.print_report,
     "serve": serve.print_report,
+    "speculative": speculative.print_report,
     "latency": latency.print_report,
     "memory": memory.print_report,
     "compare": compare.print_report,
@@ -60,6 +64,10 @@ PRINTERS = {
     "plan": plan.print_report,
     "gpu-tests": gpu_tests.print_report,
     "gpu-report": gpu_report.print_report,
+    "parallel": parallel.print_report,
+    "paper": command.print_report,
+    "headline": headline.print_report,
+    "step-time": validate.print_report,
 }
 
 # file in data/, title, what to look at; the command that made the file stands in the file itself
@@ -103,6 +111,14 @@ SECTIONS = [
         "reserves 512 tokens per request (Orca Max), static batches wait for their longest member.",
     ),
     (
+        "cpu_headline.json",
+        "Paging against reservation",
+        "The paper's headline on the real model: continuous batching with max_model_len reserved for each "
+        "request (Orca Max), with a power of two, with the exact length, and with paging. Memory is given in "
+        "reservations of max_model_len. The paper's machine has room for 7.7 (15,728 slots / 2,048): there "
+        "memory limits the batch, not arithmetic. The curve shows what another choice would have given.",
+    ),
+    (
         "cpu_trace.json",
         "What the trace costs",
         "Every figure of the notebooks is drawn from a trace; recording one has to be cheap.",
@@ -119,15 +135,39 @@ SECTIONS = [
         "keeps up.",
     ),
     (
+        "cpu_speculative.json",
+        "Drafts",
+        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on "
+        "drafts pay.",
+    ),
+    (
         "cpu_latency.json",
         "One batch alone",
         "Eight prompts of 32 tokens, 128 tokens each.",
+    ),
+    (
+        "cpu_parallel.json",
+        "Several workers, here and on GPUs",
+        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and "
+        "not a speed-up. Computed: its time on GPUs (`bench/parallel_model.py` has the sources).",
     ),
     (
         "cpu_compare.json",
         "Where the texts differ from Hugging Face's",
         "Greedy texts, the first token that differs, and how the hidden states drift apart layer by layer. A "
         "gap of the size of the rounding error is a tie that rounding decides; a large one would be a bug.",
+    ),
+    (
+        "cpu_step_time.json",
+        "Does the step-time model predict real steps?",
+        "Five rates, fitted to half of a grid of real steps, predict the other half and a run of `bench "
+        "serve`. The figures of the next section rest on this model.",
+    ),
+    (
+        "paper.json",
+        "The paper's serving figures, simulated",
+        "The real scheduler and managers under the clock of that model, with the constants of A100s, beside "
+        "the paper's statements.",
     ),
     (
         "memory.json",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig, RopeConfig
-from minivllm.kernels.linear_cpu import LinearKernel, TorchLinear, choose_linear_kernel
+from minivllm.kernels.linear_cpu import LinearKernel, TiledLinear, TorchLinear, choose_linear_kernel
 
 Rotation = tuple[Tensor, Tensor]
 """What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
@@ -88,12 +88,19 @@ def pack_linears(model: nn.Module, memory: Path | None) -> str:
     return kind.name
 
 
+def tile_linears(model: nn.Module) -> None:
+    """Let the results of all `Linear` layers depend on no other row of the batch, see `TiledLinear`."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.kernel = TiledLinear(module.kernel)
+
+
 class RMSNorm(nn.Module):
     """The norm and the addition before it: total = hidden + update, total / rms(total) * weight."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, size: int | None = None) -> None:
         super().__init__()
-        self.weight = build.parameter(build.config.hidden_size)
+        self.weight = build.parameter(build.config.hidden_size if size is None else size)
         eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
         self.register_buffer("eps", eps, persistent=False)
 
@@ -103,11 +110,11 @@ class RMSNorm(nn.Module):
         return self.normalize(total), total
 
     def normalize(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H), a new tensor; the mean of squares is taken in float32 as Hugging Face does."""
+        """(..., H) -> (..., H), a new tensor; the mean of squares is taken in float32 as in Hugging Face."""
         wide = x.float()
         # The sum of squares by way of the norm, and eps + sum / size in one go: on a CPU this takes half
         # the time of F.rms_norm, which is made of six operators there.
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (T, 1)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
         inverse_rms = torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (wide * inverse_rms).to(x.dtype).mul_(self.weight)
 

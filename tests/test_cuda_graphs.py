@@ -246,8 +246,8 @@ def test_graphs_are_for_the_triton_backend_on_a_gpu_and_can_be_turned_off(
 def test_the_engine_makes_graphs_of_its_own_size(make_engine, monkeypatch):
     """Would catch graphs that are never made, or buffers too small for the engine's batches."""
     asked, made = [], []
-    monkeypatch.setattr("minivllm.engine.can_replay", lambda *args: asked.append(args) or True)
-    monkeypatch.setattr("minivllm.engine.DecodeGraphs", lambda *args: made.append(args))
+    monkeypatch.setattr("minivllm.distributed.worker.can_replay", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr("minivllm.distributed.worker.DecodeGraphs", lambda *args: made.append(args))
     engine = make_engine(max_num_seqs=12, max_model_len=48, enforce_eager=True)
     assert asked == [(engine.device, engine.attention.name, True)]
     assert made == [(engine.runner.model, engine.runner.kv_cache, 12, 48)]

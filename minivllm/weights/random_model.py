@@ -1,4 +1,4 @@
-"""Tiny random Llamas in Hugging Face format, for tests and notebooks: `random_llama`.
+"""Tiny random Llamas, and their relatives, in Hugging Face format, for tests and notebooks: `random_llama`.
 
 Why it exists: whether the engine is right does not depend on the weights being trained. A Llama of two
 layers is written and read in milliseconds, needs no network, and Hugging Face reads the same folder, so it
@@ -51,12 +51,24 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "rope_scaling": None,
+    "sliding_window": None,  # a Mistral's; a Llama has none
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
     "bos_token_id": None,  # derived: the last id but one
     "eos_token_id": None,  # derived: the last id
     "torch_dtype": "float32",
+}
+
+# The relatives: `random_llama(folder, **FAMILIES["qwen3"])`. Other keys may follow, as for a Llama.
+FAMILIES: dict[str, dict[str, Any]] = {
+    name: {"architectures": [architecture], "model_type": name}
+    for name, architecture in (
+        ("llama", "LlamaForCausalLM"),
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+    )
 }
 
 # What the models below have in common: vocabulary, positions, and 4 query heads a KV head.
@@ -196,7 +208,10 @@ def random_weights(config: dict[str, Any], seed: int, device: str = "cpu") -> di
             ("mlp.down_proj", hidden, inner, 16.0),
         ):
             bias = config["attention_bias" if name.startswith("self_attn") else "mlp_bias"]
+            bias = bias or (config["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"))
             add_linear(prefix + name, out_features, in_features, gain, bias)
+        for norm in ("q_norm", "k_norm") if config["model_type"] == "qwen3" else ():
+            weights[f"{prefix}self_attn.{norm}.weight"] = normal(head_dim, std=0.3, mean=1.5)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{prefix}{norm}.weight"] = normal(hidden, std=0.1, mean=1.0)
     weights["model.norm.weight"] = normal(hidden, std=0.1, mean=1.0)
