@@ -271,7 +271,7 @@ class Panels:
 
 LARGE = (
     "memory for 60,100 tokens: both systems run enough requests for arithmetic to matter as much as memory; "
-    "without any host time it would still be 1.3 and 1.9"
+    "without any host time the ratios would be 1.2 and 1.9"
 )
 CHAT = "twice the requests run, but reading their K and V makes each step a third longer"
 COPIES = "the copies' times are guessed; at the 12 GB/s of PCIe 3.0 both take as long"
