@@ -9,12 +9,12 @@
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
 #   make bench-openvino   the same against OpenVINO GenAI, in the same way
 #   make bench-all    which measurements in docs/data are older than their code, and how to renew them
-#   make bench-gpu    kernels and engine on a CUDA GPU, with random weights of Llama 1B's and 8B's size
+#   make gpu-report   all that needs a CUDA GPU, in stages with time limits; runs on the PYTHON given, installs nothing
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-all bench-gpu install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-all gpu-report install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -62,18 +62,9 @@ bench-openvino: install
 bench-all: install
 	$(BIN)/python -m minivllm bench stale
 
-# KV blocks are given, because minivllm would take 90% of the GPU and leave nothing to the other backend.
-bench-gpu: install
-	$(BIN)/python -m pytest -n 4 --dist loadfile tests/kernels
-	$(BIN)/python -m minivllm bench kernels --output-json docs/data/gpu_kernels.json \
-	  --plot docs/data/gpu_kernels.png
-	for shape in llama-3.2-1b llama-3.1-8b; do \
-	  test -e build/$$shape/complete || \
-	    { rm -rf build/$$shape && $(BIN)/python -m minivllm.weights.random_model $$shape build/$$shape && touch build/$$shape/complete; } || exit 1; \
-	  $(BIN)/python -m minivllm bench throughput --model build/$$shape --num-prompts 64 --num-blocks 4096 \
-	    --backend minivllm hf-continuous --repeats 5 --output-json docs/data/gpu_$$shape.json || exit 1; \
-	done
-	$(BIN)/python docs/make_performance.py
+# No .venv and no package index: a machine with a GPU is often lent as it is. Any folder for the results: OUT=...
+gpu-report:
+	$(PYTHON) -m minivllm bench gpu-report --output-dir "$${OUT:-docs/data}" $(if $(STAGES),--stages $(STAGES)) $(GPU_REPORT)
 
 clean:
 	rm -rf .venv .venv-vllm .venv-openvino build *.egg-info

@@ -2,7 +2,7 @@
 
 Each section is the report of one JSON file, printed by the `print_report` that printed it when it was
 measured, below the command that measured it. So no number on these pages was typed by hand. A file that is
-not there yet has no section; on the page about GPUs its mark says "not measured".
+not there yet has no section; on the page about GPUs its mark is open.
 """
 
 import contextlib
@@ -12,9 +12,21 @@ from pathlib import Path
 
 from minivllm.aot import resources
 from minivllm.baselines import compare
-from minivllm.bench import kernel_report, latency, memory, plan, serve, sharing, throughput_report
+from minivllm.bench import (
+    gpu_report,
+    gpu_tests,
+    kernel_report,
+    latency,
+    memory,
+    parallel,
+    plan,
+    serve,
+    sharing,
+    speculative,
+    throughput_report,
+)
 from minivllm.bench.evaluation import command, headline, validate
-from minivllm.bench.report import Spread, paired_ratio, why_no_ratio
+from minivllm.bench.report import Spread, paired_ratio, table, why_no_ratio
 
 HERE = Path(__file__).parent
 
@@ -43,12 +55,16 @@ PRINTERS = {
     "throughput": throughput_report.print_report,
     "sharing": sharing.print_report,
     "serve": serve.print_report,
+    "speculative": speculative.print_report,
     "latency": latency.print_report,
     "memory": memory.print_report,
     "compare": compare.print_report,
     "kernels": kernel_report.print_report,
     "resources": resources.print_report,
     "plan": plan.print_report,
+    "gpu-tests": gpu_tests.print_report,
+    "gpu-report": gpu_report.print_report,
+    "parallel": parallel.print_report,
     "paper": command.print_report,
     "headline": headline.print_report,
     "step-time": validate.print_report,
@@ -119,9 +135,21 @@ SECTIONS = [
         "keeps up.",
     ),
     (
+        "cpu_speculative.json",
+        "Drafts",
+        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on "
+        "drafts pay.",
+    ),
+    (
         "cpu_latency.json",
         "One batch alone",
         "Eight prompts of 32 tokens, 128 tokens each.",
+    ),
+    (
+        "cpu_parallel.json",
+        "Several workers, here and on GPUs",
+        "Measured: the same step by 1, 2 and 3 processes on the cores of one machine, which is a lesson and "
+        "not a speed-up. Computed: its time on GPUs (`bench/parallel_model.py` has the sources).",
     ),
     (
         "cpu_compare.json",
@@ -152,23 +180,58 @@ SECTIONS = [
 GPU_INTRODUCTION = """\
 # The kernels on a GPU
 
-What the Triton kernels are to reach on an H100, and what they have reached. Everything on this page is
-written from files in `docs/data/` by `python docs/make_performance.py`; the first command below makes them,
-on a machine with a CUDA GPU.
+What is known about the Triton kernels without a GPU, what they are to reach on an H100, and what they have
+reached. Everything in a box on this page is written from files in `docs/data/` by `python
+docs/make_performance.py`.
 
-```bash
-make bench-gpu
-```
+**In short.** On an H100 a multiprocessor holds four programs of the decode kernel at once, which have five
+times as many bytes under way as it takes to keep the memory busy, and use a fifth of the instruction slots:
+nothing in the machine code keeps it from the speed of the memory. The prefill kernel runs on Hopper's
+warp-group products. Two variants save instructions in every turn of the loop: a mask for the last tile only,
+14% of decode's and 23% of prefill's, and one block number per block, 16% and 7%. A third idea, a hint to
+the L2 cache, turned out to do nothing in Triton 3.7. How fast all this is, only a GPU can tell.
+"""
 
+MARKS = """\
 ## The marks
 
 "Of a copy" is the share of the bandwidth that a device-to-device copy reaches in the same run. Decode
-attention has to read K and V once, so a kernel that reads at the speed of a copy leaves little to gain: only
-what reading alone is faster than reading and writing in turns.
+attention has to read K and V once, so a kernel that reads at the speed of a copy leaves little to gain:
+only what reading alone is faster than reading and writing in turns. "Of flash attention" is the speed
+beside torch's FlashAttention-2 on keys and values that lie in one piece.{open}
+
+```bash
+make gpu-report
+```
 
 ```text
 {marks}
 ```
+"""
+OPEN = """ None of the marks has been measured so far, because no
+GPU was at hand. One command measures them, in stages
+which each write their file at once; it needs nothing that is not on the machine, and has been rehearsed on
+a CPU, without a network, with torch 2.11, triton 3.6 and transformers 5.17."""
+
+SWITCHES = """\
+## Variants that wait for a measurement
+
+The kernels have three switches (`Switches` in `kernels/heuristics.py`), all of them off: each computes the
+same by other machine code, and `bench kernels` times each of them alone.
+
+- **Least tokens per split.** A CUDA graph fixes the number of splits by the longest possible sequence. A
+  sequence of 500 tokens with a limit of 131,072 is launched in 32 splits, of which eight get one tile each
+  and 24 none. With the switch two splits of 256 tokens do the work, and the others end at once.
+- **Masked tail.** Only the last tile of a sequence can reach beyond its end, and only the tiles on the
+  diagonal of a prompt hide anything. All others need no mask.
+- **One number per block.** Every key looks its block up by itself, although 16 neighbours share it. With
+  the switch the number is loaded and multiplied once per block. Written plainly, this made the kernel
+  *worse*: 2.5 times the instructions and no asynchronous copies, because the compiler no longer saw that a
+  row's address is a multiple of 16. `tl.multiple_of` tells it.
+
+No switch became of `evict_first`, the hint that K and V, which are read once, may leave the L2 cache first:
+Triton's asynchronous copies do not pass it on. None in the decode kernel carries it (`hinted` in the
+file), while the same kernel without asynchronous copies does. A test will notice when that changes.
 """
 
 PAGING = """\
@@ -178,7 +241,7 @@ The paper reports that its kernel takes 20 to 26% longer than a contiguous one (
 Three costs can be told apart, and each has a number in this project:
 
 1. **The look-up.** Every key needs its block number before its address is known: one more load, which has to
-   arrive before the key itself can be asked for, and some integer arithmetic. The table of instructions below
+   arrive before the key itself can be asked for, and some integer arithmetic. The table of instructions above
    counts it: it is the same source, compiled with and without the block table. Where the memory is the limit,
    as in decode, these instructions should fall into places that are free anyway. In prefill the arithmetic
    units are the limit, so there they should show.
@@ -192,23 +255,7 @@ What paging saves in return is memory, and so a larger batch: that is the subjec
 """
 
 # as SECTIONS above
-GPU_SECTIONS = [
-    (
-        "gpu_kernels.json",
-        "Measured: the kernels alone",
-        "L2 cache cold, each call replayed from a CUDA graph, medians. What graph and events add is part of "
-        "every time.",
-    ),
-    (
-        "gpu_llama-3.2-1b.json",
-        "Measured: the engine, Llama-3.2-1B's size",
-        "Random weights, 64 prompts, against `generate_batch` of transformers (`hf-continuous`).",
-    ),
-    (
-        "gpu_llama-3.1-8b.json",
-        "Measured: the engine, Llama-3.1-8B's size",
-        "The same with weights of 16 GB.",
-    ),
+KNOWN_SECTIONS = [
     (
         "kernel_resources.json",
         "Known without a GPU",
@@ -220,7 +267,52 @@ GPU_SECTIONS = [
         "a speed: they count instructions, not the time in which instructions wait for each other.",
     ),
 ]
-END_TO_END_MARK = 5.0  # times `generate_batch`
+GPU_SECTIONS = [
+    (
+        "gpu_report.json",
+        "Measured: how the stages ended",
+        "A stage that failed or ran out of time keeps what it had measured by then.",
+    ),
+    (
+        "gpu_tests.json",
+        "Measured: the kernel tests, compiled",
+        "Elsewhere the kernels are interpreted. The second line is a control without pipelining.",
+    ),
+    (
+        "gpu_kernels.json",
+        "Measured: the kernels alone",
+        "L2 cache cold, each call replayed from a CUDA graph, medians. What graph and events add is part of "
+        "every time.",
+    ),
+    (
+        "gpu_tune.json",
+        "Measured: other tiles and splits",
+        "For the decode shape that missed its mark by most, the fastest first.",
+    ),
+    (
+        "gpu_llama-3.2-1b.json",
+        "Measured: the engine, Llama-3.2-1B's size",
+        "Random weights, 64 prompts, against `generate_batch` of transformers (`hf-continuous`) and without "
+        "CUDA graphs (`minivllm-eager`).",
+    ),
+    (
+        "gpu_graphs.json",
+        "Measured: CUDA graphs with eight sequences",
+        "The fewer sequences, the more of a step is launching.",
+    ),
+    (
+        "gpu_llama-3.1-8b.json",
+        "Measured: the engine, Llama-3.1-8B's size",
+        "The same with weights of 16 GB.",
+    ),
+]
+HF = "hf-continuous"
+# file in data/, what the mark is called, the backend that ours is compared with, how many times as fast
+ENGINE_MARKS = [
+    ("gpu_llama-3.2-1b.json", "llama-3.2-1b, of generate_batch", HF, 5.0),
+    ("gpu_llama-3.1-8b.json", "llama-3.1-8b, of generate_batch", HF, 5.0),
+    ("gpu_graphs.json", "llama-3.2-1b, 8 sequences, of eager", "minivllm-eager", 1.5),
+]
 
 
 def report_of(result: dict) -> str:
@@ -247,32 +339,58 @@ def sections_of(data: Path, sections: list[tuple[str, str, str]]) -> list[str]:
     return parts
 
 
-def gpu_marks(data: Path) -> str:
-    """The kernels' marks and the engine's, with what was reached or that nothing was."""
-    marks = []
-    for shape in ("llama-3.2-1b", "llama-3.1-8b"):
-        path, reached = data / f"gpu_{shape}.json", kernel_report.NOT_MEASURED
-        if path.exists():
-            result = json.loads(path.read_text())
+def read(data: Path, name: str) -> dict | None:
+    """A file of results; None if it is not there."""
+    path = data / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def gpu_mark_rows(data: Path) -> list[tuple[str, str, str]]:
+    """The marks of the tests, the kernels and the engine, with what was reached or that nothing was."""
+    reached = kernel_report.NOT_MEASURED
+    if tests := read(data, "gpu_tests.json"):
+        passed, failed = (sum(counts) for counts in zip(*map(gpu_tests.counts, tests["runs"]), strict=True))
+        reached = f"{passed} of {passed + failed}"
+    rows = [("kernel tests on the device, passed", "all", reached)]
+    rows += kernel_report.mark_rows(read(data, "gpu_kernels.json"))
+    for name, mark, peer, asked in ENGINE_MARKS:
+        reached = kernel_report.NOT_MEASURED
+        if result := read(data, name):
             rates = {
                 name: Spread.from_json(result["backends"][name]["output_tokens_per_second"])
-                for name in ("minivllm", "hf-continuous")
+                for name in ("minivllm", peer)
             }
             reached = why_no_ratio(result["provenance"], rates) or f"{paired_ratio(*rates.values()):.2f}x"
-        marks.append((f"{shape}, of generate_batch", f"{END_TO_END_MARK:.0f}x", reached))
-    path = data / "gpu_kernels.json"
-    return kernel_report.marks_table(json.loads(path.read_text()) if path.exists() else None, tuple(marks))
+        rows.append((mark, f"{asked:g}x", reached))
+    return rows
+
+
+def gpu_marks(data: Path) -> str:
+    """The section of the marks. Where nothing has been measured yet it says so once."""
+    rows, is_open = gpu_mark_rows(data), ""
+    if all(reached == kernel_report.NOT_MEASURED for _, _, reached in rows):
+        rows, is_open = [row[:2] for row in rows], OPEN
+    heads = ("mark", "asked", "reached")[: len(rows[0])]
+    return MARKS.format(open=is_open, marks=table([heads, *rows]))
 
 
 def pages(data: Path) -> dict[str, str]:
     """File name -> text of each page that is written from `data`."""
-    gpu = [GPU_INTRODUCTION.format(marks=gpu_marks(data)), PAGING, *sections_of(data, GPU_SECTIONS)]
+    gpu = [GPU_INTRODUCTION, *sections_of(data, KNOWN_SECTIONS), PAGING, SWITCHES, gpu_marks(data)]
     return {
         "performance.md": "\n".join([INTRODUCTION, *sections_of(data, SECTIONS)]),
-        "gpu.md": "\n".join(gpu),
+        "gpu.md": "\n".join([*gpu, *sections_of(data, GPU_SECTIONS)]),
     }
 
 
-if __name__ == "__main__":
-    for file_name, text in pages(HERE / "data").items():
+def main() -> None:
+    """Draw what was measured on a machine that had to hurry, and write the pages."""
+    data = HERE / "data"
+    if kernels := read(data, "gpu_kernels.json"):
+        kernel_report.plot(kernels, str(data / "gpu_kernels.png"))
+    for file_name, text in pages(data).items():
         (HERE / file_name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,6 +57,47 @@ class Tiles:
     num_stages: int
 
 
+@dataclass(frozen=True)
+class Switches:
+    """Variants of the attention kernels: the same result, by other machine code. Which is faster only a GPU
+    can tell (`bench kernels` times each alone); what each does to the machine code, `bench resources` counts.
+
+    Attributes:
+        min_tokens_per_split: a split gets at least so many tokens, and later ones none. In a CUDA graph the
+            number of splits follows the longest sequence possible, so that without this a sequence of 500
+            tokens is cut into 8 splits of one tile, beside 24 empty ones.
+        peel: whole tiles are read and scored without a mask, and only the last ones with it; the mask of the
+            head dimension is left out where it is a power of two.
+        by_block: the block number is loaded and multiplied once per block instead of once per key.
+    """
+
+    min_tokens_per_split: int = 0
+    peel: bool = False
+    by_block: bool = False
+
+
+SWITCHES = Switches()
+"""Those the engine runs with."""
+VARIANTS = {
+    "at least 256 tokens per split": Switches(min_tokens_per_split=256),
+    "masked tail": Switches(peel=True),
+    "one number per block": Switches(by_block=True),
+    "all three": Switches(256, peel=True, by_block=True),
+}
+"""Those to be timed and counted, by name."""
+
+
+def whole_blocks(*caches: torch.Tensor) -> bool:
+    """Whether `Switches.by_block` is possible.
+
+    A tile has to be whole blocks or part of one. Its number of keys is a power of two, so the block size must
+    be one as well. And each row of a cache (B, S, Hkv, D) has to begin at a multiple of 16 elements.
+    """
+    block_size = caches[0].shape[1]
+    aligned = all(stride % 16 == 0 for cache in caches for stride in cache.stride()[:2])
+    return aligned and block_size & (block_size - 1) == 0
+
+
 @lru_cache(maxsize=16)
 def chip_of(device: torch.device) -> Chip:
     """The chip behind `device`. The interpreter poses as one slow multiprocessor."""

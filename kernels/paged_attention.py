@@ -42,8 +42,8 @@ import torch
 
 from .combine import combine
 from .common import check_attention, needs_float32_dot, tl, triton
-from .heuristics import Tiles, chip_of, choose_num_splits, decode_tiles
-from .online_softmax import load_keys_and_values, online_update
+from .heuristics import SWITCHES, Switches, Tiles, chip_of, choose_num_splits, decode_tiles, whole_blocks
+from .online_softmax import attend
 from .paged_attention_naive import paged_attention_naive, paged_attention_reference
 
 __all__ = ["paged_attention", "paged_attention_naive", "paged_attention_reference"]
@@ -84,6 +84,9 @@ def _paged_attention_kernel(
     BLOCK_H: tl.constexpr,  # HEADS padded to a power of two, at least 16
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,  # D padded to a power of two, at least 16
+    MIN_PER_SPLIT: tl.constexpr,  # tokens, a multiple of BLOCK_N; this and the next two: `Switches`
+    PEEL: tl.constexpr,
+    BY_BLOCK: tl.constexpr,
     DOT_F32: tl.constexpr,
 ):
     """One program: one split of one sequence, for the query heads of one KV head.
@@ -91,7 +94,6 @@ def _paged_attention_kernel(
     The grid is (R, Hkv * HEAD_TILES, NUM_SPLITS). The program keeps q and its (m, l, acc) in registers,
     walks over its tokens in tiles of BLOCK_N, and writes either the output or its partial result.
     """
-    LOG2_E: tl.constexpr = 1.4426950408889634
     HEAD_TILES: tl.constexpr = (G + HEADS - 1) // HEADS
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1) // HEAD_TILES
@@ -100,11 +102,13 @@ def _paged_attention_kernel(
     # Which tokens [low, high) this split handles; whole tiles, except at the end of the sequence.
     seq_len = tl.load(seq_lens_ptr + seq)
     # Example, seq_len 2900, BLOCK_N 64, 4 splits: 46 tiles, 12 a split = 768 tokens, so [0, 768),
-    # [768, 1536), [1536, 2304), [2304, 2900). A split beyond the end has low >= high and an empty loop.
+    # [768, 1536), [1536, 2304), [2304, 2900). A split beyond the end has low = high and an empty loop.
     tiles = (seq_len + BLOCK_N - 1) // BLOCK_N
     tokens_per_split = (tiles + NUM_SPLITS - 1) // NUM_SPLITS * BLOCK_N
+    if MIN_PER_SPLIT > 0:
+        tokens_per_split = tl.maximum(tokens_per_split, MIN_PER_SPLIT)
     low = split * tokens_per_split
-    high = tl.minimum(low + tokens_per_split, seq_len)
+    high = tl.maximum(low, tl.minimum(low + tokens_per_split, seq_len))
 
     h = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
@@ -127,29 +131,22 @@ def _paged_attention_kernel(
     key = key_cache_ptr + kv_head * key_stride_head + d[None, :]
     value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
 
-    for start in range(low, high, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        in_range = n < high
-        k, v = load_keys_and_values(
-            key,
-            value,
-            table,
-            n,
-            in_range,
-            d < D,
-            key_stride_block,
-            key_stride_slot,
-            value_stride_block,
-            value_stride_slot,
-            S,
-            DOT_F32,
-        )
-        # "ieee": float32 inputs would otherwise be rounded to the 10 bits of TF32. No effect on 16 bits.
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_H, BLOCK_N)
-        # Keys past the end were loaded as 0, and a score of 0 would still take its share, exp(0) = 1;
-        # -inf takes none.
-        scores = tl.where(in_range[None, :], scores * LOG2_E, float("-inf"))
-        m, l, acc = online_update(m, l, acc, scores, v)
+    # The newest token sees all tokens, so the last position seen is the last one there is.
+    position = tl.zeros([1], dtype=tl.int32) + (high - 1)
+    rest = low
+    if PEEL:
+        # Whole tiles need no mask, so only the last, partial one gets it.
+        rest = high // BLOCK_N * BLOCK_N
+        m, l, acc = attend(
+            m, l, acc, q, low, rest, position, scale, key, value, table,
+            key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
+            S, D, BLOCK_N, BLOCK_D, False, BY_BLOCK, DOT_F32,
+        )  # fmt: skip
+    m, l, acc = attend(
+        m, l, acc, q, rest, high, position, scale, key, value, table,
+        key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
+        S, D, BLOCK_N, BLOCK_D, True, BY_BLOCK, DOT_F32,
+    )  # fmt: skip
 
     if NUM_SPLITS == 1:
         # An empty sequence (padding of the batch) has l = 0 and acc = 0: its output is 0, not 0 / 0.
@@ -176,6 +173,7 @@ def paged_attention(
     *,
     num_splits: int | None = None,
     tiles: Tiles | None = None,
+    switches: Switches = SWITCHES,
 ) -> torch.Tensor:
     """Attention of one query token per sequence over its tokens in the paged KV cache.
 
@@ -192,6 +190,7 @@ def paged_attention(
         num_splits: parts each sequence is cut into; None lets `choose_num_splits` decide. For a given number
             the result of a sequence is the same, to the last bit, in every batch.
         tiles: launch configuration; None lets `decode_tiles` decide.
+        switches: variants of the kernel that compute the same.
 
     Returns:
         (R, Hq, D), contiguous, in the dtype of `query`.
@@ -243,6 +242,9 @@ def paged_attention(
         BLOCK_H=max(tiles.block_m, triton.next_power_of_2(heads)),
         BLOCK_N=tiles.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        MIN_PER_SPLIT=triton.cdiv(switches.min_tokens_per_split, tiles.block_n) * tiles.block_n,
+        PEEL=switches.peel,
+        BY_BLOCK=switches.by_block and whole_blocks(key_cache, value_cache),
         DOT_F32=needs_float32_dot(query.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,

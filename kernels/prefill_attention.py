@@ -50,8 +50,8 @@ Paper: section 4.3 (prompt and generation phase). vLLM V1:
 import torch
 
 from .common import check_attention, check_query_start_loc, needs_float32_dot, tl, triton
-from .heuristics import Tiles, chip_of, prefill_tiles
-from .online_softmax import load_keys_and_values, online_update
+from .heuristics import SWITCHES, Switches, Tiles, chip_of, prefill_tiles, whole_blocks
+from .online_softmax import attend
 
 
 def prefill_attention_reference(
@@ -144,6 +144,8 @@ def _prefill_kernel(
     BLOCK_M: tl.constexpr,  # rows: at least BLOCK_Q * HEADS
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,  # D padded to a power of two, at least 16
+    PEEL: tl.constexpr,  # this and the next: `Switches`
+    BY_BLOCK: tl.constexpr,
     DOT_F32: tl.constexpr,
 ):
     """One program: BLOCK_Q neighbouring queries of one sequence, for the heads of one KV head.
@@ -154,8 +156,6 @@ def _prefill_kernel(
     The grid is (tiles of queries, Hkv * HEAD_TILES). Sizes that decide the shape of a tile are constexpr, as
     Triton demands.
     """
-    # exp(x) = exp2(x * log2 e), and exp2 is one instruction.
-    LOG2_E: tl.constexpr = 1.4426950408889634
     # 1 as a rule. A group of more heads than rows (71 heads on one KV head) is cut into several programs.
     HEAD_TILES: tl.constexpr = (G + HEADS - 1) // HEADS
     tile = tl.program_id(0)
@@ -209,30 +209,21 @@ def _prefill_kernel(
     value = value_cache_ptr + kv_head * value_stride_head + d[None, :]
 
     # `high` is known on the device only, so this is a loop at run time; no two programs need take the same.
-    for start in range(0, high, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        in_range = n < high
-        k, v = load_keys_and_values(
-            key,
-            value,
-            table,
-            n,
-            in_range,
-            d < D,
-            key_stride_block,
-            key_stride_slot,
-            value_stride_block,
-            value_stride_slot,
-            S,
-            DOT_F32,
-        )
-        # (BLOCK_M, BLOCK_D) x (BLOCK_D, BLOCK_N). "ieee" keeps float32 inputs from being rounded to TF32. The
-        # scale comes after the product, as in the formula.
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (BLOCK_M, BLOCK_N)
-        seen = n[None, :] <= position[:, None]  # causal; covers n < high too, as position < high
-        # -inf and not 0: exp2(-inf) is 0, so a hidden key takes no share. A score of 0 would take one.
-        scores = tl.where(seen, scores * LOG2_E, float("-inf"))
-        m, l, acc = online_update(m, l, acc, scores, v)
+    rest = 0
+    if PEEL:
+        # All rows see the keys up to the first query's own: whole tiles of those need no mask.
+        rest = (context + first_token + 1) // BLOCK_N * BLOCK_N
+        m, l, acc = attend(
+            m, l, acc, q, 0, rest, position, scale, key, value, table,
+            key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
+            S, D, BLOCK_N, BLOCK_D, False, BY_BLOCK, DOT_F32,
+        )  # fmt: skip
+    # Causal: row i sees the keys j <= position[i], which covers j < high too, as position < high.
+    m, l, acc = attend(
+        m, l, acc, q, rest, high, position, scale, key, value, table,
+        key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
+        S, D, BLOCK_N, BLOCK_D, True, BY_BLOCK, DOT_F32,
+    )  # fmt: skip
 
     # Divided once at the end instead of at each tile. Rows that are not real have seen nothing: l = 0.
     o = acc / tl.where(l > 0, l, 1.0)[:, None]
@@ -250,6 +241,7 @@ def prefill_attention(
     scale: float,
     *,
     tiles: Tiles | None = None,
+    switches: Switches = SWITCHES,
 ) -> torch.Tensor:
     """Causal attention of the packed queries; the queries are the last tokens of each sequence.
 
@@ -263,6 +255,7 @@ def prefill_attention(
             [query_start_loc[r], query_start_loc[r + 1]).
         scale: usually D ** -0.5.
         tiles: launch configuration; None lets `prefill_tiles` decide.
+        switches: variants of the kernel that compute the same.
 
     Returns:
         (T, Hq, D), contiguous, in the dtype of `query`; zeros for tokens that belong to no sequence.
@@ -316,6 +309,8 @@ def prefill_attention(
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        PEEL=switches.peel,
+        BY_BLOCK=switches.by_block and whole_blocks(key_cache, value_cache),
         DOT_F32=needs_float32_dot(query.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,

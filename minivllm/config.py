@@ -34,9 +34,10 @@ CHOICES = {
     "preemption_mode": ("recompute", "swap"),
     "scheduling_policy": ("fcfs", "priority"),
     "attention_backend": ("auto", "torch", "numba", "triton"),
+    "distributed_executor_backend": ("uni", "mp"),
 }
 # The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
-AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0}
+AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0, "node_rank": 0}
 AT_MOST = {"gpu_memory_utilization": 1}
 
 
@@ -82,6 +83,7 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
     `float`       a number above 0, up to `AT_MOST` (1e30); neither NaN nor infinity
     `bool`        True or False; not 1, not "False"
     `str`         one of `CHOICES` where the field has an entry, else not empty
+    `dict`        a dict, whose keys are left to what reads it
     `... | None`  None as well
     ============  ======================================================================
 
@@ -99,6 +101,8 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
         elif kind.startswith("str") and not (value and isinstance(value, str)):
             raise TypeError(f"{name} must be a name or a path, got {value!r}.")
+        elif kind.startswith("dict") and not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict, but is of type {type(value).__name__}.")
         elif kind == "float" and not 0 < require_number(name, value) <= AT_MOST.get(name, 1e30):
             raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 
@@ -138,7 +142,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one Llama. Field names are those of Hugging Face's `config.json`.
+    """The shape of one Llama, or of a relative. Field names are those of Hugging Face's `config.json`.
 
     `head_dim` is a field of its own because it need not be `hidden_size / num_attention_heads`.
     `eos_token_ids` is a tuple because a model may have several (Llama 3 has three).
@@ -161,8 +165,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
-    # The three that differ between checkpoints that all call themselves Llama.
+    # Four that differ between checkpoints of one family, or between relatives. `attention_bias` is that of
+    # all four projections of attention; `qkv_bias` that of Q, K and V alone.
     attention_bias: bool = False
+    qkv_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     # The tokens that end a generation. The token that begins a prompt is the tokenizer's business.
@@ -231,6 +237,19 @@ class EngineConfig:
     preemption_mode: str = "recompute"
     scheduling_policy: str = "fcfs"
 
+    # Workers (`distributed/`). The executor follows from their number: one is in this process ("uni"), more
+    # are processes of their own ("mp"). With several machines this one is `node_rank`, and number 0
+    # schedules.
+    tensor_parallel_size: int = 1
+    distributed_executor_backend: str | None = None
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int | None = None
+
+    # Guessing tokens ahead: see `speculative/config.py` for what the dict may say.
+    speculative_config: dict[str, Any] | None = None
+
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"
     # Logits that are the same bits in any batch and any chunk (CPU): one query and 16 rows at a time.
@@ -258,6 +277,23 @@ class EngineConfig:
             raise ValueError(
                 'preemption_mode="swap" needs swap_space_bytes > 0: there is nowhere to swap to.'
             )
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        """Raise ValueError where the settings about workers do not go together."""
+        size, nnodes = self.tensor_parallel_size, self.nnodes
+        if self.distributed_executor_backend == "uni" and size > 1:
+            raise ValueError(
+                f'distributed_executor_backend="uni" is one worker in this process, but tensor_parallel_size '
+                f'is {size}: leave the backend out, or say "mp".'
+            )
+        if size % nnodes or self.node_rank >= nnodes:
+            raise ValueError(
+                f"tensor_parallel_size ({size}) must be a multiple of nnodes ({nnodes}), and node_rank "
+                f"({self.node_rank}) below nnodes: each machine runs as many workers as the others."
+            )
+        if nnodes > 1 and self.master_port is None:
+            raise ValueError("with nnodes > 1 give master_port: the other machines have to know where to go.")
 
     @classmethod
     def from_kwargs(cls, options: dict[str, Any]) -> EngineConfig:

@@ -4,7 +4,7 @@
                          |
     step():              v
         plan    = scheduler.schedule()                       what runs, in which blocks    pure Python
-        outputs = runner.execute_model(plan)                 the model                     tensors
+        outputs = executor.execute_model(plan)               the model                     tensors
         updated = scheduler.update_from_output(plan, outputs)  append, fork, finish        pure Python
 
     RequestOutput <--- output_processor: text, stop strings
@@ -23,36 +23,32 @@ Paper: section 4 and Figure 4. vLLM V1: `vllm/v1/engine/core.py` (`EngineCore.st
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from minivllm.attention import AttentionBackend
-from minivllm.backends.attention_kernels import make_attention_backend
-from minivllm.backends.attention_torch import TorchAttention
-from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.config import EngineConfig
+from minivllm.distributed.executor import Executor, make_executor
+from minivllm.distributed.worker import choose_device, choose_dtype
 from minivllm.inputs import InputProcessor, Request
-from minivllm.kv_cache import KVCache
 from minivllm.kv_cache_manager import KVCacheManager
-from minivllm.layers import tile_linears
 from minivllm.metrics.log import PeriodicLog
-from minivllm.metrics.memory import MemoryReport, derive_num_blocks
+from minivllm.metrics.memory import MemoryReport, total
 from minivllm.metrics.stats import EngineStats, collect_stats
-from minivllm.model import Model
 from minivllm.model_runner import ModelRunner, SamplerFunction
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestOutput
 from minivllm.prompts import Prompt
-from minivllm.sampler import Sampler
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.scheduling_policy import POLICIES
 from minivllm.sequence import SequenceGroup
-from minivllm.weights.loader import load_model, load_model_config, load_tokenizer, resolve_model
+from minivllm.speculative.config import speculation_of
+from minivllm.speculative.speculator import Speculator
+from minivllm.weights.loader import load_model_config, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -68,7 +64,7 @@ class StepObserver(Protocol):
 class LLMEngine:
     """A model, its KV cache, a scheduler, and the loop body that ties them together.
 
-    Each part owns something: the scheduler the queues and, through its manager, the blocks; the runner the
+    Each part owns something: the scheduler the queues and, through its manager, the blocks; the executor the
     tensors; the output processor the text. The engine itself holds no state of a request, so `reset` is two
     calls.
 
@@ -80,6 +76,7 @@ class LLMEngine:
         sampler: likewise for `Sampler()`.
         attention_backend: an object to use instead of the backend that `config.attention_backend` names.
         trace: told about every step (see `viz/trace.py`); None: nothing is recorded.
+        executor_cls: makes the `Executor` from config, sampler and attention backend.
 
     Raises:
         ValueError: the model, the device or the memory is not what the config asks for.
@@ -96,10 +93,12 @@ class LLMEngine:
         sampler: SamplerFunction | None = None,
         attention_backend: AttentionBackend | None = None,
         trace: StepObserver | None = None,
+        executor_cls: Callable[..., Executor] = make_executor,
     ) -> None:
         # Quick checks come first, before gigabytes of weights are read.
         _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
         _require_methods("trace", trace, ("record",))
+        speculation = speculation_of(config)
         folder = resolve_model(config.model)
         self.config = config
         self.model_folder = folder
@@ -111,30 +110,17 @@ class LLMEngine:
         if not config.skip_tokenizer_init:
             self.tokenizer = load_tokenizer(resolve_model(config.tokenizer) if config.tokenizer else folder)
 
-        parts = self.model_config, config.block_size, self.dtype, self.device
-        if config.batch_invariant:
-            if self.device.type != "cpu":
-                raise ValueError(
-                    f"batch_invariant=True is for CPUs only, and this engine is on {self.device}."
-                )
-            attention_backend = TorchAttention(*parts, piece=1)
-        self.attention = attention_backend or make_attention_backend(config.attention_backend, *parts)
-        # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
-        model = load_model(folder, self.attention, self.dtype, self.device)
-        if config.batch_invariant:
-            tile_linears(model)
-        kv_cache = self._make_kv_cache(model)
-        graphs = None
-        if can_replay(self.device, self.attention.name, config.enforce_eager):
-            graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, self.max_model_len)
-        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs)
+        resolved = replace(config, model=str(folder), max_model_len=self.max_model_len)
+        self.executor: Executor = executor_cls(resolved, sampler, attention_backend)
         kv = kv_cache_manager_cls(
-            num_blocks=kv_cache.num_blocks,
+            num_blocks=self.executor.num_blocks,
             block_size=config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
-            num_cpu_blocks=kv_cache.num_cpu_blocks,
+            num_cpu_blocks=self.executor.num_cpu_blocks,
         )
         self.scheduler = self._make_scheduler(scheduler_cls, kv)
+        if speculation is not None:
+            self.scheduler.speculator = Speculator(speculation)
         self.input_processor = InputProcessor(
             config=config,
             model_config=self.model_config,
@@ -224,7 +210,7 @@ class LLMEngine:
         with self._all_or_nothing():
             plan = self.scheduler.schedule()
             self.output_processor.note_scheduled(plan, time.perf_counter())
-            outputs = self.runner.execute_model(plan)
+            outputs = self.executor.execute_model(plan)
             updated = self.scheduler.update_from_output(plan, outputs)
             results = self._make_outputs(updated)
             if self.trace is not None:
@@ -276,16 +262,22 @@ class LLMEngine:
         return collect_stats(self.scheduler, self.output_processor)
 
     def memory(self) -> MemoryReport:
-        """Bytes held by weights, KV cache and workspace."""
-        kv_cache = self.runner.kv_cache
-        return MemoryReport(
-            weights=self.runner.model.nbytes,
-            kv_cache=kv_cache.nbytes,
-            workspace=getattr(self.attention, "workspace_nbytes", 0),
-            num_blocks=kv_cache.num_blocks,
-            num_tokens=kv_cache.num_blocks * kv_cache.block_size,
-            bytes_per_token=self.model_config.kv_bytes_per_token(self.dtype.itemsize),
-        )
+        """Bytes held by weights, KV cache and workspace, of all workers together."""
+        return total(self.executor.memory())
+
+    def shutdown(self) -> None:
+        """End the workers, where they are processes of their own; the engine is not to be used afterwards."""
+        self.executor.shutdown()
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The model runner, for a look inside; only where it is in this process."""
+        return self.executor.runner
+
+    @property
+    def attention(self) -> AttentionBackend:
+        """The attention backend; likewise."""
+        return self.executor.runner.model.attention
 
     # -- construction -------------------------------------------------------------------------------
 
@@ -311,48 +303,9 @@ class LLMEngine:
             policy=POLICIES[self.config.scheduling_policy](),
         )
 
-    def _make_kv_cache(self, model: Model) -> KVCache:
-        """Size and allocate the blocks, on the device and in swap space.
-
-        Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
-        1,356 blocks.
-        """
-        config, model_config = self.config, self.model_config
-        num_blocks = derive_num_blocks(config, model, self.dtype, self.device, self.max_model_len)
-        block_bytes = config.block_size * model_config.kv_bytes_per_token(self.dtype.itemsize)
-        num_cpu_blocks = config.swap_space_bytes // block_bytes
-        if config.preemption_mode == "swap" and num_cpu_blocks == 0:
-            raise ValueError(
-                f"swap_space_bytes ({config.swap_space_bytes}) holds no block: one takes {block_bytes} bytes."
-            )
-        return KVCache(model_config, num_blocks, config.block_size, self.dtype, self.device, num_cpu_blocks)
-
 
 def _require_methods(name: str, part: object, methods: tuple[str, ...]) -> None:
     """Raise TypeError unless `part` is None or has these methods."""
     missing = [method for method in methods if part is not None and not callable(getattr(part, method, None))]
     if missing:
         raise TypeError(f"{name} must be an object with {', '.join(methods)}(), got {part!r}.")
-
-
-def choose_device(device: str) -> torch.device:
-    """ "auto": CUDA where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError('device="cuda", but torch finds no CUDA device here. Use device="cpu" or "auto".')
-    return torch.device(device)
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto": float32 on a CPU; bfloat16 on GPUs that have it, else float16 (T4, V100)."""
-    if dtype == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        raise ValueError(
-            f"bfloat16 needs a GPU of compute capability 8.0 or newer; {torch.cuda.get_device_name(device)} "
-            f'has {".".join(map(str, torch.cuda.get_device_capability(device)))}. Use dtype="float16".'
-        )
-    return getattr(torch, dtype)

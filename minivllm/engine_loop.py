@@ -74,8 +74,7 @@ class EngineLoop:
                 stack.callback(self._leave, unfinished)
             with self.turn():
                 for group in groups:
-                    self._mailboxes[group.request_id] = mail.append
-                    self.engine.add_group(group)
+                    self.submit(group, mail.append)
             while unfinished:
                 with self.turn():
                     if not mail:
@@ -84,15 +83,28 @@ class EngineLoop:
                 while mail:
                     output = mail.popleft()
                     if output.finished:
-                        self._mailboxes.pop(output.request_id)
                         del unfinished[output.request_id]
                     yield output
+
+    # The next three are for the caller that has the turn.
+
+    def submit(self, group: SequenceGroup, mailbox: Callable[[RequestOutput], None]) -> None:
+        """Queue a group; `deliver` will hand each of its outputs to `mailbox`."""
+        self._mailboxes[group.request_id] = mailbox
+        self.engine.add_group(group)
 
     def deliver(self, outputs: list[RequestOutput]) -> None:
         """Put each output into the mailbox of its request; an output without a mailbox is dropped."""
         for output in outputs:
             if output.request_id in self._mailboxes:
                 self._mailboxes[output.request_id](output)
+            if output.finished:
+                self._mailboxes.pop(output.request_id, None)
+
+    def drop(self, request_id: str) -> None:
+        """Abort a request, if it is still there, and take down its mailbox."""
+        self._mailboxes.pop(request_id, None)
+        self.engine.abort_request(request_id)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -127,9 +139,7 @@ class EngineLoop:
     def _abort_left(self) -> None:
         self.engine.recover()
         while self._left:
-            request_id = self._left[0]
-            self._mailboxes.pop(request_id, None)
-            self.engine.abort_request(request_id)
+            self.drop(self._left[0])
             self._left.popleft()
 
     def _check_present(self, request_ids: dict[str, None]) -> None:

@@ -102,6 +102,11 @@ class InputProcessor:
             raise TypeError(
                 f"params must be SamplingParams or BeamSearchParams, got {type(params).__name__}."
             )
+        elif self.config.speculative_config is not None:
+            raise ValueError(
+                "beam search does not go with speculative_config: a beam offers several next tokens, and a "
+                "draft is right for one of them at most. Make an engine without speculative_config for it."
+            )
         # Some configs name an end-of-sequence id that the output matrix does not have. It can never be
         # sampled, and forbidding it (min_tokens) would be an index error in the middle of a step.
         vocab_size = self.model_config.vocab_size

@@ -137,6 +137,22 @@ class KVCacheManager:
                 self.in_flight.setdefault(block_hash, block)
         return copies
 
+    def extend(self, seq: Sequence, num_tokens: int) -> bool:
+        """Make room for drafts too: `num_tokens` in all, of which `allocate_slots` has placed the known ones.
+
+        No block is copied: the one where the known tokens begin is the sequence's own by now, whichever other
+        request has found it in flight since. No block gets a name, as drafts may turn out wrong.
+
+        Returns:
+            False if it does not fit, and then nothing has changed.
+        """
+        table = self.block_tables[seq.seq_id]
+        missing = table.num_missing_blocks(seq.num_computed_tokens + num_tokens)
+        if missing > self.pool.num_free:
+            return False
+        table.blocks.extend(self.pool.allocate(missing))
+        return True
+
     def cache_blocks(self, seq: Sequence, start: int) -> None:
         """Register the blocks which the accepted tokens of `seq`, from position `start` on, have filled.
 

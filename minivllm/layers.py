@@ -98,9 +98,9 @@ def tile_linears(model: nn.Module) -> None:
 class RMSNorm(nn.Module):
     """The norm and the addition before it: total = hidden + update, total / rms(total) * weight."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, size: int | None = None) -> None:
         super().__init__()
-        self.weight = build.parameter(build.config.hidden_size)
+        self.weight = build.parameter(build.config.hidden_size if size is None else size)
         eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
         self.register_buffer("eps", eps, persistent=False)
 
@@ -110,11 +110,11 @@ class RMSNorm(nn.Module):
         return self.normalize(total), total
 
     def normalize(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H), a new tensor; the mean of squares is taken in float32 as Hugging Face does."""
+        """(..., H) -> (..., H), a new tensor; the mean of squares is taken in float32 as in Hugging Face."""
         wide = x.float()
         # The sum of squares by way of the norm, and eps + sum / size in one go: on a CPU this takes half
         # the time of F.rms_norm, which is made of six operators there.
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (T, 1)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
         inverse_rms = torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (wide * inverse_rms).to(x.dtype).mul_(self.weight)
 

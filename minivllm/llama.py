@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ from minivllm.attention import AttentionBackend, AttentionMetadata
 from minivllm.backends.layers_kernels import layer_kinds
 from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
-from minivllm.layers import Build, Linear, Rotation, pack_linears
+from minivllm.layers import Build, Linear, RMSNorm, Rotation, pack_linears
 
 
 class LlamaAttention(nn.Module):
@@ -53,7 +54,8 @@ class LlamaAttention(nn.Module):
         self.head_dim = config.head_dim
         self.rotate = layer_kinds(build).rotary_embedding.rotate
         qkv_size = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv_proj = Linear(build, config.hidden_size, qkv_size, config.attention_bias)
+        qkv_bias = config.attention_bias or config.qkv_bias
+        self.qkv_proj = Linear(build, config.hidden_size, qkv_size, qkv_bias)
         self.o_proj = Linear(build, self.num_heads * self.head_dim, config.hidden_size, config.attention_bias)
 
     def forward(
@@ -65,10 +67,14 @@ class LlamaAttention(nn.Module):
         heads = self.qkv_proj(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, Hq + 2 * Hkv, D)
         query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         # Keys are cached rotated. A key's position never changes, so this is done once for all later steps.
-        query_key = self.rotate(query_key, *rotation)
+        query_key = self.rotate(self.normalize_heads(query_key), *rotation)
         query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
         attended = self.attention.forward(query, key, value, kv_cache, self.layer, metadata, self.scale)
         return self.o_proj(attended.flatten(1))
+
+    def normalize_heads(self, query_key: Tensor) -> Tensor:
+        """What happens to Q and K, (T, Hq + Hkv, D), before they are rotated: nothing in a Llama."""
+        return query_key
 
 
 class LlamaMLP(nn.Module):
@@ -92,10 +98,10 @@ class LlamaMLP(nn.Module):
 class LlamaDecoderLayer(nn.Module):
     """One block of the network: attention and MLP, each behind a norm and beside a residual path."""
 
-    def __init__(self, build: Build, layer: int) -> None:
+    def __init__(self, build: Build, layer: int, attention: type[LlamaAttention]) -> None:
         super().__init__()
         norm = layer_kinds(build).norm
-        self.self_attn, self.mlp = LlamaAttention(build, layer), LlamaMLP(build)
+        self.self_attn, self.mlp = attention(build, layer), LlamaMLP(build)
         self.input_layernorm, self.post_attention_layernorm = norm(build), norm(build)
 
     def forward(
@@ -120,21 +126,25 @@ class LlamaDecoderLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Embedding, the decoder layers, the final norm."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, attention: type[LlamaAttention]) -> None:
         super().__init__()
         self.embed_tokens = build.parameter(build.config.vocab_size, build.config.hidden_size)
         self.layers = nn.ModuleList(
-            LlamaDecoderLayer(build, layer) for layer in range(build.config.num_hidden_layers)
+            LlamaDecoderLayer(build, layer, attention) for layer in range(build.config.num_hidden_layers)
         )
         self.norm = layer_kinds(build).norm(build)
         self.rotary_emb = layer_kinds(build).rotary_embedding(build)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(T,) -> (T, hidden)."""
+        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
+        return F.embedding(input_ids, self.embed_tokens)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         """(T,) token ids and positions -> (T, hidden)."""
-        # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
-        hidden = F.embedding(input_ids, self.embed_tokens)
+        hidden = self.embed(input_ids)
         # The angles depend on positions alone: looked up once, used in every layer.
         rotation = self.rotary_emb.look_up(positions, hidden.dtype)
         update = torch.zeros_like(hidden)  # nothing is to be added to the embedding
@@ -145,7 +155,12 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """The whole model: token ids in, logits out. Its weights are empty until `load_weights`."""
+    """The whole model: token ids in, logits out. Its weights are empty until `load_weights`.
+
+    `attention_layer` is the part in which its relatives differ (`qwen3.py`).
+    """
+
+    attention_layer: ClassVar[type[LlamaAttention]] = LlamaAttention
 
     def __init__(
         self,
@@ -159,7 +174,7 @@ class LlamaForCausalLM(nn.Module):
         # The product which all `Linear` layers use (see `pack_linears`); None until there are weights.
         self.linear_kernel: str | None = None
         build = Build(config, attention, dtype, torch.device(device))
-        self.model = LlamaModel(build)
+        self.model = LlamaModel(build, self.attention_layer)
         # Tied: the table that turns ids into vectors also turns vectors into scores. 28 million of SmolLM2's
         # 135 million weights are in it.
         shared = self.model.embed_tokens if config.tie_word_embeddings else None
@@ -260,8 +275,9 @@ class LlamaForCausalLM(nn.Module):
             add(f"{prefix}self_attn.", layer.self_attn.o_proj, {"o_proj": hidden})
             add(f"{prefix}mlp.", layer.mlp.gate_up_proj, {"gate_proj": inner, "up_proj": inner})
             add(f"{prefix}mlp.", layer.mlp.down_proj, {"down_proj": hidden})
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                views[f"{prefix}{norm}.weight"] = getattr(layer, norm).weight
+            for name, module in layer.named_modules():  # all norms bear Hugging Face's names
+                if isinstance(module, RMSNorm):
+                    views[f"{prefix}{name}.weight"] = module.weight
         if not config.tie_word_embeddings:
             add("", self.lm_head, {"lm_head": config.vocab_size})
         return views

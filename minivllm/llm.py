@@ -58,7 +58,7 @@ class LLM:
         trace: a `Trace` (`viz/trace.py`) that is told about every step.
         options: every other field of `EngineConfig`: tokenizer (a folder or name; None: the model's own),
             skip_tokenizer_init (run on token ids alone), dtype, device, seed, max_model_len, block_size,
-            num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, ...
+            num_blocks, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, tensor_parallel_size, ...
 
     Raises:
         TypeError: an option that does not exist.

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from minivllm.model import Model
 from minivllm.outputs import SequenceOutput, TokenLogprobs
 from minivllm.sampler import token_logprobs
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
+from minivllm.speculative.verification import accept, sampled_rows
 
 SamplerFunction = Callable[[torch.Tensor, list[ScheduledSequence]], list[SequenceOutput]]
 
@@ -51,8 +54,18 @@ class ModelInputs:
     # (T,) int64
     positions: torch.Tensor
     metadata: AttentionMetadata
-    # (N,) int64: which of the T rows are sampled from, in the order of the plan
+    # (N,) int64: which of the T tokens are sampled from, in the order of the plan
     sampled_rows: torch.Tensor
+
+
+class Drafter(Protocol):
+    """What makes drafts within a step: `speculative/draft_model.py`."""
+
+    model: Model
+    kv_cache: KVCache
+
+    def fill_in(self, plan: SchedulerOutput) -> SchedulerOutput:
+        """The plan with `draft_token_ids` in each row that has room for drafts."""
 
 
 class ModelRunner:
@@ -63,6 +76,7 @@ class ModelRunner:
         kv_cache: the physical blocks; the runner is the only one to touch them.
         sampler: a function (logits (N, V), rows) -> one SequenceOutput per row.
         graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
+        drafter: fills in the drafts of a plan; None: they are in it already, or there are none.
     """
 
     def __init__(
@@ -71,11 +85,13 @@ class ModelRunner:
         kv_cache: KVCache,
         sampler: SamplerFunction,
         graphs: DecodeGraphs | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.sampler = sampler
         self.graphs = graphs
+        self.drafter = drafter
         self.device = kv_cache.key[0].device
 
     def prepare_inputs(self, plan: SchedulerOutput) -> ModelInputs:
@@ -92,7 +108,7 @@ class ModelRunner:
         input_ids: list[int] = []
         for i, row in enumerate(rows):
             block_tables[i, : len(row.block_ids)] = row.block_ids
-            input_ids += row.token_ids
+            input_ids += row.token_ids + row.draft_token_ids
 
         # For each of the T tokens: its row, its position, and from the two its slot. B's token in the example
         # is number 6 of the batch, B's first token too, and stands at position 2: 6 - (6 - 2) = 2.
@@ -101,7 +117,13 @@ class ModelRunner:
         blocks = block_tables[row_of_token, positions // block_size]
         slot_mapping = blocks.astype(np.int64) * block_size + positions % block_size
         seq_lens = starts + num_tokens
-        samples = np.array([row.num_samples > 0 for row in rows])
+        # A row with k drafts is sampled from k + 1 times: after its last known token and after each draft.
+        sampled = [
+            index
+            for row, end in zip(rows, query_start_loc[1:].tolist(), strict=True)
+            if row.num_samples > 0
+            for index in range(end - 1 - row.num_drafts, end)
+        ]
 
         metadata = AttentionMetadata(
             slot_mapping=self._to_device(slot_mapping),
@@ -115,7 +137,7 @@ class ModelRunner:
             input_ids=self._to_device(np.array(input_ids, dtype=np.int64)),
             positions=self._to_device(positions),
             metadata=metadata,
-            sampled_rows=self._to_device(query_start_loc[1:][samples] - 1),
+            sampled_rows=self._to_device(np.array(sampled, dtype=np.int64)),
         )
 
     @torch.inference_mode()
@@ -124,6 +146,8 @@ class ModelRunner:
 
         The hidden states come from a CUDA graph if the step fits one.
         """
+        if self.drafter is not None:
+            plan = self.drafter.fill_in(plan)
         self.kv_cache.swap_out(plan.blocks_to_swap_out)
         self.kv_cache.swap_in(plan.blocks_to_swap_in)
         self.kv_cache.copy_blocks(plan.blocks_to_copy)
@@ -136,13 +160,13 @@ class ModelRunner:
             hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)
         # A chunk in the middle of a prompt has nothing to sample yet: an empty output.
         outputs = [SequenceOutput()] * len(plan.scheduled)
-        sampled = [i for i, row in enumerate(plan.scheduled) if row.num_samples > 0]
+        sampled = {i: sampled_rows(row) for i, row in enumerate(plan.scheduled) if row.num_samples > 0}
         if sampled:
             # The head is the largest matrix of a small model, so only the last tokens go through it.
             logits = self.model.compute_logits(hidden[inputs.sampled_rows])  # (N, V)
-            sampled_outputs = self.sampler(logits, [plan.scheduled[i] for i in sampled])
-            for i, output in zip(sampled, sampled_outputs, strict=True):
-                outputs[i] = output
+            chosen = iter(self.sampler(logits, [row for rows in sampled.values() for row in rows]))
+            for i, rows in sampled.items():
+                outputs[i] = accept(plan.scheduled[i].draft_token_ids, islice(chosen, len(rows)))
         self._add_prompt_logprobs(plan, hidden, outputs)
         return outputs
 

@@ -55,6 +55,7 @@ from minivllm.parallel_sampling import TokenRun
 from minivllm.scheduler_output import BlockPair, SchedulerOutput, SchedulerStats, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
+from minivllm.speculative.speculator import Speculator
 from minivllm.step_rules import Chunks, Stop
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Scheduler:
         enable_chunked_prefill: whether a prompt may be computed in several steps.
         preemption_mode: "recompute" or "swap".
         policy: the order of the queues, see `scheduling_policy.py`.
+        speculator: adds drafts to the plans (`minivllm/speculative/`); None: there are none.
     """
 
     kv: KVCacheManager  # the scheduler asks for blocks; only the manager touches the pool
@@ -82,6 +84,7 @@ class Scheduler:
     enable_chunked_prefill: bool = True
     preemption_mode: str = "recompute"
     policy: FirstComeFirstServed = field(default_factory=FirstComeFirstServed)
+    speculator: Speculator | None = None
 
     def __post_init__(self) -> None:
         # The head of each queue is the next to go; the last of `running` is the next to be preempted.
@@ -167,10 +170,9 @@ class Scheduler:
 
     def _remove_finished(self) -> None:
         """Drop the groups that are done. Only running ones can be: the others sample nothing."""
-        for group in self.running:
-            if group.is_finished:
-                del self.groups[group.request_id]
-        self.running = [group for group in self.running if not group.is_finished]
+        for group in [group for group in self.running if group.is_finished]:
+            del self.groups[group.request_id]
+            self.running.remove(group)
 
     def reset(self) -> None:
         """Drop every request and every block, whatever state an interrupted step has left."""
@@ -199,6 +201,8 @@ class Scheduler:
             step.seats = self.max_num_seqs - sum(group.num_reserved_seqs for group in self.running)
             self.schedule_swapped(step)
             self.schedule_waiting(step)
+        if self.speculator is not None:  # last: drafts get what is left
+            self.speculator.add_drafts(step, self.groups, self.kv)
         plan = step.finish(self.stats.num_steps)
         self.stats.count(plan)
         return plan
@@ -318,8 +322,9 @@ class Scheduler:
     def update_from_output(self, plan: SchedulerOutput, outputs: list[SequenceOutput]) -> Updated:
         """Apply what the step computed: advance, append, fork, finish.
 
-        This is the only place where `num_computed_tokens` grows. It happens before tokens are appended, so
-        that a fork copies a consistent pair: K and V up to there, tokens up to there.
+        This is the only place where `num_computed_tokens` grows. For the known tokens it happens before any
+        is appended, so that a fork copies a consistent pair: K and V up to there, tokens up to there. For
+        drafts it happens as they are accepted; a rejected one leaves K and V behind that count for nothing.
 
         Args:
             outputs: one for each of `plan.scheduled`, in its order.
@@ -327,8 +332,8 @@ class Scheduler:
         by_group: dict[str, list[tuple[Sequence, SequenceOutput]]] = {}
         for row, output in zip(plan.scheduled, outputs, strict=True):
             group = self.groups[row.request_id]
-            (seq,) = [each for each in group.seqs if each.seq_id == row.seq_id]
-            end, num_prompt = row.start + row.num_tokens, seq.num_prompt_tokens
+            seq = group.find(row.seq_id)
+            end, num_prompt = row.start + len(row.token_ids), seq.num_prompt_tokens
             seq.num_computed_tokens = end
             self.kv.cache_blocks(seq, row.start)
             self.stats.num_computed_prompt_tokens += min(end, num_prompt) - min(row.start, num_prompt)
@@ -336,6 +341,10 @@ class Scheduler:
             rows = by_group.setdefault(row.request_id, [])
             if row.num_samples > 0:
                 rows.append((seq, output))
+            if self.speculator is not None and row.num_drafts > 0:
+                num_accepted = len(output.token_ids[0]) - 1
+                self.speculator.note(seq, num_accepted)
+                self.stats.count_drafts(row.num_drafts, num_accepted)
 
         updated = []
         for request_id, sampled in by_group.items():
@@ -356,10 +365,18 @@ class Scheduler:
         return updated
 
     def _append_run(self, group: SequenceGroup, seq: Sequence, run: TokenRun) -> None:
-        """Append accepted tokens, up to one that ends the sequence; what follows it is dropped."""
+        """Append accepted tokens, up to one that ends the sequence; what follows it is dropped.
+
+        All tokens but the newest have been computed: those of the run were drafts.
+        """
+        start, stop = seq.num_computed_tokens, None
         for token_id, logprobs in run:
             seq.append(token_id, logprobs)
             self.stats.num_generated_tokens += 1
-            if (stop := step_rules.stop_status(group, seq)) is not None:
-                self.finish(seq, *stop)
-                return
+            stop = step_rules.stop_status(group, seq)
+            if stop is not None:
+                break
+        seq.num_computed_tokens = len(seq) - 1
+        self.kv.cache_blocks(seq, start)
+        if stop is not None:
+            self.finish(seq, *stop)

@@ -71,6 +71,9 @@ class ScheduledSequence:
     - `sampling`: tokens that follow the row's last one; None for beams, and while the sequence catches up;
     - `num_candidates`: for a beam that has caught up, how many of its likeliest next tokens; else 0;
     - `scored_token_ids`: prompt tokens whose log-probabilities are wanted; the i-th follows the row's i-th.
+
+    `draft_token_ids` are guesses at the tokens that follow (`minivllm/speculative/`). They are computed as
+    well, and `block_ids` has room for `num_drafts` of them; a draft model fills them in only in the step.
     """
 
     request_id: str
@@ -82,11 +85,13 @@ class ScheduledSequence:
     num_candidates: int = 0
     scored_token_ids: tuple[int, ...] = ()
     num_prompt_logprobs: int = 0
+    draft_token_ids: tuple[int, ...] = ()
+    num_drafts: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """Tokens this row computes."""
-        return len(self.token_ids)
+        """Tokens this row computes, drafts included."""
+        return len(self.token_ids) + self.num_drafts
 
     @property
     def num_samples(self) -> int:
@@ -144,6 +149,10 @@ class SchedulerStats:
     num_generated_tokens: int = 0
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # prompt tokens found
+    num_drafts: int = 0  # rows with draft tokens
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)  # of the 1st draft, the 2nd, ...
 
     def count(self, plan: SchedulerOutput) -> None:
         """Add what one step did."""
@@ -152,3 +161,13 @@ class SchedulerStats:
         self.num_copied_blocks += len(plan.blocks_to_copy)
         self.num_swapped_out_blocks += len(plan.blocks_to_swap_out)
         self.num_swapped_in_blocks += len(plan.blocks_to_swap_in)
+
+    def count_drafts(self, num_drafts: int, num_accepted: int) -> None:
+        """Add one row whose drafts have been verified."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_drafts
+        self.num_accepted_tokens += num_accepted
+        per_pos = self.num_accepted_tokens_per_pos
+        per_pos += [0] * (num_drafts - len(per_pos))
+        for position in range(num_accepted):
+            per_pos[position] += 1

@@ -70,6 +70,8 @@ class Sequence:
         stop_reason: the stop string or stop token that ended it; None for end of sequence.
         sample_logprobs: one entry per sampled token, if the request asked for them.
         cumulative_logprob: their sum.
+        num_draft_misses, draft_from: steps in a row whose drafts were all rejected, and the length from which
+            it may have drafts again (`speculative/speculator.py`).
     """
 
     seq_id: int
@@ -82,6 +84,8 @@ class Sequence:
     stop_reason: int | str | None = None
     sample_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
+    num_draft_misses: int = 0
+    draft_from: int = 0
     _block_hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -205,6 +209,11 @@ class SequenceGroup:
     def unfinished(self) -> list[Sequence]:
         """Sequences that want more tokens."""
         return [seq for seq in self.seqs if not seq.status.is_finished]
+
+    def find(self, seq_id: int) -> Sequence:
+        """The sequence of that id, which must be one of the group's."""
+        (seq,) = [each for each in self.seqs if each.seq_id == seq_id]
+        return seq
 
     def add_prompt_logprobs(self, start: int, entries: tuple[TokenLogprobs, ...]) -> None:
         """Take in the entries of a step that began at position `start`.

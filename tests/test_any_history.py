@@ -27,10 +27,10 @@ SPECIALS = [  # each with probability 1/3, on top of n, temperature, seed, max_t
 ]
 
 
-def random_request(r):
-    """A prompt that may begin like others, and what is asked for it."""
+def random_request(r, beams=True):
+    """A prompt that may begin like others, and what is asked for it; a beam search among others, if wanted."""
     prompt = list(b"abcdeabcdeabcdeabcde"[: r.choice([1, 4, 5, 8, 9, 13, 20])]) + r.choices(range(256), k=2)
-    if r.random() < 0.2:
+    if beams and r.random() < 0.2:
         return prompt, BeamSearchParams(r.choice([1, 2, 4]), r.choice([1, 5, 9]), ignore_eos=r.random() < 0.5)
     options = {"n": r.choice([1, 1, 2, 4]), "seed": r.randrange(99), "max_tokens": r.choice([3, 9, 16])}
     options["temperature"] = r.choice([0.0, 0.7]) if options["n"] == 1 else 1.5
@@ -82,31 +82,31 @@ def logprobs_of(entries):
 
 def fail_once(engine):
     """One step that dies after the model has written its KV."""
-    original = engine.runner.execute_model
+    original = engine.executor.execute_model
 
     def die(plan):
         original(plan)
         raise RuntimeError("boom")
 
-    engine.runner.execute_model = die
+    engine.executor.execute_model = die
     with pytest.raises(RuntimeError, match="boom"):
         engine.step()
-    engine.runner.execute_model = original
+    engine.executor.execute_model = original
 
 
-def play(engine, r, num_requests=9):
+def play(engine, r, num_requests=9, beams=True):
     """Let requests come, end, be aborted and be lost; returns those that finished, with their outputs."""
     requests, outputs, lost = {}, {}, set()
     while len(outputs) < num_requests or engine.has_unfinished_requests():
         while len(outputs) < num_requests and r.random() < 0.8:
-            name, (prompt, params) = str(len(outputs)), random_request(r)
+            name, (prompt, params) = str(len(outputs)), random_request(r, beams)
             outputs[name] = []
             try:
                 engine.add_request(name, {"prompt_token_ids": prompt}, params)
                 requests[name] = prompt, params
             except ValueError as error:
                 assert "blocks" in str(error) or "at once" in str(error)
-        if r.random() < 0.03 and engine.abort_request(name := r.choice(list(outputs))):
+        if r.random() < 0.03 and outputs and engine.abort_request(name := r.choice(list(outputs))):
             lost.add(name)
         if r.random() < 0.01 and engine.has_unfinished_requests():
             lost |= set(engine.scheduler.groups)

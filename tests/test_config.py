@@ -17,6 +17,7 @@ BAD = {
     "float": ["1", True, [], -1.0, 0, float("nan"), float("inf"), 10**400],
     "bool": ["False", 0, 1, [], None],
     "str": [5, "", [], True],
+    "dict[str, Any]": ["{}", 5, [], True],
 }
 FIELDS = [(cls, field) for cls in GOOD for field in fields(cls)]
 

@@ -101,6 +101,23 @@ def run_both(model, graphs_class=DecodeGraphs):
     return graphs, hidden, (replayed, eager)
 
 
+@torch.inference_mode()
+def test_all_buckets_can_be_recorded_before_the_first_request(model):
+    """Would catch a warm-up that writes into the KV cache, or after which a request still waits for a recording."""
+    cache, eager, capture = make_cache(model), make_cache(model), PretendCapture()
+    before = [tensor.clone() for tensor in (*cache.key, *cache.value)]
+    graphs = DecodeGraphs(model, cache, 8, 24, capture=capture)
+    assert graphs.record_all() == capture.num_recorded == len(bucket_sizes(8)) == 4
+    assert all(map(torch.equal, before, (*cache.key, *cache.value)))
+    hidden = [], []
+    for input_ids, positions, metadata in STEPS:
+        hidden[0].append(graphs.run(input_ids, positions, metadata).clone())
+        hidden[1].append(model(input_ids, positions, eager, metadata))
+    assert_same(hidden, (cache, eager))
+    assert graphs.num_replays == len(STEPS) and capture.num_recorded == 4
+    assert graphs.record_all() == 0
+
+
 def assert_same(hidden, caches):
     for mine, want in zip(*hidden, strict=True):
         torch.testing.assert_close(mine, want, rtol=0, atol=1e-5)
@@ -229,8 +246,8 @@ def test_graphs_are_for_the_triton_backend_on_a_gpu_and_can_be_turned_off(
 def test_the_engine_makes_graphs_of_its_own_size(make_engine, monkeypatch):
     """Would catch graphs that are never made, or buffers too small for the engine's batches."""
     asked, made = [], []
-    monkeypatch.setattr("minivllm.engine.can_replay", lambda *args: asked.append(args) or True)
-    monkeypatch.setattr("minivllm.engine.DecodeGraphs", lambda *args: made.append(args))
+    monkeypatch.setattr("minivllm.distributed.worker.can_replay", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr("minivllm.distributed.worker.DecodeGraphs", lambda *args: made.append(args))
     engine = make_engine(max_num_seqs=12, max_model_len=48, enforce_eager=True)
     assert asked == [(engine.device, engine.attention.name, True)]
     assert made == [(engine.runner.model, engine.runner.kv_cache, 12, 48)]

@@ -14,17 +14,21 @@ PACKAGE = ROOT / "minivllm"
 FLOORS = [
     ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
-    ["scheduler"],
+    ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
+     "speculative.rejection", "speculative.break_even", "scheduler"],
     ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.layers_kernels",
-     "model", "llama", "backends.cuda_graphs"],
-    ["weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
+     "model", "llama", "qwen3", "backends.cuda_graphs"],
+    ["distributed.sharding", "weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
-     "metrics.log"],
+     "metrics.log", "speculative.draft_model"],
+    ["distributed.communication", "distributed.parallel_layers", "distributed.worker", "distributed.worker_process",
+     "distributed.multiproc", "distributed.executor"],
     ["engine"],
     ["engine_loop", "llm"],
 ]  # fmt: skip
 PURE_FLOORS = 3
+ROOMS = ("backends", "weights", "metrics", "distributed", "speculative")
 ORDER = [name for floor in FLOORS for name in floor]
 PURE = [name for floor in FLOORS[:PURE_FLOORS] for name in floor]
 
@@ -60,12 +64,8 @@ def own_imports(path, among=None):
 
 def test_every_module_has_a_floor():
     """Would catch a new module that the layering test never looks at."""
-    modules = {
-        name_of(path)
-        for folder in ("", "backends", "weights", "metrics")
-        for path in (PACKAGE / folder).glob("*.py")
-    }
-    assert modules - {"", "backends", "weights", "metrics", "__main__"} == set(ORDER)
+    modules = {name_of(path) for folder in ("", *ROOMS) for path in (PACKAGE / folder).glob("*.py")}
+    assert modules - {"", *ROOMS, "__main__"} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -96,9 +96,17 @@ def test_the_two_wings_meet_in_the_runner_only():
         "layers",
         "backends.layers_kernels",
         "llama",
+        "qwen3",
         "backends.cuda_graphs",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
+        assert not own_imports(file_of(name)) & policy
+
+
+def test_workers_know_nothing_of_policy():
+    """Would catch a worker that asks the scheduler: all that a rank may know of a request is in the plan."""
+    policy = {"scheduler", "kv_cache_manager", "block_pool", "sequence", "step_rules", "scheduling_policy"}
+    for name in (name for name in ORDER if name.startswith("distributed.")):
         assert not own_imports(file_of(name)) & policy
 
 
@@ -145,9 +153,9 @@ def test_a_step_is_three_calls():
     tree = ast.parse((ROOT / "minivllm" / "engine.py").read_text())
     (step,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "step"]
     calls = [ast.unparse(node.func) for node in ast.walk(step) if isinstance(node, ast.Call)]
-    parts = [call for call in calls if call.startswith(("self.scheduler.", "self.runner."))]
+    parts = [call for call in calls if call.startswith(("self.scheduler.", "self.executor."))]
     assert parts == [
         "self.scheduler.schedule",
-        "self.runner.execute_model",
+        "self.executor.execute_model",
         "self.scheduler.update_from_output",
     ]

@@ -5,8 +5,8 @@ its registers, its shared memory and its places for warps allow. While one progr
 work, so their number matters::
 
     H100: 65,536 registers, 228 KiB of shared memory, 64 warps on each of 132 multiprocessors
-    a program of 4 warps (128 threads), 106 registers per thread, 38.2 KiB of shared memory
-        registers        32 threads * 112 (106 rounded up to 8) * 4 warps = 14,336    4 programs
+    a program of 4 warps (128 threads), 123 registers per thread, 38.2 KiB of shared memory
+        registers        32 threads * 128 (123 rounded up to 8) * 4 warps = 16,384    4 programs
         shared memory    38.2 KiB + 1 KiB the system takes                            5 programs
         warps            64 / 4                                                       16 programs
         -> 4, bound by the registers

@@ -10,7 +10,7 @@ there: same argument types, same specialisation on alignment, same tile sizes fr
 
 The machine code is then read by NVIDIA's own tools, which come with Triton. Out of a line such as::
 
-    Function _paged_attention_kernel: REG:106 STACK:0 SHARED:1024 LOCAL:0 ...
+    Function _paged_attention_kernel: REG:123 STACK:0 SHARED:1024 LOCAL:0 ...
 
 this module takes the registers of a thread and the stack, where values go for which there is no register.
 And it counts the instructions between a label and the jump back to it: one turn of the loop over the keys.
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,10 +34,11 @@ from triton.runtime.jit import JITFunction
 
 import minivllm.kernels.common
 from minivllm.aot.chips import CHIPS
+from minivllm.kernels import online_softmax
 from minivllm.kernels import paged_attention as decode_module
 from minivllm.kernels import prefill_attention as prefill_module
 from minivllm.kernels.common import tl, triton
-from minivllm.kernels.heuristics import Chip, Tiles
+from minivllm.kernels.heuristics import VARIANTS, Chip, Tiles
 from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
 from minivllm.kernels.prefill_attention import prefill_attention
 from minivllm.kernels.reshape_and_cache import reshape_and_cache
@@ -54,12 +56,14 @@ FLOAT32_TOO = (75, 80, 90, 120)
 
 @triton.jit
 def load_contiguous(
-    key, value, table, n, in_range, d_mask, key_stride_block, key_stride_slot, value_stride_block,
-    value_stride_slot, S: tl.constexpr, DOT_F32: tl.constexpr,
+    key, value, table, start, high, key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
+    S: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+    BY_BLOCK: tl.constexpr, DOT_F32: tl.constexpr,
 ):  # fmt: skip
     """`load_keys_and_values` without paging: token n lies in row n. For comparison; nobody launches it."""
+    n = start + tl.arange(0, BLOCK_N)
     row = n.to(tl.int64)
-    mask = in_range[:, None] & d_mask[None, :]
+    mask = (n < high)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     k = tl.load(key + (row * key_stride_slot)[:, None], mask=mask, other=0.0)
     v = tl.load(value + (row * value_stride_slot)[:, None], mask=mask, other=0.0)
     return k, v
@@ -84,8 +88,8 @@ def dump(tool: str, option: str, cubin: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def longest_loop(machine_code: str) -> int | None:
-    """Instructions of the longest loop, jump included; None if there is no loop.
+def loops(machine_code: str) -> list[int]:
+    """Instructions of each loop, jump included, in the order in which the loops end.
 
     A jump to a label that has been passed closes a loop. (The jump to itself that ends a program does not.)
     """
@@ -100,7 +104,12 @@ def longest_loop(machine_code: str) -> int | None:
         jump = re.search(r"BRA.*?`\(\.(L_x_\d+)\)", line)
         if jump and labels.get(jump[1], count) < count - 1:
             lengths.append(count - labels[jump[1]])
-    return max(lengths, default=None)
+    return lengths
+
+
+def hinted(ptx: str, instruction: str) -> int:
+    """How many of these instructions carry a hint to the L2 cache."""
+    return sum(instruction in line and "cache_hint" in line for line in ptx.splitlines())
 
 
 class Recorder:
@@ -132,6 +141,7 @@ class Recorder:
         self.cubin.write_bytes(compiled.asm["cubin"])
         usage = dump("cuobjdump", "--dump-resource-usage", self.cubin)
         registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+        lengths = loops(dump("nvdisasm", "-c", self.cubin))
         names = ("BLOCK_H", "BLOCK_M", "BLOCK_N", "D", "G", "NUM_SPLITS")
         record = {
             **self.case,
@@ -140,10 +150,14 @@ class Recorder:
             "shared": compiled.metadata.shared,
             "registers": registers,
             "stack": stack,
-            "loop_instructions": longest_loop(dump("nvdisasm", "-c", self.cubin)),
+            # The loop over the keys is the longest; of two (`Switches.peel`) the first does most of the work.
+            "loop_instructions": (lengths[0] if kwargs.get("PEEL") else max(lengths)) if lengths else None,
             "mma": "mma.sync" in ptx,
             "wgmma": "wgmma" in ptx,
             "async_copy": "cp.async" in ptx,
+            # (loads, asynchronous copies) that tell the L2 cache how long to keep their bytes
+            "hinted": [hinted(ptx, "ld.global"), hinted(ptx, "cp.async")],
+            "loops": lengths,
             **{name: kwargs[name] for name in names if name in kwargs},
         }
         print(json.dumps(record), flush=True)
@@ -224,10 +238,36 @@ def compile_without_paging(capability: int, recorder: Recorder) -> None:
     Triton finds the function by its name when it compiles, so the kernels must not have been compiled before.
     """
     pretend_to_be(capability)
-    decode_module.load_keys_and_values = prefill_module.load_keys_and_values = load_contiguous
+    online_softmax.load_keys_and_values = load_contiguous
     recorder.label(capability, F16, "llama8b", contiguous=True)
     call_decode("llama8b", F16, num_splits=4)
     call_prefill("llama8b", F16, query_len=1200)
+
+
+def compile_variants(capability: int, recorder: Recorder) -> None:
+    """The attention kernels of Llama-3.1-8B with each of `Switches` turned on alone, and with all of them."""
+    pretend_to_be(capability)
+    for name, switches in VARIANTS.items():
+        recorder.label(capability, F16, "llama8b", variant=name)
+        call_decode("llama8b", F16, num_splits=4, switches=switches)
+        call_prefill("llama8b", F16, query_len=1200, switches=switches)
+
+
+def compile_evict_first(capability: int, recorder: Recorder) -> None:
+    """Decode in which every load asks for its bytes, read once, to leave the L2 cache first.
+
+    It is no switch of the kernels, because Triton's asynchronous copies leave the hint out. In the control,
+    with one stage and so without such copies, it is there.
+    """
+    pretend_to_be(capability)
+    # A cache of its own: Triton does not notice that its `tl.load` is another one.
+    knobs.cache.dir = str(recorder.cubin.parent)
+    load = tl.load
+    tl.load = wraps(load)(partial(load, eviction_policy="evict_first"))
+    for name, stages in (("evict first", 3), ("evict first, one stage", 1)):
+        recorder.label(capability, F16, "llama8b", variant=name)
+        call_decode("llama8b", F16, num_splits=4, tiles=Tiles(16, 64, 4, stages))
+    tl.load = load
 
 
 def compile_too_large(recorder: Recorder) -> None:
@@ -241,16 +281,25 @@ def compile_too_large(recorder: Recorder) -> None:
         call_prefill(heads, F16, tiles=tiles)
 
 
+OTHERS: dict[str, Callable[[int, Recorder], None]] = {
+    "contiguous": compile_without_paging,
+    "variants": compile_variants,
+    "evict_first": compile_evict_first,
+}
+
+
 def main(arguments: list[str]) -> None:
-    """`80 90`: everything for these chips. `contiguous 80 90`: without paging. `too_large`: the control."""
+    """`80 90`: everything for these chips. `contiguous 80 90`, or another of `OTHERS`: that. `too_large`: the
+    control.
+    """
     minivllm.kernels.common.check_launchable = lambda tensor: None
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder))
         if arguments == ["too_large"]:
             compile_too_large(recorder)
-        elif arguments[0] == "contiguous":
+        elif arguments[0] in OTHERS:
             for capability in map(int, arguments[1:]):
-                compile_without_paging(capability, recorder)
+                OTHERS[arguments[0]](capability, recorder)
         else:
             for capability in map(int, arguments):
                 compile_for(capability, recorder)

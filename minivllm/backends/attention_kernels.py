@@ -4,7 +4,7 @@
 backend    decode (one query per sequence)        prefill (several)
 =========  =====================================  ==============================================
 `torch`    gather, then SDPA                      SDPA
-`numba`    `kernels/paged_attention_cpu.py`       as `torch`: its time is in the matrix products
+`numba`    `kernels/paged_attention_cpu.py`       as `torch` from 9 queries on; few are decodes
 `triton`   `kernels/paged_attention.py`           `kernels/prefill_attention.py`
 =========  =====================================  ==============================================
 
@@ -29,12 +29,15 @@ from minivllm.backends.attention_torch import TorchAttention, TorchPlan
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
+FEW_QUERIES = 8
+"""Up to so many queries of a sequence are computed one by one: a decode, or drafts that are verified."""
+
 
 @dataclass(frozen=True)
 class NumbaPlan(TorchPlan):
-    """The N sequences with one query, as the CPU kernel wants them; `pieces` holds the other sequences."""
+    """The queries of sequences with few of them as the CPU kernel wants them; `pieces` has the others."""
 
-    # (N,) int64: the queries' rows among the step's T tokens.
+    # (N,) int64: their places among the step's T tokens.
     tokens: np.ndarray
     # (N, max_blocks) int32
     block_tables: np.ndarray
@@ -65,15 +68,22 @@ class NumbaAttention(TorchAttention):
         self._deal_out, self._use_threads = deal_out, use_threads
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
-        """Pick out the sequences with one query, and deal these out to the threads."""
+        """Tell the sequences with few queries from the others, and deal these queries out to the threads.
+
+        The kernel knows one query per row. A few queries of one sequence are as many rows with the same block
+        table, each with the keys up to itself: 3 queries, the last of 10 tokens, see 8, 9 and 10 keys.
+        """
         # As many threads as PyTorch uses for the operators before and after.
         num_threads = self._use_threads(torch.get_num_threads())
         starts, seq_lens = metadata.query_start_loc.numpy(), metadata.seq_lens.numpy()
-        decodes = np.flatnonzero(np.diff(starts) == 1)
-        decodes = decodes[self._deal_out(seq_lens[decodes], num_threads)]
-        pieces = self.cut(metadata, np.flatnonzero(np.diff(starts) > 1).tolist())
-        tables, tokens = metadata.block_tables.numpy()[decodes], starts[decodes].astype(np.int64)
-        return replace(metadata, plan=NumbaPlan(pieces, tokens, tables, seq_lens[decodes]))
+        counts = np.diff(starts)
+        pieces = self.cut(metadata, np.flatnonzero(counts > FEW_QUERIES).tolist())
+        tokens = np.flatnonzero(np.repeat(counts <= FEW_QUERIES, counts))  # (N,)
+        sequences = np.repeat(np.arange(len(counts)), counts)[tokens]  # (N,)
+        num_keys = (seq_lens[sequences] - (starts[sequences + 1] - 1 - tokens)).astype(np.int32)
+        order = self._deal_out(num_keys, num_threads)
+        tables = metadata.block_tables.numpy()[sequences[order]]
+        return replace(metadata, plan=NumbaPlan(pieces, tokens[order], tables, num_keys[order]))
 
     def forward(
         self,

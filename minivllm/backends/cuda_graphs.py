@@ -20,7 +20,7 @@ here as the longest possible sequence needs. Prefill is not recorded: its shapes
 the kernels of a long prompt run long enough for the host to keep ahead.
 
 The first step of a bucket runs without a graph, which also compiles the kernels; then it is recorded. (vLLM
-records all buckets at start, so that no user waits for a recording.)
+records all buckets at start, so that no user waits for a recording: `aot/warm_up.py`.)
 
 vLLM V1: `vllm/v1/worker/gpu_model_runner.py` (`capture_model`), `vllm/compilation/cuda_graph.py`.
 """
@@ -139,10 +139,26 @@ class DecodeGraphs:
         if replay is not None:
             self.num_replays += 1
             return replay()[:num_rows]
+        return self._record(bucket)[:num_rows]
+
+    def record_all(self) -> int:
+        """Record every bucket that has not been met yet, on padding alone; -> how many they are.
+
+        `run` does the same one by one, at the price of a request that waits for it.
+        """
+        missing = [bucket for bucket in self._sizes if bucket not in self._replays]
+        for bucket in missing:
+            self._metadata.slot_mapping[:bucket].fill_(-1)
+            self._metadata.seq_lens[:bucket].fill_(0)
+            self._record(bucket)
+        return len(missing)
+
+    def _record(self, bucket: int) -> Tensor:
+        """Run a step of `bucket` rows as always, which compiles what it needs, and record it."""
         step = partial(self._forward, bucket)
         hidden = step()
         self._replays[bucket] = self._capture(step)
-        return hidden[:num_rows]
+        return hidden
 
     def _stage(self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, bucket: int) -> None:
         """Copy a step's inputs into the buffers and make the other rows of its bucket padding."""

@@ -26,7 +26,10 @@ COMMANDS = {
     "openvino": ("minivllm.bench.throughput", "against OpenVINO GenAI, in the same way"),
     "latency": ("minivllm.bench.latency", "seconds for one batch, start to end"),
     "serve": ("minivllm.bench.serve", "requests arrive over time: TTFT, TPOT, goodput"),
+    "http": ("minivllm.bench.http", "the same over HTTP: our server, vLLM's, the bare engine"),
+    "soak": ("minivllm.bench.soak", "a server under clients that behave badly"),
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
+    "speculative": ("minivllm.bench.speculative", "drafts: speedup on four texts, and the break-even"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
     "paper": ("minivllm.bench.evaluation.command", "the paper's figures 12 to 19, from the real scheduler"),
     "step-time": (
@@ -36,7 +39,10 @@ COMMANDS = {
     "headline": ("minivllm.bench.evaluation.headline", "paging against reservation, on the real model"),
     "stale": ("minivllm.bench.stale", "which files in docs/data are older than the code they speak of"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
+    "parallel": ("minivllm.bench.parallel", "1 to 3 workers here; 1 to 8 GPUs by arithmetic"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),
+    "gpu-tests": ("minivllm.bench.gpu_tests", "the kernel tests, counted, with a control"),
+    "gpu-report": ("minivllm.bench.gpu_report", "all of it in stages (needs a GPU)"),
     "resources": ("minivllm.aot.resources", "what each GPU would give the kernels; needs no GPU"),
 }
 # Commands with other defaults than those of their module's options.

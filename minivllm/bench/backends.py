@@ -7,7 +7,8 @@ and without stopping at an end-of-sequence token. They differ in which requests 
                                                             ###..#######    is taken at once
     hf              `generate` on batches of 8, padded      #####ooooooo    o: computed, and thrown away:
                     left, run to the batch's longest        ############       the batch waits for its longest
-    minivllm-traced minivllm with a record of every step; hf-continuous: Hugging Face's continuous batching
+    minivllm-traced minivllm with a record of every step; minivllm-eager: without CUDA graphs
+    hf-continuous   Hugging Face's continuous batching
     vllm, openvino  production engines, in environments of their own (`peers.py`)
 
     the same KV memory      contiguous                                 paged
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 256  # tokens per KV block of Hugging Face, the default of ContinuousBatchingConfig
 # After so long without a result, Hugging Face is asked whether its background thread is still alive.
 RESULT_TIMEOUT_SECONDS = 5.0
-OURS, TRACED = "minivllm", "minivllm-traced"
+OURS, TRACED, EAGER = "minivllm", "minivllm-traced", "minivllm-eager"
 # Arguments of `SamplingParams` by the name that `--sampling` gives them.
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -114,6 +115,7 @@ def _reserving(policy: ReservationPolicy) -> Callable[[int], dict[str, Any]]:
 BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
     OURS: lambda _: {},
     TRACED: lambda _: {},
+    EAGER: lambda _: {"enforce_eager": True},
     "static-paged": lambda _: {"scheduler_cls": StaticBatchScheduler},
     "static-contiguous": lambda longest: {
         "scheduler_cls": StaticBatchScheduler, **_reserving(ReservationPolicy.MAX)(longest)

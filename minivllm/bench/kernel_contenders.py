@@ -16,13 +16,25 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from minivllm.bench.kernel_report import ONE_BLOCK, OURS, SDPA, AttentionShape, Measurement
+from minivllm.bench.kernel_report import FLASH, NO_SPLIT, ONE_BLOCK, OURS, SDPA, AttentionShape, Measurement
 
 BLOCK_SIZE = 16  # tokens per KV block, as in the engine and in vLLM
 FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
+FLEX = "flex attention, contiguous"
 Call = Callable[[], torch.Tensor]
+Wanted = Callable[[str], bool]
+"""Which contenders, by name."""
+FOR_MARKS = (OURS, NO_SPLIT, FLASH)
+PASSES: tuple[Wanted, ...] = (
+    lambda name: name in FOR_MARKS,
+    lambda name: name not in (*FOR_MARKS, FLEX),
+    lambda name: name == FLEX,  # torch.compile takes some ten seconds a shape
+)
+"""All contenders, each in one pass; the marks need the first only."""
+EVERYTHING: Wanted = lambda name: True  # noqa: E731
 
 
 class Timer:
@@ -136,10 +148,16 @@ def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def measure_all(
-    ours: dict[str, Call], peers: dict[str, Call], expected: torch.Tensor, timer: Timer
+    ours: dict[str, Call],
+    peers: dict[str, Call],
+    expected: torch.Tensor,
+    timer: Timer,
+    wanted: Wanted = EVERYTHING,
 ) -> Iterator[tuple[str, list[float]]]:
     """Check and time each contender. A peer that fails is left out; what is wrong with our own raises."""
     for name, call in {**ours, **peers}.items():
+        if not wanted(name):
+            continue
         try:
             if not is_right(call().reshape(expected.shape), expected):
                 raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
@@ -152,11 +170,19 @@ def measure_all(
         yield name, time
 
 
-def attention_peers(batch: Batch, causal: bool) -> dict[str, Call]:
+def attention_peers(batch: Batch, causal: bool, wanted: Wanted) -> dict[str, Call]:
     """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
     q, k, v = batch.by_head
     sdpa = partial(scaled_dot_product_attention, q, k, v, is_causal=causal, enable_gqa=True)
-    peers: dict[str, Call] = {SDPA: lambda: sdpa().transpose(1, 2), **flex_peer(batch, causal)}
+
+    def flash() -> torch.Tensor:
+        """torch's copy of FlashAttention-2, whatever torch would choose by itself."""
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa().transpose(1, 2)
+
+    peers: dict[str, Call] = {SDPA: lambda: sdpa().transpose(1, 2), FLASH: flash}
+    if wanted(FLEX):  # preparing it takes a moment already
+        peers |= flex_peer(batch, causal)
     try:
         from flash_attn import flash_attn_func
     except ImportError:
@@ -177,50 +203,74 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
     torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
     call: Call = lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)  # noqa: E731
-    return {"flex attention, contiguous": call}
+    return {FLEX: call}
 
 
-def measure_decode(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
-    """Our kernel with the heuristics' splits, with 1 and 16, in one block, the naive lesson; the peers."""
-    from minivllm.kernels.heuristics import chip_of, choose_num_splits
+def measure_decode(
+    shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
+) -> Iterator[Measurement]:
+    """Our kernel with other splits, in one block, with each of its switches; the naive lesson; the peers."""
+    from minivllm.kernels.heuristics import VARIANTS, Switches, chip_of, choose_num_splits
     from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
 
     batch = make_batch(shape, dtype, timer.device)
     query, scale = batch.query[:, 0], shape.heads.head_dim**-0.5  # (R, Hq, D)
     programs = shape.num_seqs * shape.heads.num_kv_heads
     chosen = choose_num_splits(chip_of(query.device), programs, shape.seq_len)
-    splits = {OURS: chosen, "minivllm, no split": 1, "minivllm, 16 splits": 16}
+    splits = {OURS: chosen, NO_SPLIT: 1, "minivllm, 16 splits": 16}
     ours: dict[str, Call] = {
         # `n=number` binds now; a plain `number` would be 16 in all three when they are called.
         name: lambda n=number: paged_attention(query, *batch.paged, scale, num_splits=n)
         for name, number in splits.items()
     }
     ours[ONE_BLOCK] = lambda: paged_attention(query, *batch.in_one_block, scale, num_splits=chosen)
+    attention = partial(paged_attention, query, *batch.paged, scale)
+    for name, switches in VARIANTS.items():
+        splits[f"minivllm, {name}"] = chosen
+        ours[f"minivllm, {name}"] = partial(attention, num_splits=chosen, switches=switches)
+    if shape.num_seqs == 1:  # what a CUDA graph would do to it that is made for 131,072 tokens
+        for least in (0, 256):
+            name, switches = f"minivllm, 32 splits of at least {least} tokens", Switches(least)
+            ours[name] = partial(attention, num_splits=32, switches=switches)
     ours["minivllm, naive lesson"] = lambda: paged_attention_naive(query, *batch.paged, scale)
     # One by one in float32: the whole batch would not fit beside itself.
     one_by_one = ([x[None].float() for x in sequence] for sequence in zip(*batch.by_head, strict=True))
     answers = [scaled_dot_product_attention(*qkv, enable_gqa=True) for qkv in one_by_one]
-    expected, peers = torch.stack(answers).view(query.shape), attention_peers(batch, causal=False)
+    expected, peers = torch.stack(answers).view(query.shape), attention_peers(batch, False, wanted)
     work = shape.work(query.element_size())
-    for name, times in measure_all(ours, peers, expected, timer):
+    for name, times in measure_all(ours, peers, expected, timer, wanted):
         yield Measurement(shape.kind, shape.name, name, times, work, splits.get(name))
 
 
-def measure_prefill(shape: AttentionShape, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+def measure_prefill(
+    shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
+) -> Iterator[Measurement]:
     """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
+    from minivllm.kernels.heuristics import VARIANTS
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
     query, scale = batch.query.flatten(0, 1), shape.heads.head_dim**-0.5  # (T, Hq, D)
     # query_start_loc, (R + 1,): all queries have one length, so 0, 512, 1024, ...
     starts = torch.arange(shape.num_seqs + 1, dtype=torch.int32, device=query.device) * shape.query_len
-    ours = {
+    ours: dict[str, Call] = {
         OURS: lambda: prefill_attention(query, *batch.paged, starts, scale),
         ONE_BLOCK: lambda: prefill_attention(query, *batch.in_one_block, starts, scale),
     }
-    peers = attention_peers(batch, causal=True) if shape.context == 0 else {}
-    expected = prefill_attention_reference(query, *batch.paged, starts, scale).float()
-    for name, times in measure_all(ours, peers, expected, timer):
+    for name, switches in VARIANTS.items():
+        if switches.peel or switches.by_block:  # there are no splits here
+            attention = partial(prefill_attention, query, *batch.paged, starts, scale)
+            ours[f"minivllm, {name}"] = partial(attention, switches=switches)
+    if shape.context == 0:
+        peers = attention_peers(batch, True, wanted)
+        # torch's own: the twin would write out 32 x 8,192 x 8,192 scores.
+        answer = scaled_dot_product_attention(
+            *(x.float() for x in batch.by_head), is_causal=True, enable_gqa=True
+        )
+        expected = answer.transpose(1, 2).reshape(query.shape)
+    else:
+        peers, expected = {}, prefill_attention_reference(query, *batch.paged, starts, scale).float()
+    for name, times in measure_all(ours, peers, expected, timer, wanted):
         yield Measurement(shape.kind, shape.name, name, times, shape.work(query.element_size()))
 
 

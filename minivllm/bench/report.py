@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 MAX_LOAD = 0.7  # average number of processes that wanted a core in the minute before the benchmark
+COMMIT_VARIABLE = "MINIVLLM_COMMIT"  # which code this is, where a copy of it has come without its git
 MAX_SPREAD = 0.15  # (largest - smallest) / median over the rounds of one backend
 MIB = 1 << 20
 PACKAGES = ("minivllm", "torch", "triton", "transformers", "numpy")
@@ -72,14 +73,26 @@ def available_cores() -> list[int]:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with "+changes" if files differ from it; None outside of git."""
+    """The commit of this checkout, with "+changes" if files differ from it. Outside of git it is what
+    `MINIVLLM_COMMIT` says, else None.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*"]
     try:
         # Numbers from changed files belong to no commit, and the report should say so.
         command.append("--dirty=+changes")
         return subprocess.check_output(command, text=True, timeout=10, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.SubprocessError):
+        return os.environ.get(COMMIT_VARIABLE)
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None if nvidia-smi does not say. A time belongs to it as to the chip."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
         return None
+    return answer.partition("\n")[0].strip() or None
 
 
 def provenance() -> Result:
@@ -96,6 +109,7 @@ def provenance() -> Result:
         "command_line": sys.argv[1:],
         "cpu": proc_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": driver_version() if torch.cuda.is_available() else None,
         "cores": len(available_cores()),
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
@@ -157,10 +171,15 @@ def load_of(where: Result) -> float | None:
     return where["load_average"][0] if where.get("load_average") else None
 
 
+def max_load(where: Result) -> float:
+    """The load that does not disturb: beside a GPU one core works, so others may do as they like."""
+    return where["cores"] / 2 if where.get("gpu") else MAX_LOAD
+
+
 def why_no_ratio(where: Result, spreads: Mapping[str, Spread]) -> str | None:
     """What forbids quoting a ratio of these measurements, made at `where`; None if nothing does."""
-    if (load := load_of(where)) is not None and load > MAX_LOAD:
-        return f"load {load:.2f} at the start, the limit is {MAX_LOAD}"
+    if (load := load_of(where)) is not None and load > max_load(where):
+        return f"load {load:.2f} at the start, the limit is {max_load(where)}"
     for name, spread in spreads.items():
         if len(spread.values) == 1:
             return "a single round has no spread"

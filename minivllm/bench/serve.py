@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from minivllm.bench import options
-from minivllm.bench.backends import BASELINES, OURS, TRACED, make_baseline, prompts_of
+from minivllm.bench.backends import BASELINES, EAGER, OURS, TRACED, make_baseline, prompts_of
 from minivllm.bench.report import Result, describe, finish, new_result, table
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.engine import LLMEngine
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_workload_arguments(parser)
     options.add_engine_arguments(parser)
     options.add_output_arguments(parser, plot=True)
-    policies = [name for name in BASELINES if name != TRACED]
+    policies = [name for name in BASELINES if name not in (TRACED, EAGER)]
     add = parser.add_argument
     add("--backend", nargs="+", choices=policies, default=[OURS], help="whose policies")
     add("--request-rate", nargs="+", type=float, default=[1.0], help="requests per second; inf: all at once")

@@ -1,4 +1,4 @@
-"""The command line: `python -m minivllm generate | chat | demo | compare | bench`.
+"""The command line: `python -m minivllm generate | chat | serve | run-batch | demo | compare | bench`.
 
     $ python -m minivllm generate "The capital of France is" --max-tokens 8 --temperature 0
     $ python -m minivllm chat
@@ -19,8 +19,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minivllm.cli import commands
-from minivllm.cli.options import add_engine_arguments, add_sampling_arguments
+from minivllm.cli import commands, serve_options
+from minivllm.cli.options import (
+    add_batch_arguments,
+    add_engine_arguments,
+    add_node_arguments,
+    add_sampling_arguments,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -46,14 +51,27 @@ def make_parser() -> argparse.ArgumentParser:
     add_sampling_arguments(command, max_tokens=256, temperature=0.2)
     command.set_defaults(run=commands.chat)
 
+    command = subparsers.add_parser("serve", help="OpenAI's API over HTTP, and a page that shows the blocks",
+                                  formatter_class=formatter)  # fmt: skip
+    serve_options.add_serve_arguments(command)
+    command.set_defaults(run=serve_options.serve)
+
     command = subparsers.add_parser("demo", help="a question and four prompts in one batch, with a report",
                                   formatter_class=formatter)  # fmt: skip
     add_sampling_arguments(command, max_tokens=48, temperature=0.0)
     command.set_defaults(run=commands.demo)
 
+    command = subparsers.add_parser("run-batch", help="answer a file of requests", formatter_class=formatter)
+    add_batch_arguments(command)
+    command.set_defaults(run=commands.run_batch)
+
     # After each command's own options, so that its help shows those first.
     for command in subparsers.choices.values():
         add_engine_arguments(command)
+    command = subparsers.add_parser("worker", help="lend this machine to the engine of another one",
+                                    formatter_class=formatter)  # fmt: skip
+    add_node_arguments(command)
+    command.set_defaults(run=commands.worker)
     # These two have parsers of their own, made when they are asked for: they import more. Here they are only
     # lines of the list that `--help` prints; `main` never lets this parser see their arguments.
     subparsers.add_parser(

@@ -1,4 +1,4 @@
-"""What the commands do: `generate`, `chat` and `demo`. Each takes the parsed arguments and prints.
+"""What the commands do: each function takes the parsed arguments of its command, and prints.
 
 The imports that bring torch stand inside the functions: `--help` has to be quick.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from minivllm.cli.options import engine_options, sampling_options
+from minivllm.cli.options import NODE_OPTIONS, engine_options, sampling_options
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -74,3 +74,31 @@ def demo(args: argparse.Namespace) -> None:
     from minivllm.viz.demo import run_demo
 
     run_demo(args.model, engine_options(args), args.max_tokens, args.temperature)
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    """Answer a file of requests: see `batch/command.py`."""
+    from minivllm.batch.command import run
+
+    run(args)
+
+
+def worker(args: argparse.Namespace) -> None:
+    """The ranks of a machine which has no engine of its own. They get everything else from the engine.
+
+    Raises:
+        ValueError: the options do not go together, or a rank has failed; the text says which and why.
+    """
+    from minivllm.config import EngineConfig
+    from minivllm.distributed.multiproc import places_of, run_node
+
+    options = {name: getattr(args, name) for name in NODE_OPTIONS}
+    EngineConfig(model="that of the engine", **options)  # checks them
+    if args.node_rank == 0:
+        raise ValueError("--node-rank 0 is the machine of the engine: start `generate` or `run-batch` there.")
+    places = places_of(
+        args.tensor_parallel_size, args.nnodes, args.node_rank, args.master_addr, args.master_port
+    )
+    cause = run_node(places)
+    if cause is not None:
+        raise ValueError(cause)

@@ -14,6 +14,8 @@ vLLM V1: `vllm/engine/arg_utils.py`.
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 from minivllm.config import CHOICES, EngineConfig
@@ -47,8 +49,25 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "choices": CHOICES["attention_backend"],
         "help": "auto: triton on CUDA, numba on a CPU",
     },
+    "speculative_config": {
+        "type": json.loads,
+        "help": """as JSON: '{"method": "ngram", "num_speculative_tokens": 4}'""",
+    },
     "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
+    "distributed_executor_backend": {
+        "choices": CHOICES["distributed_executor_backend"],
+        "help": "uni: one worker in this process; mp: a process for each (default: by their number)",
+    },
 }
+# Where the workers are; `worker` takes these alone.
+NODE_OPTIONS: dict[str, dict[str, Any]] = {
+    "tensor_parallel_size": {"type": int, "help": "workers that share the model, on all machines"},
+    "nnodes": {"type": int, "help": "machines"},
+    "node_rank": {"type": int, "help": "number of this machine; 0 has the engine, others run `worker`"},
+    "master_addr": {"help": "address of machine 0"},
+    "master_port": {"type": int, "help": "a free port there (default: any; needed with --nnodes)"},
+}
+_ENGINE_OPTIONS |= NODE_OPTIONS
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +84,21 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "num_blocks":
             flags.append("--num-gpu-blocks-override")
         group.add_argument(*flags, dest=name, default=_DEFAULTS[name], **settings)
+
+
+def add_node_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `NODE_OPTIONS` alone."""
+    for name, settings in NODE_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=_DEFAULTS[name], **settings)
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run-batch` (see `batch/command.py`)."""
+    parser.add_argument("-i", "--input-file", type=Path, required=True, help="requests, a line each")
+    parser.add_argument("-o", "--output-file", type=Path, required=True, help="answers, as they finish")
+    parser.add_argument("--resume", action="store_true", help="answer the lines without an answer in -o")
+    parser.add_argument("--num-replicas", type=int, help="engines, on Ray (default: one, without Ray)")
+    parser.add_argument("--ray-address", help="of the cluster (default: RAY_ADDRESS, or a new one here)")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, max_tokens: int, temperature: float) -> None:

@@ -16,7 +16,7 @@ vLLM V1: `Worker.determine_available_memory` in `vllm/v1/worker/gpu_worker.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,9 @@ from minivllm.model import Model
 
 # Small enough for a laptop beside a browser, large enough for 23,296 tokens of SmolLM2-135M in float32.
 CPU_KV_CACHE_BYTES = 1 << 30
+
+
+_ADD_UP = ("weights", "kv_cache", "workspace", "bytes_per_token", "draft_weights", "draft_kv_cache")
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,35 @@ class MemoryReport:
     num_blocks: int
     num_tokens: int
     bytes_per_token: int
+    draft_weights: int = 0
+    draft_kv_cache: int = 0
 
     def __str__(self) -> str:
         mib = 1 << 20
-        return (
+        draft = f"draft model: weights {self.draft_weights / mib:.1f} MiB, KV cache in the same blocks "
+        draft += f"{self.draft_kv_cache / mib:.1f} MiB; "
+        return (draft if self.draft_weights else "") + (
             f"weights {self.weights / mib:.1f} MiB, KV cache {self.kv_cache / mib:.1f} MiB = "
             f"{self.num_blocks} blocks = {self.num_tokens} tokens of {self.bytes_per_token / 1024:.1f} KiB, "
             f"attention workspace {self.workspace / mib:.1f} MiB"
         )
 
 
+def total(reports: list[MemoryReport]) -> MemoryReport:
+    """The memory of all workers together. They hold the same blocks, each its own heads of them."""
+    sums = {name: sum(getattr(report, name) for report in reports) for name in _ADD_UP}
+    return replace(reports[0], **sums)
+
+
 def derive_num_blocks(
-    config: EngineConfig, model: Model, dtype: torch.dtype, device: torch.device, max_model_len: int
+    config: EngineConfig,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    block_bytes: int,
 ) -> int:
-    """Blocks of the KV cache: as told, or from the memory at hand.
+    """Blocks of the KV cache: as told, or from the memory at hand. A block takes `block_bytes`.
 
     On a GPU call this before anything else is allocated there: it reads how much has ever been in use.
 
@@ -65,7 +83,6 @@ def derive_num_blocks(
     """
     if config.num_blocks is not None:
         return config.num_blocks
-    block_bytes = config.block_size * model.config.kv_bytes_per_token(dtype.itemsize)
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes
     elif device.type == "cuda":

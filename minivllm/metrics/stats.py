@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
@@ -62,6 +62,16 @@ class EngineStats(SchedulerStats):
         """
         return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else 0.0
 
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Draft tokens accepted, out of those computed; 0 without any."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens that a row with drafts yields on average, the model's own included; 1 without any."""
+        return 1.0 + (self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0)
+
     def median(self, measure: Callable[[RequestMetrics], float | None]) -> float | None:
         """Median of a measure over the finished requests, e.g. `lambda m: m.time_to_first_token`.
 
@@ -76,13 +86,19 @@ class EngineStats(SchedulerStats):
 
         vLLM has no swapped requests any more; ours are among those that wait.
         """
+        drafts = ""
+        if self.num_drafts:
+            drafts = (
+                f", Mean acceptance length: {self.mean_acceptance_length:.2f}, "
+                f"Draft acceptance rate: {self.draft_acceptance_rate:.1%}"
+            )
         preemptions = f"Preemptions: {self.num_preemptions}, " if self.num_preemptions else ""
         return (
             f"Avg prompt throughput: {prompt_throughput:.1f} tokens/s, "
             f"Avg generation throughput: {generation_throughput:.1f} tokens/s, "
             f"Running: {self.num_running} reqs, Waiting: {self.num_waiting + self.num_swapped} reqs, "
             f"{preemptions}KV cache usage: {self.block_usage:.1%}, "
-            f"Prefix cache hit rate: {self.prefix_cache_hit_rate:.1%}"
+            f"Prefix cache hit rate: {self.prefix_cache_hit_rate:.1%}{drafts}"
         )
 
 
@@ -103,7 +119,7 @@ def collect_stats(scheduler: Scheduler, output_processor: OutputProcessor) -> En
         block_usage=kv.usage,
         token_usage=num_stored_tokens / (kv.pool.num_blocks * kv.block_size),
         num_blocks_saved=kv.num_blocks_saved,
-        **vars(stats),
+        **asdict(stats),  # a copy, lists included
         requests=tuple(output_processor.finished_metrics),
     )
 
@@ -123,6 +139,7 @@ def count_stored_tokens(scheduler: Scheduler) -> int:
         for seq in group.unfinished:
             table = scheduler.kv.block_tables.get(seq.seq_id)
             for index, block_id in enumerate(table.block_ids if table else ()):
-                tokens = min(size, seq.num_computed_tokens - index * size)
+                # A block that was taken for drafts which were rejected may hold nothing yet.
+                tokens = max(0, min(size, seq.num_computed_tokens - index * size))
                 filled[block_id] = max(filled.get(block_id, 0), tokens)
     return sum(filled.values())

@@ -168,11 +168,12 @@ class Trace:
 
     def _row(self, row: ScheduledSequence) -> ScheduledRecord:
         """One row of the plan, with words if they are to be kept."""
+        tokens = row.token_ids + row.draft_token_ids  # those of a draft model are not in the plan
         words = None
         if self.word_of is not None:
-            words = tuple(self.word_of(token_id) for token_id in row.token_ids)
+            words = tuple(self.word_of(token_id) for token_id in tokens)
         return ScheduledRecord(
-            row.seq_id, row.request_id, row.start, row.num_tokens, row.num_samples, row.block_ids, words
+            row.seq_id, row.request_id, row.start, len(tokens), row.num_samples, row.block_ids, words
         )
 
     # -- to a file and back -------------------------------------------------------------------------

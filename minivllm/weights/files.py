@@ -98,8 +98,10 @@ class StoredWeight:
     def __init__(self, path: Path, name: str, shape: list[int]) -> None:
         self.path, self.name, self.shape = path, name, shape
 
-    def read(self) -> Tensor:
-        """The tensor, on the CPU in the dtype it is stored in; memory-mapped, so read when it is used.
+    def read(self, part: tuple[slice, ...] | None = None) -> Tensor:
+        """The tensor or a part of it, on the CPU in the dtype it is stored in.
+
+        Memory-mapped, so read when it is used; of a part, the bytes around it are not read.
 
         One pass for the smallest and the largest value finds NaN and infinity too, and it reads pages that
         the copy into the model needs anyway.
@@ -108,7 +110,7 @@ class StoredWeight:
             ValueError: the values are not floating-point or not finite; the text names file and weight.
         """
         with safe_open(self.path, framework="pt", device="cpu") as file:
-            weight = file.get_tensor(self.name)
+            weight = file.get_tensor(self.name) if part is None else file.get_slice(self.name)[part]
         if weight.dtype not in FLOATING:
             raise ValueError(
                 f"{self.path}: the weight {self.name} is stored as {weight.dtype}, expected one of "

@@ -26,7 +26,7 @@ from typing import Any
 from minivllm.config import ModelConfig, RopeConfig, require_int
 from minivllm.weights.files import START_AGAIN, read_json
 from minivllm.weights.generation_config import eos_token_ids
-from minivllm.weights.registry import architecture_of
+from minivllm.weights.registry import architecture_named, architecture_of
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -39,8 +39,8 @@ LARGEST_SIZE = 1 << 23
 def load_model_config(folder: Path) -> ModelConfig:
     """Read `config.json` (and the eos ids of `generation_config.json`) into a `ModelConfig`.
 
-    A key that is absent has the value that `transformers.LlamaConfig` gives it, except for the sizes,
-    which must be there.
+    A key that is absent has the value that the config class of `transformers` for this architecture gives
+    it, except for the sizes, which must be there.
 
     Raises:
         ValueError: a file is absent or broken, a value has the wrong type or is out of range, or the model is
@@ -58,6 +58,8 @@ def load_model_config(folder: Path) -> ModelConfig:
 def translate(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
     """The content of `config.json` as a `ModelConfig`; see `load_model_config`."""
     architecture = architecture_of(raw)
+    entry = architecture_named(architecture)
+    raw = entry.absent | raw | entry.fixed
     refuse_other_mathematics(raw)
     for key in SIZES:
         if key not in raw:
@@ -71,10 +73,11 @@ def translate(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
         **{key: raw[key] for key in SIZES},
         num_key_value_heads=heads if kv_heads is None else kv_heads,
         head_dim=raw["hidden_size"] // heads if head_dim is None else head_dim,
-        max_position_embeddings=raw.get("max_position_embeddings", 2048),
+        max_position_embeddings=longest_sequence(raw),
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope=rope_config(raw),
         attention_bias=raw.get("attention_bias", False),
+        qkv_bias=raw.get("qkv_bias", False),
         mlp_bias=raw.get("mlp_bias", False),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         eos_token_ids=eos,
@@ -109,6 +112,20 @@ def refuse_other_mathematics(raw: dict[str, Any]) -> None:
                 f"{key} = {json.dumps(value)[:80]} changes what the model computes; "
                 f"supported: {' or '.join(json.dumps(choice) for choice in allowed)}."
             )
+
+
+def longest_sequence(raw: dict[str, Any]) -> int:
+    """Tokens up to which the model is computed rightly here.
+
+    In a layer with a sliding window of W, a token sees itself and the W - 1 tokens before it. This engine has
+    no such mask; but up to W tokens the window hides nothing, so a model with one is run up to there.
+    """
+    longest = raw.get("max_position_embeddings", 2048)
+    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+    if window is None:
+        return longest
+    require_int("sliding_window", window, minimum=1)
+    return min(longest, window)
 
 
 def rope_settings(raw: dict[str, Any]) -> dict[str, Any]:

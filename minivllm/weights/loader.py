@@ -27,12 +27,13 @@ from torch import Tensor
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig
+from minivllm.distributed.sharding import WHOLE, Shard
 from minivllm.model import Model
 from minivllm.weights.download import BUILTIN_MODELS, default_cache_dir, resolve_model
 from minivllm.weights.files import START_AGAIN, StoredWeight, locate_weights, read_json
 from minivllm.weights.hf_config import load_model_config
 from minivllm.weights.random_model import random_llama
-from minivllm.weights.registry import model_class
+from minivllm.weights.registry import architecture_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -102,15 +103,20 @@ def check_size(folder: Path, config: ModelConfig, weights: dict[str, StoredWeigh
 
 
 def load_model(
-    folder: Path, attention: AttentionBackend, dtype: torch.dtype, device: torch.device | str
+    folder: Path,
+    attention: AttentionBackend,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    shard: Shard = WHOLE,
 ) -> Model:
     """Build the model on `device` and fill it; every weight is converted to `dtype` on the way in.
 
     Args:
         folder: in Hugging Face format, see `resolve_model`.
-        attention: made for this folder's config, by `make_attention_backend`.
+        attention: made for the config that `shard` leaves of this folder's, by `make_attention_backend`.
         dtype: what the weights are held and multiplied in.
         device: "cpu", "cuda" or a torch device; no weight is on another device longer than it takes to copy.
+        shard: the part of the model to load, a smaller model; no more than that is read.
 
     Raises:
         ValueError: config and weights do not fit, or a weight is not a finite floating-point tensor.
@@ -119,10 +125,11 @@ def load_model(
     if config.tie_word_embeddings:
         drop_tied_copy(folder, weights)
     check_size(folder, config, weights)
-    model = model_class(config.architecture)(config, attention, dtype, device)
+    model = architecture_named(config.architecture).cls(shard.config(config), attention, dtype, device)
     choices = default_cache_dir() / "linear_kernels.json"
+    parts = ((name, stored.read(shard.part_of(name, stored.shape))) for name, stored in weights.items())
     try:
-        model.load_weights(((name, stored.read()) for name, stored in weights.items()), choices)
+        model.load_weights(parts, choices)
     except ValueError as error:
         if str(folder) in str(error):  # about a single file
             raise

@@ -1,4 +1,4 @@
-"""Tiny random Llamas in Hugging Face format, for tests and notebooks: `random_llama`.
+"""Tiny random Llamas, and their relatives, in Hugging Face format, for tests and notebooks: `random_llama`.
 
 Why it exists: whether the engine is right does not depend on the weights being trained. A Llama of two
 layers is written and read in milliseconds, needs no network, and Hugging Face reads the same folder, so it
@@ -51,12 +51,24 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "rope_scaling": None,
+    "sliding_window": None,  # a Mistral's; a Llama has none
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
     "bos_token_id": None,  # derived: the last id but one
     "eos_token_id": None,  # derived: the last id
     "torch_dtype": "float32",
+}
+
+# The relatives: `random_llama(folder, **FAMILIES["qwen3"])`. Other keys may follow, as for a Llama.
+FAMILIES: dict[str, dict[str, Any]] = {
+    name: {"architectures": [architecture], "model_type": name}
+    for name, architecture in (
+        ("llama", "LlamaForCausalLM"),
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+    )
 }
 
 # What the models below have in common: vocabulary, positions, and 4 query heads a KV head.
@@ -80,6 +92,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "llama-3.1-8b": _LLAMA_3
     | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "head_dim": 128},
+    "tiny": {},
 }
 """What these models set in `config.json`, apart from the scaling of their positions."""
 
@@ -97,6 +110,7 @@ def random_llama(
     seed: int = 0,
     num_shards: int = 1,
     byte_tokenizer: bool = False,
+    device: str = "cpu",
     **config_overrides: Any,
 ) -> Path:
     """Write a Llama with random weights into `folder` and return `folder`; by default a tiny one.
@@ -106,6 +120,7 @@ def random_llama(
         seed: the same seed and config give the same weights.
         num_shards: above 1, the weights are spread over that many files with an index, as big models are.
         byte_tokenizer: also write a tokenizer: token id = byte value, then `<s>` and `</s>`.
+        device: where the numbers are drawn. A GPU draws 8 billion in seconds, and others for the same seed.
         config_overrides: keys of `config.json`, see `CONFIG`; unknown ones are a TypeError. `torch_dtype` is
             what the weights are rounded to.
 
@@ -135,31 +150,33 @@ def random_llama(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    write_shards(folder, random_weights(config, seed), num_shards)
+    write_shards(folder, random_weights(config, seed, device), num_shards)
     if byte_tokenizer:
         write_byte_tokenizer(folder, config["max_position_embeddings"])
     return folder
 
 
-def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+def random_weights(config: dict[str, Any], seed: int, device: str = "cpu") -> dict[str, Tensor]:
     """All weights under Hugging Face's names; a linear weight has shape (out_features, in_features).
 
     The numbers are tuned by one measure: how many of 48 greedy tokens are different. Over 12 prompts and 4
     seeds, tied, there are at least 11 and in the median 32; with Hugging Face's initial scale at most 3.
 
-    All are drawn in float32 on the CPU and then rounded: a seed gives the same model in every dtype, but for
-    the rounding. They come from one stream, so a weight added in the middle would change all after it.
+    All are drawn in float32 and then rounded: on one device a seed gives the same model in every dtype, but
+    for the rounding. They come from one stream, so a weight added in the middle would change all after it.
 
     Args:
         config: complete, as `random_llama` writes it.
         seed: of a generator of its own; torch's global one is left alone.
+        device: of that generator; the weights come back to the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, config["torch_dtype"])
     weights: dict[str, Tensor] = {}
 
     def normal(*shape: int, std: float, mean: float = 0.0) -> Tensor:
-        return torch.randn(*shape, generator=generator).mul_(std).add_(mean).to(dtype)
+        numbers = torch.randn(*shape, generator=generator, device=device)
+        return numbers.mul_(std).add_(mean).to(dtype).cpu()
 
     def add_linear(name: str, out_features: int, in_features: int, gain: float, bias: bool) -> None:
         """Inputs of size 1 give outputs of size `gain`, at any width.
@@ -191,7 +208,10 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
             ("mlp.down_proj", hidden, inner, 16.0),
         ):
             bias = config["attention_bias" if name.startswith("self_attn") else "mlp_bias"]
+            bias = bias or (config["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"))
             add_linear(prefix + name, out_features, in_features, gain, bias)
+        for norm in ("q_norm", "k_norm") if config["model_type"] == "qwen3" else ():
+            weights[f"{prefix}self_attn.{norm}.weight"] = normal(head_dim, std=0.3, mean=1.5)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{prefix}{norm}.weight"] = normal(hidden, std=0.1, mean=1.0)
     weights["model.norm.weight"] = normal(hidden, std=0.1, mean=1.0)
@@ -282,8 +302,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num-shards", type=int, default=4, help="files the weights are spread over")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="draws the numbers")
+    parser.add_argument(
+        "--mark-complete", action="store_true", help="write an empty file `complete` at the end"
+    )
     args = parser.parse_args(arguments)
-    print(random_llama(args.folder, num_shards=args.num_shards, **SHAPES[args.shape]))
+    on_gpu = args.device == "auto" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else args.device.replace("auto", "cpu")
+    print(random_llama(args.folder, num_shards=args.num_shards, device=device, **SHAPES[args.shape]))
+    if args.mark_complete:  # after minutes of writing: whoever finds the folder can tell whether it is whole
+        (args.folder / "complete").touch()
 
 
 if __name__ == "__main__":

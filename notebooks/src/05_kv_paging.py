@@ -105,7 +105,7 @@ class PrintingRunner(ModelRunner):
 
 llm = example_llm()
 engine = llm.llm_engine
-engine.runner = PrintingRunner(engine.runner.model, engine.runner.kv_cache, engine.runner.sampler)
+engine.executor.runner = PrintingRunner(engine.runner.model, engine.runner.kv_cache, engine.runner.sampler)
 prompt = encode("Four score and seven years ago")
 outputs = llm.generate({"prompt_token_ids": prompt}, greedy(4), use_tqdm=False)
 

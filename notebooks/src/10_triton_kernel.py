@@ -17,19 +17,22 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, and where the
 import math
 import subprocess
 import sys
-from collections import Counter
 from unittest.mock import patch
 
 import torch
-from triton.runtime.interpreter import interpreter_builder
+from matplotlib.patches import Rectangle
 
+from minivllm.kernels import online_softmax
 from minivllm.kernels import paged_attention as attention
 from minivllm.kernels.combine import combine_reference
 from minivllm.kernels.paged_attention_naive import _naive_kernel
+from minivllm.kernels.prefill_attention import find_tile, prefill_attention, prefill_attention_reference
+from minivllm.course.loads import record
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import decode, encode, example_llm, greedy
 from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show
+from minivllm.viz.style import INK, PALETTE, mix_with_white
 
 seed_all()
 
@@ -65,27 +68,8 @@ print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, re
 # the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
 # memory*). So this chapter counts, and times nothing.
 #
-# To count, we put our own function around the interpreter's method for loads. It notes which program loads which keys
-# and values, without those that a mask leaves out.
-
-
-# %%
-def record(kernel, *arguments, **options):
-    """Run a kernel: its output, and (program, turn of its loop, row) of each key and value that it loads."""
-    loaded, turns, original = {"K": [], "V": []}, Counter(), interpreter_builder.create_masked_load
-
-    def load(pointers, mask, *others):
-        program, first = interpreter_builder.grid_idx, pointers.data[mask.data][::16].astype("int64")
-        for name, cache in zip("KV", arguments[1:3], strict=True):
-            row = (first - cache.data_ptr()) // 64  # a row is 16 numbers of 4 bytes
-            row = row[(row >= 0) & (row < cache.nbytes // 64)].tolist()
-            loaded[name] += [(program, turns[program, name], each) for each in row]
-            turns[program, name] += bool(row)
-        return original(pointers, mask, *others)
-
-    with patch.object(interpreter_builder, "create_masked_load", load):
-        return kernel(*arguments, **options), loaded
-
+# To count, `minivllm.course.loads.record` puts a function of its own around the interpreter's method for loads. It
+# notes which program loads which keys and values, without those that a mask leaves out.
 
 # %% [markdown]
 # ## Predict, then run
@@ -135,7 +119,7 @@ show_source(_naive_kernel.fn)
 # %%
 def one_head(scores, values, tile):
     """Attention of one query with these scores and values, and (m, l, acc) after each tile."""
-    n, states, online_update = len(scores), [], attention.online_update
+    n, states, online_update = len(scores), [], online_softmax.online_update
 
     def update(*arguments):
         m, l, acc = result = online_update(*arguments)  # m in units of log 2
@@ -145,7 +129,7 @@ def one_head(scores, values, tile):
     k, v = torch.zeros(2, n, 1, 1, 16)  # blocks of one slot
     k[:, 0, 0, 0], v[:, 0, 0, 0] = torch.tensor(scores), torch.tensor(values)
     one = (torch.eye(16)[:1, None], k, v, torch.arange(n)[None], torch.tensor([n]), 1.0)
-    with patch.object(attention, "online_update", update):
+    with patch.object(online_softmax, "online_update", update):
         out = attention.paged_attention(*one, num_splits=1, tiles=attention.Tiles(16, tile, 4, 1))
     return out[0, 0, 0].item(), states
 
@@ -165,10 +149,12 @@ print(f"acc / l = {out:.3f}")
 # head**: $q$ becomes a matrix with a row for each head, the scores become a matrix product (`tl.dot`, for which GPUs
 # have special units), and each key is loaded once for the whole group. And a turn of the loop handles a tile of
 # `BLOCK_N` keys whatever the block size: every key looks up its own block, so blocks can be small and tiles large.
+# (`BY_BLOCK`, a variant that waits for a GPU to be timed, is off: read the `else`.)
 
 # %%
-show_source(attention.load_keys_and_values.fn)
-show_source(attention.online_update.fn)
+show_source(online_softmax.load_keys_and_values.fn)
+show_source(online_softmax.online_update.fn)
+show_source(online_softmax.attend.fn)
 
 # %% [markdown]
 # The same letters as before, with a row for each head. (Powers of two, because that is one instruction; the scores were
@@ -184,37 +170,53 @@ show_source(attention.online_update.fn)
 show_source(combine_reference)
 
 # %% [markdown]
+# ### Prompts: many queries of one sequence
+#
+# A prompt brings a query for each of its tokens. Its kernel walks over the keys with the same `attend`. What is new is
+# its rows: a program takes neighbouring tokens with all their heads. The last row sees the most keys, so the program
+# stops there, and half of a long prompt's scores are never computed. How many tiles each sequence has is known on the
+# device only, so a program has to find its sequence first:
+
+# %%
+show_source(find_tile.fn)
+
+# %% [markdown]
 # ## The picture
 #
-# What each program loaded from the keys of layer 0. Rows are the eight blocks; a slot has two cells, one
-# per KV head. The number in a cell says in which turn of the loop it was loaded.
+# What was loaded from the keys of layer 0. Rows are the eight blocks; a slot has two cells, one for each KV head.
 
 # %%
 tiles = attention.Tiles(16, 8, 4, 1)  # 8 keys; the other numbers matter on a GPU only
 _, grouped = record(attention.paged_attention, *batch, num_splits=1, tiles=tiles)
-panels = [(naive, head, f"naive\nquery head {head}") for head in range(4)]
-panels += [(grouped, head, f"grouped\nquery heads {2 * head} and {2 * head + 1}") for head in range(2)]
-fig = new_figure(10.5, 4.4)
-for seq, axes in enumerate(fig.subplots(2, 6, sharex=True, sharey=True)):
-    for ax, (loaded, head, title) in zip(axes, panels, strict=True):
-        turns = {row: turn for program, turn, row in loaded["K"] if program == (seq, head, 0)}
-        for row, turn in turns.items():
-            ax.text(row % 8, row // 8, turn, ha="center", va="center", fontsize=8)
-        filled = torch.tensor([row in turns for row in range(64)]).view(8, 8)
-        colours = ("Oranges", "Blues")[seq]
-        ax.pcolormesh(*[range(8)] * 2, filled, cmap=colours, vmax=3, edgecolors="#999999", lw=0.5)
-        ax.vlines([1.5, 3.5, 5.5], -0.5, 7.5, color="#222222", lw=1.5)
-        ax.set_title(title, fontsize=9)
+colours = [mix_with_white(PALETTE[index], 0.55) for index in (0, 1)]  # of the two sequences
+panels = [
+    (naive, "naive: how often loaded", lambda turns: f"{len(turns)}x"),
+    (grouped, "grouped: how often loaded", lambda turns: f"{len(turns)}x"),
+    (grouped, "grouped: in which turn", lambda turns: turns[0]),
+]
+fig = new_figure(9.5, 5.4)
+for seq, axes in enumerate(fig.subplots(2, 3, sharey=True)):
+    for ax, (loaded, title, text) in zip(axes, panels, strict=True):
+        mine = [(turn, row) for program, turn, row in loaded["K"] if program[0] == seq]
+        for row in {row for _, row in mine}:
+            y, x = divmod(row, 8)
+            ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colours[seq], edgecolor="#999999", lw=0.5))
+            turns = [turn for turn, each in mine if each == row]
+            ax.text(x + 0.5, y + 0.5, text(turns), ha="center", va="center", fontsize=8)
+        for slot in range(4):
+            ax.axvline(2 * slot, color=INK, lw=1)
+            ax.text(2 * slot + 1, -0.15, f"slot {slot}", ha="center", va="bottom", fontsize=7)
+        ax.set(xlim=(0, 8), ylim=(8, 0), yticks=[i + 0.5 for i in range(8)], yticklabels=range(8))
+        ax.set_xticks([i + 0.5 for i in range(8)], ["h0", "h1"] * 4, fontsize=7)
+        ax.set_title(f"{title}\n", fontsize=9)
     axes[0].set_ylabel(f"sequence {seq}\nblock")
-axes[0].set(xticks=[0.5, 2.5, 4.5, 6.5], xticklabels=range(4), yticks=range(8), ylim=(7.5, -0.5))
-fig.supxlabel("slot", fontsize=10)
-alt = f"Keys loaded, program by program: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
+fig.supxlabel("KV head (h0, h1) in each slot", fontsize=9)
+alt = f"Keys loaded: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
 alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the grouped ones {len(grouped['K'])}."
 show(fig, alt=alt)
 
 # %% [markdown]
-# No program touches the rest of a last block, or a block of the other sequence. On the right a turn spans two blocks:
-# tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# The naive programs of two query heads load the same keys. On the right a turn spans two blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
@@ -261,43 +263,43 @@ def paged_batch(lens, heads=(4, 2), size=4):
 both = {"naive": attention.paged_attention_naive, "grouped": attention.paged_attention}
 groups, kib, fig = [1, 2, 4, 8], {}, new_figure(5.5, 2.8)
 ax = fig.subplots()
-for name, kernel in both.items():
+for (name, kernel), colour in zip(both.items(), (PALETTE[5], PALETTE[1]), strict=True):
     runs = [record(kernel, *paged_batch([40], heads=(8, 8 // group), size=16))[1] for group in groups]
     kib[name] = [sum(map(len, loaded.values())) * 64 / 1024 for loaded in runs]
-    ax.plot(groups, kib[name], "o-")
-    ax.text(8, kib[name][-1] + 2, name, ha="right")
+    ax.plot(groups, kib[name], "o-", color=colour)
+    ax.text(8, kib[name][-1] + 2, name, ha="right", color=colour)
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
 show(fig, alt=f"KiB loaded for {groups} query heads per KV head: {kib}".translate({39: None}))
 
 # %% [markdown]
-# Is a kernel that loads half the bytes twice as fast? Only a GPU can tell. What the machine code tells is in
-# `docs/gpu.md`. With the heads of Llama-3.1-8B and its memory at full speed, an H100 would spend 20 % of its time on
-# the instructions of the grouped kernel. The naive one needs 159 %, so the memory has to wait. Where there is a GPU,
-# this cell measures:
+# For a prompt of 32 tokens, of which 8 were computed before: three programs for each KV head, 8 queries each.
+
+# %%
+_, k, v, table, n, scale = paged_batch([32])
+chunk = (torch.randn(24, 4, 16), k, v, table, n, torch.tensor([0, 24]), scale)
+out, loaded = record(prefill_attention, *chunk, tiles=attention.Tiles(16, 8, 4, 1))
+seen = [sum(program == (i, 0, 0) for program, _, _ in loaded["K"]) for i in range(3)]
+fig = new_figure(7.5, 2.2)
+ax = fig.subplots()
+ax.barh(range(3), seen, color=colours[0], edgecolor=INK, lw=0.5, label="keys loaded")
+ax.barh(range(3), 8, left=[8, 16, 24], height=0.25, color=PALETTE[1], label="its own queries")
+ax.set(yticks=range(3), ylim=(2.6, -0.6), xlim=(0, 40), xticks=range(0, 33, 8))
+ax.set(xlabel="position in the sequence", ylabel="program")
+ax.legend(fontsize=8, loc="upper right")
+show(fig, alt=f"Three programs of a prompt load {seen} keys: each up to its own last query.")
+claim("each program reads up to its last query", seen == [16, 24, 32], measured=seen)
+off = (out - prefill_attention_reference(*chunk)).abs().max().item()
+claim("the prefill kernel agrees with PyTorch to 1e-4", off <= 1e-4, measured=f"{off:.0e}")
+
+# %% [markdown]
+# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. An H100's
+# memory at full speed would leave the grouped kernel's instructions 81 % idle; the naive kernel's need 159 % of the
+# time, so the memory has to wait (`docs/gpu.md`). Where there is a GPU, this cell measures:
 
 # %% tags=["machine"]
 command = "-m minivllm bench kernels --only B16"
 measure = f"TRITON_INTERPRET=0 {sys.executable} {command}"
 print(subprocess.getoutput(measure) if torch.cuda.is_available() else f"no GPU here; with one: python {command}")
-
-# %% [markdown]
-# PyTorch has such an operator for GPUs: `varlen_attn` takes a `block_table` (torch 2.13), and its layout is ours, with
-# `seqused_k` for `seq_lens`. It needs numbers of 16 bits and an installed FlashAttention 3 or 4 that was chosen with
-# `activate_flash_attention_impl`; PyTorch's own FlashAttention 2 refuses tables (pytorch/pytorch#175924). Writing K and
-# V to their slots stays with the caller. Where it runs, it is one more contender:
-
-# %% tags=["machine"]
-try:
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v, table, n = (each.cuda() if torch.cuda.is_available() else each for each in batch[:5])
-    q, k, v, starts = q.bfloat16(), k.bfloat16(), v.bfloat16(), torch.arange(3, device=q.device).int()
-    paged = {"seqused_k": n.int(), "block_table": table, "enable_gqa": True, "scale": batch[5]}
-    theirs = varlen_attn(q, k, v, starts, None, 1, max(lens), **paged).float().cpu()
-    off = (theirs - attention.paged_attention_reference(*batch)).abs().max()
-    print(f"varlen_attn runs here; in bfloat16 it is off by {off:.1e}")
-except (ImportError, TypeError, RuntimeError) as error:  # an older torch, no GPU, no FlashAttention 3
-    print(f"varlen_attn does not run here: {type(error).__name__}: {str(error)[:83]}")
 
 # %% [markdown]
 # ## Claims
@@ -356,8 +358,7 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # In `notebooks/exercises/ch10_triton_kernel.py`:
 #
 # - **ex10a** `merge`: two parts of a softmax become one, in PyTorch.
-# - **ex10b** `decode_kernel`: a kernel of your own, with one query head per program and tiles apart from blocks. About
-#   twenty lines.
+# - **ex10b** `decode_kernel`: a kernel of your own, with one query head per program and tiles apart from blocks.
 # - **ex10c** `split_kv`: divide the tokens fairly among several programs, and merge what they bring back.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex10a`:
@@ -371,14 +372,12 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # if it were processed all the same, with the mask?</summary>
 #
 # Nothing. All its scores are $-\infty$, so $m$ stays, $\alpha = 1$ and every exponential is 0. Only the very first tile
-# must not be so: then $m$ is still $-\infty$, and $-\infty - (-\infty)$ is not a number. `online_update` guards
-# against it.
+# must not be so: then $m$ is still $-\infty$, and $-\infty - (-\infty)$ is not a number.
 # </details>
 #
 # <details><summary>Why does a part of split-KV store m and l, and not its finished output alone?</summary>
 #
-# Two averages cannot be averaged without their weights: a part weighs $l \cdot e^m$. (Some kernels store the output and
-# $m + \log l$.)
+# Two averages cannot be averaged without their weights: a part weighs $l \cdot e^m$.
 # </details>
 #
 # <details><summary>All tests pass in the interpreter. Name two bugs that may still be there.</summary>
@@ -392,8 +391,7 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # `csrc/attention/attention_kernels.cu` in version 0.1, removed in 0.25. Its nearest relative today is
 # `vllm/v1/attention/ops/triton_unified_attention.py`: prompts and decode steps in one kernel; a row is a query token
 # and a head of a group. Its split-KV cuts into 16 segments, whenever the batch is small and has one query token per
-# sequence, and `reduce_segments` merges them. It loads the block table without a mask, so its tables must be wide
-# enough. On many GPUs vLLM takes FlashAttention instead.
+# sequence, and `reduce_segments` merges them. On many GPUs vLLM takes FlashAttention instead.
 #
 # ## Key points
 #

@@ -737,6 +737,38 @@ def test_sharing_prints_both_experiments(folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("without sharing: ") == 2
 
 
+# -- speculation --------------------------------------------------------------------------------------
+
+
+def test_the_speculative_benchmark_reports_counts_and_draws(tmp_path_factory, tmp_path, capsys, any_machine):
+    """Would catch a side that has the other one's tokens, or a text that differs with drafts."""
+    model = random_llama(tmp_path_factory.mktemp("speculative"), byte_tokenizer=True)
+    argv = [
+        "--model",
+        str(model),
+        "--num-blocks",
+        "256",
+        "--attention-backend",
+        "torch",
+        "--output-len",
+        "24",
+    ]
+    argv += ["--seq-len", "32", "--repeats", "2", "--num-speculative-tokens", "2"]
+    argv += ["--output-json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
+    assert bench.main(["speculative", *argv]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert set(result["workloads"]) == {
+        f"{name} {batch}" for name in ("edit", "code", "quote", "random") for batch in (1, 4)
+    }
+    assert all(entry["same_tokens"] for entry in result["workloads"].values())
+    assert any(entry["num_draft_tokens"] > 0 for entry in result["workloads"].values())
+    assert [list(times) for times in result["curve"].values()] == [["1", "2", "3"]] * 2
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert printed.count(" yes") == 8
+    assert "break-even" in printed
+
+
 # -- serving ------------------------------------------------------------------------------------------
 
 TIMES = Served(arrival=2.0, num_prompt_tokens=10, tokens=(3.0, 3.5, 4.5))

@@ -13,6 +13,25 @@ import torch
 import minivllm.kernels.common  # noqa: F401  (chooses the interpreter, before anything here imports triton)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--num-stages 1`: every kernel is compiled without pipelining, whatever its tiles ask for."""
+    parser.addoption("--num-stages", type=int, help="of every compiled kernel, instead of its tiles'")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put `--num-stages` into each launch. A control for Triton's pipeliner, which has had bugs of its own."""
+    if (num_stages := config.getoption("num_stages", None)) is None:
+        return
+    from triton.runtime.jit import JITFunction
+
+    launch = JITFunction.run
+
+    def launch_with(self: object, *args: object, **options: object) -> object:
+        return launch(self, *args, **options | {"num_stages": num_stages})
+
+    JITFunction.run = launch_with
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect this folder's `gpu` tests where there is no CUDA device."""
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,29 @@ for R, width in itertools.product((1, 5, 16), (1, 7, 16)):
 print(len(hashes))
 """
 
+# The stages of one kernel as its tiles ask for, and then under the option.
+ONE_STAGE = """
+import importlib.util, torch
+from types import SimpleNamespace
+import minivllm.kernels.common
+from minivllm.aot import kernel_compile
+from minivllm.kernels.paged_attention import paged_attention
+from triton.runtime.jit import JITFunction
+
+def launch(kernel, grid):
+    return lambda *args, **kwargs: print(
+        kernel.run(*args, grid=grid, warmup=True, **kwargs).metadata.num_stages)
+JITFunction.__getitem__ = launch
+kernel_compile.pretend_to_be(90)
+minivllm.kernels.common.check_launchable = lambda tensor: None
+spec = importlib.util.spec_from_file_location("conftest", "{root}/tests/kernels/conftest.py")
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+for num_stages in (None, 1):
+    conftest.pytest_configure(SimpleNamespace(getoption=lambda name, default=None: num_stages))
+    kernel_compile.call_decode("smollm2", torch.float16)
+"""
+
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
@@ -59,6 +83,12 @@ def compiled() -> list[dict]:
 def controls() -> list[dict]:
     """Tiles that the heuristics must not choose, and attention without a block table."""
     return compile_in_processes([["too_large"], ["contiguous", "80", "90"]])
+
+
+@pytest.fixture(scope="module")
+def variants() -> list[dict]:
+    """The attention kernels with each switch turned on, and with a hint to the L2 cache."""
+    return compile_in_processes([["variants", "80", "90"], ["evict_first", "90"]])
 
 
 def assert_fits(records: list[dict]) -> None:
@@ -154,13 +184,44 @@ def test_no_batch_size_and_no_table_width_needs_a_kernel_of_its_own(scale, expec
 def test_programs_on_a_multiprocessor_by_hand():
     """Catches a limit that is forgotten or rounded the wrong way: the example in `chips.py`, limit by limit."""
     h100 = CHIPS[90]
-    assert h100.programs_per_sm(registers=106, shared_bytes=39168, num_warps=4) == 4  # registers: 4.57
+    assert h100.programs_per_sm(registers=123, shared_bytes=39168, num_warps=4) == 4  # registers: 4.16
     assert h100.programs_per_sm(registers=32, shared_bytes=39168, num_warps=4) == 5  # shared memory: 5.8
     assert h100.programs_per_sm(registers=32, shared_bytes=0, num_warps=4) == 16  # warps
     assert h100.programs_per_sm(registers=32, shared_bytes=227 * 1024, num_warps=4) == 1
     assert h100.programs_per_sm(registers=32, shared_bytes=227 * 1024 + 1, num_warps=4) == 0
     assert h100.bytes_under_way_needed() == pytest.approx(25.4e3, rel=1e-2)
     assert h100.bytes_per_cycle() == pytest.approx(12.8, rel=1e-2)
+
+
+@pytest.mark.parametrize(("kernel", "switch", "at_most"), [
+    (DECODE, "masked tail", 0.90), (DECODE, "one number per block", 0.90), (DECODE, "all three", 0.75),
+    (PREFILL, "masked tail", 0.85), (PREFILL, "one number per block", 0.96), (PREFILL, "all three", 0.85),
+])  # fmt: skip
+def test_a_switch_saves_instructions_and_keeps_what_matters(kernel, switch, at_most, compiled, variants):
+    """Would catch a variant that the compiler makes worse: without its hint, "one number per block" takes 2.5 times
+    the instructions and has no asynchronous copies.
+    """
+    (before,) = find(compiled, capability=90, kernel=kernel, **LLAMA)
+    (after,) = find(variants, capability=90, kernel=kernel, variant=switch)
+    assert after["loop_instructions"] <= at_most * before["loop_instructions"]
+    assert after["async_copy"] and (after["mma"], after["wgmma"]) == (before["mma"], before["wgmma"])
+    assert_fits([after])  # (on an A100 all three together put two registers into memory)
+
+
+def test_asynchronous_copies_take_no_hint_for_the_cache(variants):
+    """Would catch a Triton that passes `evict_first` on: then it is worth a switch, and a measurement."""
+    (pipelined,) = find(variants, kernel=DECODE, variant="evict first")
+    (control,) = find(variants, kernel=DECODE, variant="evict first, one stage")
+    assert pipelined["async_copy"] and pipelined["hinted"][1] == 0
+    assert not control["async_copy"] and control["hinted"][0] > 2 * pipelined["hinted"][0] > 0
+
+
+def test_the_option_num_stages_reaches_the_compiler():
+    """Would catch a control run that is the same run again: `--num-stages 1` of the kernel tests."""
+    code = ONE_STAGE.format(root=str(Path(__file__).parents[2]))
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == ["3", "1"], run.stderr
 
 
 def test_an_unknown_chip_is_refused_before_anything_is_compiled():

@@ -19,14 +19,14 @@ DECODE_MUTANTS = [
     ("online_softmax.py", "l = l * alpha + tl.sum(p, axis=1)", "l = l + tl.sum(p, axis=1)"),
     ("online_softmax.py", "offset = n % S", "offset = n % S // 2"),
     ("online_softmax.py", "tl.load(table + n // S,", "tl.load(table + tl.maximum(n // S - 1, 0),"),
-    ("paged_attention.py", 'input_precision="ieee") * scale', 'input_precision="ieee")'),
-    ("paged_attention.py", "scores * LOG2_E", "scores"),
-    ("paged_attention.py", "in_range = n < high", "in_range = n < high - 1"),
+    ("online_softmax.py", 'input_precision="ieee") * scale', 'input_precision="ieee")'),
+    ("online_softmax.py", "scores = scores * LOG2_E", "scores = scores"),
     (
-        "paged_attention.py",
-        "tl.where(in_range[None, :], scores * LOG2_E,",
-        "tl.where(n[None, :] >= 0, scores * LOG2_E,",
+        "online_softmax.py",
+        "seen = (start + tl.arange(0, BLOCK_N))",
+        "seen = (start + 1 + tl.arange(0, BLOCK_N))",
     ),
+    ("online_softmax.py", "tl.where(seen, scores,", "tl.where(seen | (scores < 9), scores,"),
     (
         "paged_attention.py",
         "head = kv_head * G + head_in_group",
@@ -38,16 +38,8 @@ DECODE_MUTANTS = [
     ("combine.py", "total = tl.sum(weight * l, axis=0)", "total = tl.sum(l, axis=0)"),
 ]
 PREFILL_MUTANTS = [
-    (
-        "prefill_attention.py",
-        "seen = n[None, :] <= position[:, None]",
-        "seen = n[None, :] < position[:, None]",
-    ),
-    (
-        "prefill_attention.py",
-        "seen = n[None, :] <= position[:, None]",
-        "seen = n[None, :] <= position[:, None] + 1",
-    ),
+    ("online_softmax.py", "[None, :] <= position[:, None]", "[None, :] < position[:, None]"),
+    ("online_softmax.py", "[None, :] <= position[:, None]", "[None, :] <= position[:, None] + 1"),
     ("prefill_attention.py", "context = seq_len - query_len\n", "context = seq_len - query_len + 1\n"),
     (
         "prefill_attention.py",

@@ -126,11 +126,11 @@ def test_an_eos_id_that_is_no_number_is_refused_by_name(tmp_path, eos, file):
     ("keys", "text"),
     [
         (
-            {"architectures": ["MistralForCausalLM"]},
-            "config.json: the architecture MistralForCausalLM is not supported; known: LlamaForCausalLM",
+            {"architectures": ["MixtralForCausalLM"]},
+            "config.json: the architecture MixtralForCausalLM is not supported; known: LlamaForCausalLM",
         ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"model_type": "qwen2"}, "got architectures = [] and model_type = 'qwen2'"),
+        ({"model_type": "gemma"}, "got architectures = [] and model_type = 'gemma'"),
         (
             {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
             "LlamaForCausalLM does not go with model_type = 'mistral'",

@@ -1,0 +1,136 @@
+"""What a client may do, and in what time: `Limits`, and the guard that holds every request to them.
+
+    who        no API key, or a wrong one                        401
+               a page of another host that calls ours            403     (a browser says so in `Origin`)
+    how much   a body beyond `max_body_bytes`                    413
+    how slow   headers that do not come                          closed  (`PatientProtocol`)
+               a body that does not come                         408
+               an answer that is not read                        closed, and its request aborted
+
+Why `Origin`: the server listens on 127.0.0.1, where every page in the user's browser can reach it. Such a
+page cannot read the answers, but without this check it could stop the engine or keep it busy.
+
+vLLM V1: `AuthenticationMiddleware` in `vllm/entrypoints/openai/server_utils.py`; the rest is left to a proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from minivllm.server.errors import APIError, error_response
+
+# Without a key: whether it lives, and a page that holds nothing but itself.
+OPEN_PATHS = ("/", "/health")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes, times in seconds. Without `api_keys` all may come in."""
+
+    api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 4 * 2**20
+    body_seconds: float = 30.0
+    write_seconds: float = 60.0
+
+
+def guard(app: FastAPI, limits: Limits) -> None:
+    """Put the guard, and CORS headers if other origins are allowed, in front of all routes."""
+    app.add_middleware(Guard, limits=limits)
+    if limits.allowed_origins:
+        origins = list(limits.allowed_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+
+
+class Guard:
+    """ASGI middleware: refuses what `limits` forbids, and puts a time limit on each read and write."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with an error."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except APIError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        body = _Body(receive, self.limits)
+
+        async def write(message: Message) -> None:
+            async with asyncio.timeout(self.limits.write_seconds):
+                await send(message)
+
+        await self.app(scope, body.receive, write)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        own = urlsplit(origin or "").netloc == headers.get("host")
+        allowed = self.limits.allowed_origins
+        if origin is not None and not own and origin not in allowed and "*" not in allowed:
+            raise APIError(403, "requests from pages of other origins are not allowed here.")
+        if self.limits.api_keys and scope["path"] not in OPEN_PATHS:
+            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+            # Each key takes a time that does not tell how many of its characters were right.
+            if not sum(hmac.compare_digest(given, key.encode()) for key in self.limits.api_keys):
+                raise APIError(401, "a valid API key is needed: Authorization: Bearer KEY.")
+
+
+class _Body:
+    """`receive` with limits on the body; what follows it, the client's leaving, may take for ever.
+
+    The errors are HTTPExceptions, because FastAPI, which reads the body, lets no others through.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._num_bytes = 0
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        if self._is_complete:
+            return await self._receive()
+        seconds, most = self._limits.body_seconds, self._limits.max_body_bytes
+        try:
+            async with asyncio.timeout(seconds):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {seconds} seconds.") from None
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > most:
+            raise HTTPException(413, f"the body has more than {most} bytes.")
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, which waits for the headers of a first request as long as for those of the next.
+
+    uvicorn's own starts its keep-alive timer after an answer and stops it at the first byte, so a client that
+    sends a header a minute could hold a connection for ever.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the timer for the first request's headers."""
+        super().connection_made(transport)
+        self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,203 @@
+"""What a client gets back: the outputs of the engine in OpenAI's two formats, whole or in chunks.
+
+A `Reply` makes both. Fed with deltas it makes the chunks of a stream; fed with last outputs, one body::
+
+    delta " Paris"    {"choices": [{"index": 0, "text": " Paris", "finish_reason": null}]}
+    delta "."         {"choices": [{"index": 0, "text": ".", "finish_reason": "length"}]}
+    usage             {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, ...}}
+
+Choices count through: with two prompts and n = 3, choice 4 is the second completion of the second prompt.
+Each `finish_reason` is the engine's own: "stop" where a stop string or an end token came, "length" at
+max_tokens.
+
+vLLM V1: `vllm/entrypoints/openai/completion/serving.py`, `chat_completion/serving.py`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from typing import Any
+
+from minivllm.outputs import CompletionOutput, Logprob, RequestOutput
+
+# Minus infinity is no JSON; vLLM's stand-in for it.
+LOWEST_LOGPROB = -9999.0
+
+
+class Reply(ABC):
+    """The answer to one HTTP request, which may have several prompts.
+
+    Args:
+        model: the name to show.
+        n: completions per prompt.
+        prefix: of the id; the requests in the engine are called `{id}-0`, `{id}-1`, ...
+    """
+
+    kind = chunk_kind = ""
+
+    def __init__(self, model: str, n: int, prefix: str) -> None:
+        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        self.header = {"id": self.id, "created": int(time.time()), "model": model}
+        self.n = n
+        # By request: the same number in every output of it, so the newest may overwrite.
+        self._prompt_tokens: dict[str, int] = {}
+        self._cached_tokens: dict[str, int] = {}
+        self._completion_tokens = 0
+
+    @abstractmethod
+    def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+        """One choice of a whole body."""
+
+    @abstractmethod
+    def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """The choices of the chunks that tell what is new in `completion`."""
+
+    def chunks(self, output: RequestOutput) -> list[dict[str, Any]]:
+        """The chunks of one delta."""
+        self._count(output)
+        return [
+            {**self.header, "object": self.chunk_kind, "choices": [choice]}
+            for completion in output.outputs
+            for choice in self.deltas(self._index(output, completion), output, completion)
+        ]
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last chunk, for `include_usage`."""
+        return {**self.header, "object": self.chunk_kind, "choices": [], "usage": self.usage()}
+
+    def body(self, outputs: list[RequestOutput]) -> dict[str, Any]:
+        """The whole answer, from the last output of each request."""
+        for output in outputs:
+            self._count(output)
+        choices = [
+            self.choice(self._index(output, completion), output, completion)
+            for output in outputs
+            for completion in output.outputs
+        ]
+        choices.sort(key=lambda choice: choice["index"])
+        return {**self.header, "object": self.kind, "choices": choices, "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far."""
+        prompt, completion = sum(self._prompt_tokens.values()), self._completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens.values())},
+        }
+
+    def _count(self, output: RequestOutput) -> None:
+        self._prompt_tokens[output.request_id] = len(output.prompt_token_ids)
+        self._cached_tokens[output.request_id] = output.num_cached_tokens or 0
+        self._completion_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+
+    def _index(self, output: RequestOutput, completion: CompletionOutput) -> int:
+        return int(output.request_id.rpartition("-")[2]) * self.n + completion.index
+
+
+class CompletionReply(Reply):
+    """The answer of /v1/completions.
+
+    Args:
+        echo: the prompt comes first, with its log-probabilities if those of the output were asked for.
+        no_output: with echo and max_tokens=0, nothing but the prompt is wanted. (The engine made one token.)
+    """
+
+    kind = chunk_kind = "text_completion"
+
+    def __init__(self, model: str, n: int, echo: bool = False, no_output: bool = False) -> None:
+        super().__init__(model, n, "cmpl")
+        self.echo, self.no_output = echo, no_output
+        self.first_words: dict[str, str] = {}  # text of each prompt's first token, which has no logprob
+        self._offsets: dict[int, int] = {}  # characters in a choice's tokens so far
+
+    def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+        """Text and log-probabilities; the first of a choice may begin with the prompt."""
+        is_first = index not in self._offsets
+        text, entries, words = completion.text, completion.logprobs, []
+        if self.no_output:
+            text, entries = "", None if entries is None else []
+        if self.echo and is_first:
+            text = (output.prompt or "") + text
+            words = [None, *(output.prompt_logprobs or [None])[1:]] if entries is not None else []
+        logprobs = None if entries is None else self._logprobs(index, output, [*words, *entries])
+        self._offsets.setdefault(index, 0)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": "length" if self.no_output else completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+
+    def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """One choice: a chunk has the form of a body."""
+        return [self.choice(index, output, completion)]
+
+    def _logprobs(
+        self, index: int, output: RequestOutput, entries: list[dict[int, Logprob] | None]
+    ) -> dict[str, list[Any]]:
+        """OpenAI's four parallel lists. The token that stands at a position is the first of its dict."""
+        tokens, chosen, top, offsets = [], [], [], []
+        for entry in entries:
+            first = None if entry is None else next(iter(entry.values()))
+            tokens.append(self.first_words.get(output.request_id, "") if first is None else _word(first))
+            chosen.append(None if first is None else _finite(first.logprob))
+            top.append(entry and {_word(each): _finite(each.logprob) for each in entry.values()})
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(tokens[-1])
+        return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
+
+
+class ChatReply(Reply):
+    """The answer of /v1/chat/completions; `num_top` log-probabilities at each position."""
+
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, model: str, n: int, num_top: int = 0) -> None:
+        super().__init__(model, n, "chatcmpl")
+        self.num_top = num_top
+        self._begun: set[int] = set()  # choices whose role has been told
+
+    def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+        """The whole message."""
+        message = {"role": "assistant", "content": completion.text}
+        return {"index": index, "message": message} | self._rest(completion)
+
+    def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """At first the role alone, as OpenAI sends it; then what is new."""
+        role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        first = [] if index in self._begun else [{"index": index} | role]
+        self._begun.add(index)
+        return [*first, {"index": index, "delta": {"content": completion.text}} | self._rest(completion)]
+
+    def _rest(self, completion: CompletionOutput) -> dict[str, Any]:
+        entries = completion.logprobs
+        logprobs = None if entries is None else {"content": [self._logprob(entry) for entry in entries]}
+        return {
+            "logprobs": logprobs,
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+
+    def _logprob(self, entry: dict[int, Logprob]) -> dict[str, Any]:
+        first = next(iter(entry.values()))
+        top = [each for each in entry.values() if each.rank <= self.num_top]
+        top.sort(key=lambda each: each.rank)
+        return _token(first) | {"top_logprobs": [_token(each) for each in top]}
+
+
+def _token(logprob: Logprob) -> dict[str, Any]:
+    word = _word(logprob)
+    return {"token": word, "logprob": _finite(logprob.logprob), "bytes": list(word.encode())}
+
+
+def _word(logprob: Logprob) -> str:
+    return logprob.decoded_token or ""
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)
