@@ -82,7 +82,8 @@ def draw_claims(axes: Axes, claims: list[Row]) -> None:
         low, high = claim["low"], claim["high"]
         axes.plot([low, high], [number, number], color="black", lw=2)
         axes.plot([low, high], [number, number], "|", color="black", ms=12, mew=2)
-        axes.text(claim["ours"], number, f" {claim['ours']:.2f}", va="center", fontsize=7)
+        # Inside the bar, where no mark can lie on it.
+        axes.text(0, number, f" {claim['ours']:.2f}", va="center", fontsize=7, color="white", weight="bold")
     axes.set_yticks(range(len(claims)), [claim["text"].replace(": blocks saved, %", "") for claim in claims])
     axes.invert_yaxis()
 
