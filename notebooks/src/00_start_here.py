@@ -232,9 +232,11 @@ claim(
 # ## In real vLLM
 #
 # `LLM`, `SamplingParams` and `generate` have the same names and arguments there, and so do most ideas:
-# `vllm/v1/engine/core.py` has the same three calls in `EngineCore.step`. What differs is around it: the scheduler and
+# [`vllm/v1/engine/core.py`] has the same three calls in `EngineCore.step`. What differs is around it: the scheduler and
 # the model run in different processes, and several GPUs share the work. The paper's version of 2023 also had
 # copy-on-write and swapping in its scheduler; vLLM has dropped them since, and this project keeps them.
+#
+# [`vllm/v1/engine/core.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/engine/core.py
 #
 # ## Key points
 #
@@ -242,3 +244,5 @@ claim(
 # - The engine is a loop over three calls: schedule, execute, update.
 # - Keys and values live in blocks; a block table says which blocks belong to a request.
 # - Batching and paging must not change a single token, and here they do not.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4. **Next:** [01 · Llama forward, one token at a time](01_llama_forward.ipynb).

@@ -299,9 +299,11 @@ claim(
 #
 # ## In real vLLM
 #
-# `vllm/model_executor/models/llama.py` has the same classes and the same fused projections (`qkv_proj`,
+# [`vllm/model_executor/models/llama.py`] has the same classes and the same fused projections (`qkv_proj`,
 # `gate_up_proj`), made of layers that can be split over several GPUs. Positions are an argument there too, and the
 # tokens of all requests lie in one row. Normalisation and the residual addition are one fused kernel.
+#
+# [`vllm/model_executor/models/llama.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/model_executor/models/llama.py
 #
 # ## Key points
 #
@@ -309,3 +311,5 @@ claim(
 # - Only attention looks at other tokens, and it needs nothing of them but keys and values.
 # - RoPE makes scores depend on distance, so a rotated key is right forever.
 # - Computing everything again for each token is quadratic: that is the problem the KV cache solves.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 2. **Next:** [02 · The KV cache and its price](02_kv_cache.ipynb).

@@ -283,10 +283,12 @@ claim(
 #
 # ## In real vLLM
 #
-# The tensors are allocated in `vllm/v1/worker/gpu_model_runner.py`, after a trial step has shown how much memory the
+# The tensors are allocated in [`vllm/v1/worker/gpu_model_runner.py`], after a trial step has shown how much memory the
 # model itself needs at its busiest; `gpu_memory_utilization` says how much of the rest to take. Writing is a CUDA
 # kernel, `reshape_and_cache`, of which this project has a Triton version in `kernels/`. Keys and values can also be
 # stored in 8 bits, which halves the price once more.
+#
+# [`vllm/v1/worker/gpu_model_runner.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu_model_runner.py
 #
 # ## Key points
 #
@@ -294,3 +296,5 @@ claim(
 # - The price is 2 · layers · KV heads · head size · bytes per number, for every token of every request.
 # - How many requests share a step is decided by memory, not by arithmetic.
 # - A text may be cut anywhere between calls; the logits do not notice.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 3. **Next:** [03 · Naive batching: where the memory and the time go](03_naive_batching.ipynb).

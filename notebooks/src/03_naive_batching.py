@@ -234,3 +234,5 @@ claim(
 # - Used, reserved, internal, rounding, free: every slot is one of them, and they add up to the pool.
 # - Perfect knowledge of the lengths does not help enough; the piece is the problem.
 # - A static batch runs as long as its longest member; the seats of the others stand empty in the end.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 3. **Next:** [04 · The block table](04_block_table.ipynb).

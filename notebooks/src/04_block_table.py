@@ -62,8 +62,8 @@ show_source(BlockTable.num_missing_blocks)
 # %% [markdown]
 # `num_missing_blocks` is one subtraction: blocks needed for the tokens, minus blocks held. It has no case for "the
 # last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
-# instead are right only when tokens come one by one, and only at one moment of the step; the best-known small engine
-# has that line, and nine discussions about what it means.
+# instead are right only when tokens come one by one, and only at one moment of the step. Small engines do have that
+# line, and their readers keep asking what it means.
 #
 # The worked example, by hand. The sequence has blocks 7 and 2:
 
@@ -261,10 +261,13 @@ claim(
 #
 # ## In real vLLM
 #
-# `vllm/v1/core/block_pool.py` has the same queue, as a linked list, so that a block can leave from its middle (here:
-# an `OrderedDict`). The tables are in `vllm/v1/core/single_type_kv_cache_manager.py` as `req_to_blocks`. Block size
+# [`vllm/v1/core/block_pool.py`] has the same queue, as a linked list, so that a block can leave from its middle (here:
+# an `OrderedDict`). The tables are in [`vllm/v1/core/single_type_kv_cache_manager.py`] as `req_to_blocks`. Block size
 # is 16 by default. Models with several kinds of attention have several groups of blocks there, which is most of the
 # difference in length.
+#
+# [`vllm/v1/core/block_pool.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/block_pool.py
+# [`vllm/v1/core/single_type_kv_cache_manager.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/single_type_kv_cache_manager.py
 #
 # ## Key points
 #
@@ -272,3 +275,5 @@ claim(
 # - Needed minus held: that subtraction is the whole rule of allocation.
 # - Waste is less than one block per sequence, whatever its length.
 # - All or nothing, and never free twice: these two keep the pool whole.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.1. **Next:** [05 · KV paging](05_kv_paging.ipynb).

@@ -284,10 +284,12 @@ claim(
 #
 # ## In real vLLM
 #
-# The runner's work is in `vllm/v1/worker/gpu_model_runner.py` and `block_table.py`; the names `slot_mapping`,
+# The runner's work is in [`vllm/v1/worker/gpu_model_runner.py`] and `block_table.py`; the names `slot_mapping`,
 # `seq_lens` and `query_start_loc` are the same. Reading is done by FlashAttention or FlashInfer, which accept block
 # tables today; the paper's own kernel (`csrc/attention/`) is not what runs on most GPUs any more. This project's
 # Triton kernels are in `kernels/`, and chapter 10 reads one.
+#
+# [`vllm/v1/worker/gpu_model_runner.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu_model_runner.py
 #
 # ## Key points
 #
@@ -295,3 +297,5 @@ claim(
 # - Behind the lookup, attention is unchanged, and so is every bit of the result.
 # - Less than one block of waste per sequence: from 70 % of the held memory to a few per cent here.
 # - Saved memory becomes more requests per step, and that becomes throughput.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.2. **Next:** [06 · Continuous batching](06_continuous_batching.ipynb).

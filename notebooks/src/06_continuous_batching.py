@@ -284,10 +284,12 @@ claim(
 #
 # ## In real vLLM
 #
-# `vllm/v1/core/sched/scheduler.py` follows the same rule, and says so in a note: no decoding phase nor prefill phase,
+# [`vllm/v1/core/sched/scheduler.py`] follows the same rule, and says so in a note: no decoding phase nor prefill phase,
 # just `num_computed_tokens` catching up. It adds priorities, speculative tokens, encoder inputs and transfers between
 # machines, which is how about 80 lines become 600. A server on a large GPU there takes up to 1,024 sequences and 8,192
 # tokens per step by default.
+#
+# [`vllm/v1/core/sched/scheduler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/sched/scheduler.py
 #
 # ## Key points
 #
@@ -297,3 +299,5 @@ claim(
 # - Scheduling decides when a token is computed, not which one. In float32 on a small model each text is what it would
 #   be alone; in bfloat16, or with other kernels for other batch sizes, two nearly equal logits may change places
 #   (`python -m minivllm compare` looks for such tokens).
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.3. **Next:** [07 · Running out: preemption and chunked prefill](07_preemption.ipynb).

@@ -374,13 +374,15 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 #
 # ## In real vLLM
 #
-# `vllm/v1/core/sched/scheduler.py` has the same loop: `allocate_slots` until it is not `None`, `self.running.pop()`,
+# [`vllm/v1/core/sched/scheduler.py`] has the same loop: `allocate_slots` until it is not `None`, `self.running.pop()`,
 # `_preempt_request`, and no request is admitted in a step that preempted. With the policy `priority` the victim is the
 # request of least priority instead, wherever it stands; if it has a place in the step already, that is undone. Swap
 # went away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above
 # is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was computed in
 # part, thrown out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a
 # request is admitted only when its whole input fits.
+#
+# [`vllm/v1/core/sched/scheduler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/sched/scheduler.py
 #
 # ## Key points
 #
@@ -390,3 +392,5 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # - Preemption costs what the victim had computed, and no token of its text.
 # - The token budget bounds the gap of every request which generates and is not preempted; a smaller budget makes long
 #   prompts wait instead.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.5. **Next:** [08 · The sampler](08_sampler.ipynb).

@@ -396,12 +396,15 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 #
 # ## In real vLLM
 #
-# `vllm/v1/sample/sampler.py` has the same order, penalties before temperature before min_p before top_k before top_p,
-# and takes log-probabilities from the untouched logits, as here. `vllm/v1/sample/ops/topk_topp_sampler.py` cuts in two
+# [`vllm/v1/sample/sampler.py`] has the same order, penalties before temperature before min_p before top_k before top_p,
+# and takes log-probabilities from the untouched logits, as here. [`vllm/v1/sample/ops/topk_topp_sampler.py`] cuts in two
 # ways. On an NVIDIA GPU it uses FlashInfer's kernels, which refuse as we do, but know no seed of a request. With a
 # seeded request in the batch, or elsewhere, it masks the row (by sorting it, or with a Triton kernel), divides each
 # probability by an exponential random number and takes the largest quotient; a request with a seed has a generator of
 # its own for that, with a state. So a seed repeats a text within one engine; another engine gives another.
+#
+# [`vllm/v1/sample/sampler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/sampler.py
+# [`vllm/v1/sample/ops/topk_topp_sampler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/ops/topk_topp_sampler.py
 #
 # ## Key points
 #
@@ -410,3 +413,5 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 # - top_p keeps the token that crosses `p`; whether a token is kept needs no sorting.
 # - Draw, look, refuse, draw again: the same distribution, exactly.
 # - The random number is a function of seed, position and attempt, so a text depends on its own request only.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.4. **Next:** [09 · Sharing blocks: prefix cache and copy-on-write](09_sharing.ipynb).

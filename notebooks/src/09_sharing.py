@@ -401,12 +401,16 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # ## In real vLLM
 #
-# `vllm/v1/core/block_pool.py` and `kv_cache_utils.py` there have the same chain of hashes over full blocks (images in
+# [`vllm/v1/core/block_pool.py`] and `kv_cache_utils.py` there have the same chain of hashes over full blocks (images in
 # the prompt go in as well) and the same LRU queue; a request's blocks are freed in reverse, and a hit never covers the
 # last token. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
-# (`vllm/v1/engine/parallel_sampling.py`) that meet in the prefix cache, and beam search is a loop outside the engine
+# ([`vllm/v1/engine/parallel_sampling.py`]) that meet in the prefix cache, and beam search is a loop outside the engine
 # that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in
-# version 0.1, `vllm/core/block_manager.py`. Finding prefixes by hash is newer than the paper.
+# version 0.1, [`vllm/core/block_manager.py`]. Finding prefixes by hash is newer than the paper.
+#
+# [`vllm/v1/core/block_pool.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/block_pool.py
+# [`vllm/v1/engine/parallel_sampling.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/engine/parallel_sampling.py
+# [`vllm/core/block_manager.py`]: https://github.com/vllm-project/vllm/blob/v0.1.0/vllm/core/block_manager.py
 #
 # ## Key points
 #
@@ -417,3 +421,5 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # - Free blocks stay findable until they are taken: least recently used first, the end of a sequence before its
 #   beginning.
 # - Sharing changes memory and work, never the text.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.4. **Next:** [10 · A Triton paged-attention kernel](10_triton_kernel.ipynb).

@@ -388,10 +388,13 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # ## In real vLLM
 #
 # The paper's kernel, one query head per program like our naive one, was written in CUDA:
-# `csrc/attention/attention_kernels.cu` in version 0.1, removed in 0.25. Its nearest relative today is
-# `vllm/v1/attention/ops/triton_unified_attention.py`: prompts and decode steps in one kernel; a row is a query token
+# [`csrc/attention/attention_kernels.cu`] in version 0.1, removed in 0.25. Its nearest relative today is
+# [`vllm/v1/attention/ops/triton_unified_attention.py`]: prompts and decode steps in one kernel; a row is a query token
 # and a head of a group. Its split-KV cuts into 16 segments, whenever the batch is small and has one query token per
 # sequence, and `reduce_segments` merges them. On many GPUs vLLM takes FlashAttention instead.
+#
+# [`csrc/attention/attention_kernels.cu`]: https://github.com/vllm-project/vllm/blob/v0.1.0/csrc/attention/attention_kernels.cu
+# [`vllm/v1/attention/ops/triton_unified_attention.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/attention/ops/triton_unified_attention.py
 #
 # ## Key points
 #
@@ -400,3 +403,5 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # - $m$, $l$ and $acc$ make softmax a matter of one pass; a new maximum rescales both sums.
 # - Parts of a softmax can be merged in any order. Tiles, splits and online softmax are this one fact.
 # - Grouped heads load each key once. Only a GPU can time that.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 5.1. **Next:** [11 · Putting it together](11_together.ipynb).

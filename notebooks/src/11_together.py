@@ -375,3 +375,5 @@ claim(
 #   not multiply.
 # - Throughput is tokens per step times steps per second; memory decides the first factor.
 # - A gain counts only with the same text, the same memory and the same requests.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 6. **Next:** [12 · Requests arrive](12_requests_arrive.ipynb).

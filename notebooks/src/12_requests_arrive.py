@@ -324,3 +324,5 @@ claim(
 # - Latency against rate is flat, then turns. The knee is the capacity; beyond it there is no latency, only a queue.
 # - Paging moves the knee because more requests fit into a step.
 # - TTFT and TPOT are two different promises, and the token budget trades one for the other.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 5. **Next:** [13 · Two workers, one answer](13_two_workers.ipynb).

@@ -288,13 +288,16 @@ claim("when the engine is shut down, no process is left", len(left) == 0)
 #
 # ## In real vLLM
 #
-# The classes have these names, in `vllm/model_executor/layers/linear.py`; vLLM's models are written with them from the
+# The classes have these names, in [`vllm/model_executor/layers/linear.py`]; vLLM's models are written with them from the
 # start, while those which it runs through transformers get them put around their layers as here. The engine and the
-# workers are processes (`vllm/v1/executor/multiproc_executor.py`); the plan goes through shared memory instead of a
+# workers are processes ([`vllm/v1/executor/multiproc_executor.py`]); the plan goes through shared memory instead of a
 # broadcast, and says only what changed since the step before, so workers keep a copy of each request. Sums of a few
 # kilobytes do not use NCCL but a kernel which reads the other GPUs' memory directly: two to three times as fast. With
 # more ranks than KV heads, heads are kept several times. And on several machines it is usual to cut by heads inside a
 # machine, by layers between machines, since the links there are slower. Two sums a layer would be too many.
+#
+# [`vllm/model_executor/layers/linear.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/model_executor/layers/linear.py
+# [`vllm/v1/executor/multiproc_executor.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/executor/multiproc_executor.py
 #
 # ## Key points
 #
@@ -302,3 +305,5 @@ claim("when the engine is shut down, no process is left", len(left) == 0)
 # - A rank is a smaller model with the same hidden size. It reads its slices and nothing else.
 # - One scheduler, one plan a step, one block table: blocks are cut along the heads, so an id means the same everywhere.
 # - Products shrink with the number of GPUs, sums do not: that is where more GPUs stop paying.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.6. **Next:** [14 · Why is the text not the same?](14_same_text.ipynb).

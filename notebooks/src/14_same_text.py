@@ -271,3 +271,5 @@ claim("a tile of 16 rows gives each row the bits it has in any other tile", torc
 # - Each logit is off by a little; a greedy text changes only where the two best are closer than that.
 # - A large gap at the first difference is never rounding: look for a bug, or for another prompt.
 # - Logits that depend on nothing else in the batch can be had, for the price of fixed shapes.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180). **Next:** [15 · The paper's figures](15_paper_figures.ipynb).

@@ -256,3 +256,5 @@ claim("the host's share of a step with 32 sequences is between a fifth and a thi
 # - Below its capacity every system looks good; the capacity is what is to be compared.
 # - More requests per step always help, and always less than in proportion.
 # - Fit as little as possible, say what was fitted, and never to what you want to predict.
+#
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 6. **Next:** [16 · Guess and check: speculative decoding](16_guess_and_check.ipynb).

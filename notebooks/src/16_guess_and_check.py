@@ -333,9 +333,11 @@ claim("in the end all blocks are free", all(pool.num_used == 0 for pool in engin
 #
 # The same `speculative_config`, with more guessers: EAGLE and MTP heads, which read the model's hidden states, are what
 # is used in practice. Drafts are made after a step for the next one (`vllm/v1/spec_decode/`), the scheduler plans them
-# as `spec_token_ids`, and `vllm/v1/sample/rejection_sampler.py` has the paper's rule on the GPU. The n-gram proposer
+# as `spec_token_ids`, and [`vllm/v1/sample/rejection_sampler.py`] has the paper's rule on the GPU. The n-gram proposer
 # compiles its search with Numba. There is no rest after misses: users whose text does not repeat are slower with it
 # (issue 19254).
+#
+# [`vllm/v1/sample/rejection_sampler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/rejection_sampler.py
 #
 # ## Key points
 #
@@ -345,3 +347,5 @@ claim("in the end all blocks are free", all(pool.num_used == 0 for pool in engin
 # - Taking a wrong draft back costs nothing: `num_computed_tokens` does not grow over it, and its slot is overwritten.
 # - Blocks get names for accepted tokens only.
 # - It pays above the break-even acceptance, which follows from the cost of a longer step.
+#
+# **Read on:** [Leviathan, Kalman and Matias: Fast Inference from Transformers via Speculative Decoding](https://arxiv.org/abs/2211.17192).

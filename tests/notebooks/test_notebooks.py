@@ -290,6 +290,23 @@ def test_a_notebook_without_claims_or_with_an_error_is_refused(tmp_path, monkeyp
         assert not build.notebook_path(source).exists()
 
 
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|^# \[[^\]]+\]: (\S+)$", re.M)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(source):
+    """Would catch a chapter without a way on, and a link to a notebook or file which was renamed."""
+    text = source.read_text()
+    targets = [inline or reference for inline, reference in LINK.findall(text)]
+    inside = [target.partition("#")[0] for target in targets if not target.startswith("https://")]
+    assert all((NOTEBOOKS / target).exists() for target in inside), inside
+    assert any(target.startswith("https://arxiv.org/abs/") for target in targets)
+    following = [path.stem for path in SOURCES if path.stem > source.stem][:1]
+    assert [f"{name}.ipynb" for name in following] == inside[-1:], "the last link is the next chapter"
+    for code in re.findall(r"\[(`[\w/.]+`)\](?!:|\()", text):
+        assert f"# [{code}]: https://" in text, f"{code} has no address"
+
+
 def test_claim_is_strict(capsys):
     """Would catch a claim that cannot fail: a list, a tensor or a string counts as true."""
     claim("one is one", 1 == 1, measured=1)
