@@ -290,7 +290,7 @@ def test_a_notebook_without_claims_or_with_an_error_is_refused(tmp_path, monkeyp
         assert not build.notebook_path(source).exists()
 
 
-LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|^# \[[^\]]+\]: (\S+)$", re.M)
+LINK = re.compile(r"\[[^\]]+\]\(((?!\.\.\.)[^)\s]+)\)|^# \[[^\]]+\]: (\S+)$", re.M)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
