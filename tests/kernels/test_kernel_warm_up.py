@@ -25,7 +25,7 @@ def launch(kernel, grid):
 kernel_compile.JITFunction.__getitem__ = launch
 kernel_compile.pretend_to_be(90)
 minivllm.kernels.common.check_launchable = lambda tensor: None
-llm = LLM(sys.argv[1], attention_backend="triton", max_num_seqs=6, max_num_batched_tokens=400, num_blocks=300,
+llm = LLM(sys.argv[1], attention_backend="triton", device="cpu", max_num_seqs=6, max_num_batched_tokens=400, num_blocks=300,
           max_model_len=512, skip_tokenizer_init=True)
 warm_up(llm.llm_engine)
 warm = set(hashes)
@@ -82,9 +82,13 @@ def test_every_number_of_splits_within_the_limits_is_met():
 
 def test_the_warm_up_changes_no_kv_and_needs_the_triton_backend(make_engine):
     """Would catch a warm-up that writes: its tokens would be found in the prefix cache of others."""
-    assert warm_up(make_engine()) == 0
+    assert warm_up(make_engine(attention_backend="torch")) == 0
     engine = make_engine(
-        attention_backend="triton", max_num_seqs=1, max_num_batched_tokens=8, max_model_len=4
+        attention_backend="triton",
+        enforce_eager=True,
+        max_num_seqs=1,
+        max_num_batched_tokens=8,
+        max_model_len=4,
     )
     cache = engine.runner.kv_cache
     for tensor in (*cache.key, *cache.value):
