@@ -10,6 +10,7 @@ import pytest
 
 from minivllm.bench import load_command, simulation
 from minivllm.bench.evaluation import drawing, figures, kernel_cost, validate
+from minivllm.bench.evaluation.claims import Claim, claims_of
 from minivllm.bench.evaluation.events import (
     Demand,
     Simulation,
@@ -19,7 +20,7 @@ from minivllm.bench.evaluation.events import (
     arrive,
     saturate,
 )
-from minivllm.bench.evaluation.figures import SYSTEMS, Claim, Run, claims_of, lengths_of, simulate
+from minivllm.bench.evaluation.figures import SYSTEMS, Run, lengths_of, simulate
 from minivllm.bench.evaluation.setups import DEPLOYMENTS, FIXED_SECONDS, OPT_13B, SEQUENCE_SECONDS
 from minivllm.bench.evaluation.step_time import Chip, Shape, StepModel, Work, work_of
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
