@@ -4,8 +4,8 @@ A `Claim` is a range of the paper and a number of ours. It holds inside the rang
 
     13B ShareGPT: vLLM / Oracle     1.7 to 2.7 in the paper      1.65 here: -3%, measured from the nearer end
 
-Where a claim does not hold, `leaves_out` says what the model leaves out, or what was guessed. Paper: sections 6.2
-to 6.5, 7.2 and 7.3. vLLM V1 has no counterpart.
+Where a claim does not hold, `leaves_out` says what the model leaves out, or what was guessed. Paper: sections
+6.2 to 6.5, 7.2 and 7.3. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
