@@ -60,6 +60,11 @@ def add_seed(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of lengths, tokens and arrivals")
 
 
+def add_attention(parser: argparse._ActionsContainer) -> None:
+    """`--attention-backend`, for commands that take no other option of the engine."""
+    parser.add_argument("--attention-backend", default="auto", **_ENGINE["attention_backend"])
+
+
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     """Which requests. An option counts for the workloads that its help text names in brackets."""
     group = parser.add_argument_group("workload")

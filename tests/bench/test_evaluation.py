@@ -10,6 +10,7 @@ import pytest
 
 from minivllm.bench import load_command, simulation
 from minivllm.bench.evaluation import drawing, figures, kernel_cost, validate
+from minivllm.bench.evaluation.claims import Claim, claims_of
 from minivllm.bench.evaluation.events import (
     Demand,
     Simulation,
@@ -19,7 +20,7 @@ from minivllm.bench.evaluation.events import (
     arrive,
     saturate,
 )
-from minivllm.bench.evaluation.figures import SYSTEMS, Claim, Run, claims_of, lengths_of, simulate
+from minivllm.bench.evaluation.figures import SYSTEMS, Run, lengths_of, simulate
 from minivllm.bench.evaluation.setups import DEPLOYMENTS, FIXED_SECONDS, OPT_13B, SEQUENCE_SECONDS
 from minivllm.bench.evaluation.step_time import Chip, Shape, StepModel, Work, work_of
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
@@ -297,7 +298,7 @@ def folder(tmp_path_factory):
 def test_step_time_measures_fits_and_predicts(folder, tmp_path, capsys):
     """Would catch a command that breaks on its way from the grid to the drawing; whether it is right needs quiet."""
     path = tmp_path / "steps.json"
-    run_command("step-time", ["--model", str(folder), "--max-rows", "2", "--max-length", "64", "--rounds", "1",
+    run_command("step-time", ["--model", str(folder), "--attention-backend", "torch", "--max-rows", "2", "--max-length", "64", "--rounds", "1",
                               "--num-prompts", "2", "--num-blocks", "64", "--output-json", str(path),
                               "--plot", str(tmp_path / "steps.png")])  # fmt: skip
     result = json.loads(path.read_text())
@@ -309,7 +310,7 @@ def test_step_time_measures_fits_and_predicts(folder, tmp_path, capsys):
 def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, capsys):
     """Would catch systems that got different memory, and a drawing or a table that its own numbers break."""
     path = tmp_path / "headline.json"
-    run_command("headline", ["--model", str(folder), "--max-model-len", "64", "--num-prompts", "16", "--repeats", "1",
+    run_command("headline", ["--model", str(folder), "--attention-backend", "torch", "--max-model-len", "64", "--num-prompts", "16", "--repeats", "1",
                              "--ratios", "4", "--output-json", str(path),
                              "--plot", str(tmp_path / "headline.png")])  # fmt: skip
     points = json.loads(path.read_text())["points"]

@@ -8,9 +8,9 @@ Memory decides how many requests run, and that needs no GPU to find out (`bench/
                            '------------------------------------------------------------------'
 
 Read `step_time.py` (the model), `setups.py` (chips, models, what is the paper's and what is guessed),
-`events.py` (the runs), `figures.py` (which runs make which figure, and the paper's numbers). Two commands
-measure on this machine instead: `validate.py` (does the model predict real steps?) and `headline.py` (paging
-against reservation on the real model).
+`events.py` (the runs), `figures.py` (which runs make which figure) and `claims.py` (what the paper says). Two
+commands measure on this machine instead: `validate.py` (does the model predict real steps?) and `headline.py`
+(paging against reservation on the real model).
 
 Paper: section 6 and 7. vLLM V1 has no counterpart.
 """

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.bench import kernel_report, options, report
-from minivllm.bench.evaluation import drawing, figures
+from minivllm.bench.evaluation import claims, drawing, figures
 from minivllm.bench.evaluation.kernel_cost import NAME, measure_kernels
 from minivllm.bench.evaluation.setups import FIXED_SECONDS, SEQUENCE_SECONDS
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     result["rows"] = figures.simulate(wanted, args.seed, args.workers, args.share)
     result["claims"] = [
         asdict(claim) | {"difference": claim.difference, "holds": claim.holds}
-        for claim in figures.claims_of(result["rows"])
+        for claim in claims.claims_of(result["rows"])
     ]
     if "18" in wanted:
         result["kernels"] = measure_kernels()

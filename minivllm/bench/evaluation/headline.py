@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
     text = "memory, in reservations of max_model_len"
     parser.add_argument("--ratios", nargs="+", type=float, default=[PAPER_RATIO], help=text)
+    options.add_attention(parser)
     options.add_counts(
         parser,
         num_prompts=(96, "requests"),
@@ -81,6 +82,7 @@ def measure(args: argparse.Namespace, ratio: float, requests: list[BenchRequest]
     settings = {
         "max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, "skip_tokenizer_init": True,
         "num_blocks": int(ratio * args.max_model_len) // 16, "block_size": 16, "enable_prefix_caching": False,
+        "attention_backend": args.attention_backend,
     }  # fmt: skip
     systems = {name: make_baseline(name, args.model, settings) for name in SYSTEMS}
     batch = {}

@@ -135,6 +135,7 @@ def predict_run(model: StepModel, engine: LLMEngine, requests: list[workloads.Be
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The grid can be cut down, to try it out."""
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
+    options.add_attention(parser)
     options.add_counts(
         parser,
         rounds=(5, "times that each step is measured"),
@@ -150,6 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, fit, predict; -> the exit status, 0 also where a mark is missed."""
     llm = LLM(args.model, num_blocks=args.num_blocks, skip_tokenizer_init=True, enable_prefix_caching=False,
+              attention_backend=args.attention_backend,
               max_model_len=max(2 * args.max_length, 512))  # fmt: skip
     engine = llm.llm_engine
     if engine.device.type != "cpu":
