@@ -8,12 +8,13 @@
 #   make bench   throughput against Hugging Face, interleaved, on this machine
 #   make bench-vllm   the same against vLLM itself (builds an environment of its own, about 4 minutes)
 #   make bench-openvino   the same against OpenVINO GenAI, in the same way
+#   make bench-all    which measurements in docs/data are older than their code, and how to renew them
 #   make gpu-report   all that needs a CUDA GPU, in stages with time limits; runs on the PYTHON given, installs nothing
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino gpu-report install clean
+.PHONY: demo test lint lab notebooks docs bench bench-vllm bench-openvino bench-all gpu-report install clean
 
 # The stamp file is newer than the requirements exactly when .venv is up to date.
 .venv/.installed: requirements.txt pyproject.toml
@@ -57,6 +58,9 @@ bench-vllm: install
 
 bench-openvino: install
 	$(BIN)/python -m minivllm bench openvino
+
+bench-all: install
+	$(BIN)/python -m minivllm bench stale
 
 # No .venv and no package index: a machine with a GPU is often lent as it is. Any folder for the results: OUT=...
 gpu-report:

@@ -131,6 +131,30 @@ class OneDnnLinear:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
 
+TILE = 16
+"""Rows of a tile of `TiledLinear`: with fewer, one row costs less and many rows cost more."""
+
+
+class TiledLinear:
+    """Another kernel, always called with `TILE` rows: a row's result is the same bits in any batch.
+
+    Libraries choose the order of their additions by the number of rows, and floating-point addition depends
+    on its order. With one number of rows there is one order::
+
+        35 rows   [16] [16] [3 + 13 of zeros]
+    """
+
+    name = "tiles"
+
+    def __init__(self, kernel: LinearKernel) -> None:
+        self._kernel = kernel
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
+        return torch.cat([self._kernel(tile) for tile in padded.split(TILE)])[: len(x)]
+
+
 KINDS: tuple[type[LinearKernel], ...] = (TorchLinear, TransposedLinear, MklLinear, OneDnnLinear)
 
 

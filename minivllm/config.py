@@ -252,6 +252,8 @@ class EngineConfig:
 
     # The rest: which attention, and limits on what a request may ask for.
     attention_backend: str = "auto"
+    # Logits that are the same bits in any batch and any chunk (CPU): one query and 16 rows at a time.
+    batch_invariant: bool = False
     enforce_eager: bool = False
     max_logprobs: int = 20
     disable_log_stats: bool = True
@@ -265,6 +267,11 @@ class EngineConfig:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to "
                 f"max_num_seqs ({self.max_num_seqs}): every running sequence needs one token per step."
+            )
+        if self.batch_invariant and self.attention_backend not in ("auto", "torch"):
+            raise ValueError(
+                f"batch_invariant=True attends by PyTorch, one query at a time: leave attention_backend at "
+                f'"auto" or "torch", got "{self.attention_backend}".'
             )
         if self.preemption_mode == "swap" and self.swap_space_bytes == 0:
             raise ValueError(

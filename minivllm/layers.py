@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig, RopeConfig
-from minivllm.kernels.linear_cpu import LinearKernel, TorchLinear, choose_linear_kernel
+from minivllm.kernels.linear_cpu import LinearKernel, TiledLinear, TorchLinear, choose_linear_kernel
 
 Rotation = tuple[Tensor, Tensor]
 """What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
@@ -86,6 +86,13 @@ def pack_linears(model: nn.Module, memory: Path | None) -> str:
     for linear in linears:
         linear.pack(kind)
     return kind.name
+
+
+def tile_linears(model: nn.Module) -> None:
+    """Let the results of all `Linear` layers depend on no other row of the batch, see `TiledLinear`."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.kernel = TiledLinear(module.kernel)
 
 
 class RMSNorm(nn.Module):

@@ -31,6 +31,13 @@ COMMANDS = {
     "sharing": ("minivllm.bench.sharing", "what sharing blocks saves: n > 1 and the prefix cache"),
     "speculative": ("minivllm.bench.speculative", "drafts: speedup on four texts, and the break-even"),
     "memory": ("minivllm.bench.memory", "the paper's memory figures, simulated without a model"),
+    "paper": ("minivllm.bench.evaluation.command", "the paper's figures 12 to 19, from the real scheduler"),
+    "step-time": (
+        "minivllm.bench.evaluation.validate",
+        "the step-time model behind them, against real steps",
+    ),
+    "headline": ("minivllm.bench.evaluation.headline", "paging against reservation, on the real model"),
+    "stale": ("minivllm.bench.stale", "which files in docs/data are older than the code they speak of"),
     "plan": ("minivllm.bench.plan", "bytes of a pickled plan, without a model"),
     "parallel": ("minivllm.bench.parallel", "1 to 3 workers here; 1 to 8 GPUs by arithmetic"),
     "kernels": ("minivllm.bench.kernels", "the Triton kernels in microseconds (needs a GPU)"),

@@ -44,6 +44,7 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
     "attention_backend": {"choices": CHOICES["attention_backend"], "help": "what computes attention"},
     "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
+    "batch_invariant": {"action": "store_true", "help": "same bits in any batch (CPU)"},
     "enable_prefix_caching": {"action": "store_true", "help": "off here: each round has the same prompts"},
 }
 

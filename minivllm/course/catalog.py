@@ -41,6 +41,8 @@ CHAPTERS = {
     11: "ch11_together",
     12: "ch12_requests_arrive",
     13: "ch13_two_workers",
+    14: "ch14_same_text",
+    15: "ch15_paper_figures",
     16: "ch16_guess_and_check",
 }
 

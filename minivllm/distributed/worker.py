@@ -21,11 +21,13 @@ import torch
 
 from minivllm.attention import AttentionBackend
 from minivllm.backends.attention_kernels import make_attention_backend
+from minivllm.backends.attention_torch import TorchAttention
 from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.config import EngineConfig
 from minivllm.distributed.communication import TensorParallel
 from minivllm.distributed.parallel_layers import parallelize
 from minivllm.kv_cache import KVCache
+from minivllm.layers import tile_linears
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.model import Model
 from minivllm.model_runner import ModelRunner, SamplerFunction
@@ -66,11 +68,18 @@ class Worker:
             self.device = torch.device("cuda", shard.rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
         self.dtype = choose_dtype(config.dtype, self.device)
-        self.attention = attention_backend or make_attention_backend(
-            config.attention_backend, model_config, config.block_size, self.dtype, self.device
-        )
+        parts = model_config, config.block_size, self.dtype, self.device
+        if config.batch_invariant:
+            if self.device.type != "cpu":
+                raise ValueError(
+                    f"batch_invariant=True is for CPUs only, and this engine is on {self.device}."
+                )
+            attention_backend = TorchAttention(*parts, piece=1)
+        self.attention = attention_backend or make_attention_backend(config.attention_backend, *parts)
         # In this order: the KV cache gets what the weights leave, and CUDA graphs hold the addresses of both.
         model = load_model(folder, self.attention, self.dtype, self.device, shard)
+        if config.batch_invariant:
+            tile_linears(model)
         if shard.size > 1:
             parallelize(model, self.tp)
         draft_model = load_draft_model(speculation_of(config), config, model, config.max_model_len)

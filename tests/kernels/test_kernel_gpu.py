@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
 
-from minivllm import SamplingParams
+from minivllm import LLM, SamplingParams
 from minivllm.config import EngineConfig
 from minivllm.engine import LLMEngine
 from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
@@ -177,6 +178,24 @@ def test_the_engine_replays_its_decode_steps_and_gives_the_same_tokens(tmp_path)
         results.append(outputs)
     assert results[0] == results[1]
     assert engine.runner.graphs.num_replays > 30
+
+
+def test_eight_prompts_give_the_tokens_of_transformers(tmp_path):
+    """Catches a difference in the whole model on the device that is larger than float32's rounding."""
+    folder = random_llama(
+        tmp_path / "model", byte_tokenizer=True, hidden_size=256, head_dim=64, num_hidden_layers=4
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to("cuda").eval()
+    ours = LLM(str(folder), device="cuda", dtype="float32", num_blocks=256, max_num_seqs=8)
+    prompts = [[3 + (7 * i * j + i) % 250 for j in range(5 + 11 * i)] for i in range(8)]
+    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
+    outputs = ours.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 8  # not all the same
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = torch.tensor([prompt], device="cuda")
+        lengths = {"min_new_tokens": 48, "max_new_tokens": 48, "do_sample": False, "pad_token_id": 0}
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **lengths)
+        assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
 
 
 def test_cpu_tensors_are_refused_with_the_way_out():

@@ -1,0 +1,126 @@
+"""Which measurements are older than the code they speak of: `bench stale`, `make bench-all`.
+
+Each file in `docs/data/` says at which commit it was made, and by which command. The code that a command
+measures is listed below; git knows which of it has changed since::
+
+    cpu_serve.json        f834c0aee084    stale: minivllm/scheduler.py and 31 more
+    memory.json           e40dfecde4ff    stale: minivllm/kv_cache_manager.py and 2 more
+    cpu_headline.json     5093a58         up to date
+                                          python -m minivllm bench serve --num-prompts 20 ...
+
+A changed comment makes a file stale as well: that only costs time, and the opposite would cost trust. A
+commit that is not in this repository (rewritten, or from a copy without history) counts as stale, and so do
+files measured with changes that were never committed. vLLM V1 has no counterpart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "docs" / "data"
+
+POLICY = tuple(
+    f"minivllm/{name}.py"
+    for name in ("block_pool", "block_table", "sequence", "kv_cache_manager", "step_rules", "scheduler",
+                 "scheduler_output", "scheduling_policy", "parallel_sampling", "beam_search")
+)  # fmt: skip
+# What a measurement depends on, by the "benchmark" that its file names; a folder stands for all in it. Files
+# that change a report and not a number (printing, drawing, the command line) are left out.
+ENGINE = ("minivllm/*.py", "minivllm/backends", "minivllm/baselines", "kernels")
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "throughput": ENGINE,
+    "latency": ENGINE,
+    "serve": ENGINE,
+    "sharing": ENGINE,
+    "compare": ENGINE,
+    "headline": (*ENGINE, "minivllm/bench/evaluation/headline.py"),
+    "step-time": (*ENGINE, "minivllm/bench/evaluation/step_time.py", "minivllm/bench/evaluation/validate.py"),
+    "memory": (*POLICY, "minivllm/baselines", "minivllm/bench/simulation.py", "minivllm/bench/workloads.py"),
+    "paper": (*POLICY, "minivllm/baselines", "minivllm/bench/simulation.py", "minivllm/bench/workloads.py",
+              "minivllm/bench/evaluation"),
+    "plan": POLICY,
+    "kernels": ("kernels",),
+    "resources": ("kernels", "minivllm/aot"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """One file: the command that makes it, and the files that have changed since (empty: up to date).
+
+    `changed` is None if git cannot tell.
+    """
+
+    path: Path
+    commit: str
+    command: str
+    changed: tuple[str, ...] | None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it has to be measured again."""
+        return self.changed is None or bool(self.changed)
+
+    def __str__(self) -> str:
+        if self.changed is None:
+            why = "stale: its commit is not in this repository"
+        elif self.changed:
+            more = f" and {len(self.changed) - 1} more" if len(self.changed) > 1 else ""
+            why = f"stale: {self.changed[0]}{more}"
+        else:
+            why = "up to date"
+        return f"{self.path.name:<26}{self.commit[:12]:<14}{why}"
+
+
+def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tuple[str, ...] | None:
+    """Files below `paths` that differ between `commit` and now, committed or not; None: no such commit.
+
+    "minivllm/*.py" is taken as a shell takes it: files of this folder alone.
+    """
+    specs = [f":(glob){path}" if "*" in path else path for path in paths]
+    command = ["git", "-C", str(root), "diff", "--name-only", commit, "--", *specs]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return tuple(sorted(done.stdout.split())) if done.returncode == 0 else None
+
+
+def freshness(path: Path, root: Path = ROOT) -> Freshness:
+    """What git says about one file. ValueError: a benchmark whose code is not listed above."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    name, where = result["benchmark"], result["provenance"]
+    if name not in DEPENDS:
+        raise ValueError(
+            f"{path.name}: the code behind benchmark {name!r} is unknown. List it in {__name__}."
+        )
+    commit = where.get("commit") or "unknown"
+    clean = commit.removesuffix("+changes")
+    # Measured on code that was never committed: it cannot be compared with anything.
+    changed = None if clean != commit else changed_since(clean, DEPENDS[name], root)
+    command = shlex.join(["python", "-m", "minivllm", *where["command_line"]])
+    return Freshness(path, commit, command, changed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing to set but what to do about it."""
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if any file is stale")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List every file, then the commands that renew the stale ones; -> 0, or 1 with `--strict`."""
+    found = [freshness(path) for path in sorted(DATA.glob("*.json"))]
+    print(*found, sep="\n")
+    stale = [each for each in found if each.is_stale]
+    print(
+        f"\n{len(stale)} of {len(found)} are stale."
+        + (" To measure them again, on a quiet machine:" if stale else "")
+    )
+    print(*(f"  {each.command}" for each in stale), sep="\n")
+    return int(args.strict and bool(stale))
