@@ -180,6 +180,20 @@ def test_a_rank_holds_its_share_and_5_percent_at_most(make_parallel, make_whole,
     parallel.executor.check_health()
 
 
+def test_guesses_on_two_ranks_change_no_text(make_parallel, alike, divisible):
+    """Would catch a rank that verifies other drafts than rank 0, and so writes other keys and values."""
+    speculation = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+    engine = make_parallel(2, speculative_config=speculation)
+    greedy, (want, _) = (0, 5), alike(divisible)
+    for index in greedy:
+        engine.add_request(str(index), {"prompt_token_ids": PROMPTS[index]}, PARAMS[index])
+    got = {}
+    while engine.has_unfinished_requests():
+        got |= {int(output.request_id): output for output in engine.step()}
+    assert [tokens(got[index]) for index in greedy] == [tokens(want[index]) for index in greedy]
+    assert engine.stats().num_draft_tokens > 0
+
+
 @pytest.mark.parametrize("mode", ["recompute", "swap"])
 def test_any_history_on_two_ranks(make_parallel, make_whole, mode):
     """Would catch two features that are right alone on two ranks and wrong together. Drawn by hypothesis."""
