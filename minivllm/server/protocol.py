@@ -39,7 +39,7 @@ NOTHING = (None, [], {})
 
 
 class _Strict(BaseModel):
-    """Strict types; fields that are not declared are kept, to be judged by `_reject_unknown`."""
+    """Strict types; fields that are not declared are kept, for `SamplingRequest.reject_unknown` to judge."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 

@@ -36,7 +36,7 @@ class Tab:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, script, seconds=20):
+    def wait(self, script, seconds=60):
         """Until `script` is true; returns its value. The test fails if it does not become so."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):

@@ -31,9 +31,9 @@ class Running:
     def ask(self, function):
         """`function(engine)` in the engine's thread, from this one."""
         loop = self.server.loop
-        return asyncio.run_coroutine_threadsafe(self.engine.call(function), loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self.engine.call(function), loop).result(60)
 
-    def wait(self, condition, seconds=10):
+    def wait(self, condition, seconds=60):
         """Until `condition(engine)` holds; the test fails if it does not."""
         end = time.monotonic() + seconds
         while not self.ask(condition):
@@ -65,7 +65,7 @@ def running(model, *options):
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.005)
     here = Running(server)
-    asyncio.run_coroutine_threadsafe(server.engine.call(lambda engine: None), server.loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.engine.call(lambda engine: None), server.loop).result(60)
     try:
         yield here
     finally:

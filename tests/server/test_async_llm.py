@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -78,8 +79,8 @@ async def num_used(engine):
 
 
 async def until(condition):
-    """Wait until `await condition()`; the test fails after 10 seconds."""
-    async with asyncio.timeout(10):
+    """Wait until `await condition()`; the test fails after a minute."""
+    async with asyncio.timeout(60):
         while not await condition():
             await asyncio.sleep(0.001)
 
@@ -192,9 +193,16 @@ def test_a_name_in_use_is_refused(make_async):
 
 
 @pytest.mark.parametrize("way", ["break", "cancel", "forget", "abort"])
-def test_a_reader_that_leaves_gives_its_blocks_back_before_the_next_step_but_one(make_async, way):
+def test_a_reader_that_leaves_gives_its_blocks_back_before_the_next_step_but_one(
+    make_async, monkeypatch, way
+):
     """Would catch a client that leaves and keeps its blocks until its text is complete."""
     engine = make_async()
+    original = engine.engine.runner.execute_model
+    # Slow steps, so that a busy machine has not made all of them before it hears of the reader.
+    monkeypatch.setattr(
+        engine.engine.runner, "execute_model", lambda plan: time.sleep(0.03) or original(plan)
+    )
 
     async def main():
         async def consume():

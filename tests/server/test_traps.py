@@ -39,7 +39,7 @@ def test_stream_false_is_one_body_and_stream_true_is_events(server, stream):
 @pytest.mark.parametrize("when", ["at once", "in the middle"])
 def test_a_client_that_leaves_gives_its_blocks_back(server, script, stream, when):
     """vLLM #9428, #7671: the engine went on for clients which had long gone, until their texts were complete."""
-    script("x" * 200, seconds=0.01)  # 180 tokens take 2 seconds
+    script("x" * 200, seconds=0.03)  # 180 tokens take 5 seconds
     started = server.ask(lambda engine: engine.scheduler.stats.num_steps)
     body = json.dumps(LONG | {"stream": stream}).encode()
     host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
@@ -55,7 +55,7 @@ def test_a_client_that_leaves_gives_its_blocks_back(server, script, stream, when
 
 def test_an_abort_in_the_engine_ends_in_an_error_and_not_in_done(server, script):
     """vLLM #57082: a stream that the engine had aborted ended as HTTP 200 with `[DONE]`, like a whole answer."""
-    script("x" * 200, seconds=0.005)
+    script("x" * 200, seconds=0.02)
     stream = server.client().completions.create(model="tiny", prompt="a", max_tokens=150, stream=True)
     with pytest.raises(openai.APIError, match="internal error"):
         for number, _ in enumerate(stream):
