@@ -119,7 +119,7 @@ SECTIONS = [
     (
         "cpu_speculative.json",
         "Drafts",
-        "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on drafts pay.",
+        "n-gram drafts on three texts that repeat and one that does not; from which acceptance on they pay.",
     ),
     (
         "cpu_latency.json",
