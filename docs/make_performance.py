@@ -137,12 +137,8 @@ SECTIONS = [
     (
         "cpu_speculative.json",
         "Drafts",
-<<<<<<< HEAD
         "n-gram drafts on three texts that repeat and one that does not, and the acceptance from which on "
         "drafts pay.",
-=======
-        "n-gram drafts on three texts that repeat and one that does not; from which acceptance on they pay.",
->>>>>>> spec
     ),
     (
         "cpu_latency.json",
