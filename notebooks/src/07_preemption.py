@@ -225,8 +225,7 @@ for budget, trace in late.items():
 #
 # The twelve requests in 24 blocks. A heavy frame is a step of more than one token: a prompt, or a request which catches
 # up after a preemption. Below, `P` marks a step in which blocks were taken back; in the orange bars the pool is full.
-# Requests 9, 8 and 7 start at once and are preempted, the newest first; 7 comes back first. Request 11 is preempted
-# three times.
+# Requests 9, 8 and 7 are preempted, the newest first.
 
 # %%
 victims = " ".join(request_id for record in tight.steps for request_id in record.preempted)
@@ -274,9 +273,7 @@ show(
 )
 
 # %% [markdown]
-# And a preemption in words: SmolLM2 with six blocks. When the pool is full, the request which came last loses its
-# blocks, and its row fades. What lay in them is not erased (grey): with the prefix cache on, the request finds those
-# blocks again when it comes back, unless they have been overwritten.
+# A preemption in words: SmolLM2 with six blocks. The newest request loses its blocks; their content stays (grey).
 
 # %% tags=["machine"]
 story = real_llm(num_blocks=6)
@@ -378,8 +375,8 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # `_preempt_request`, and no request is admitted in a step that preempted. With the policy `priority` the victim is the
 # request of least priority instead, wherever it stands; if it has a place in the step already, that is undone. Swap
 # went away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above
-# is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was computed in
-# part, thrown out and admitted again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a
+# is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was admitted
+# again and again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a
 # request is admitted only when its whole input fits.
 #
 # [`vllm/v1/core/sched/scheduler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/sched/scheduler.py

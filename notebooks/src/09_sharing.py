@@ -218,10 +218,10 @@ hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), l
 
 # %% [markdown]
 # The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a sequence is overwritten
-# before its beginning: without its beginning the rest could not be found. In line 3 the nine words come again, and the
+# before its beginning. In line 3 the nine words come again, and the
 # hit moves 2 and 7 to the end, behind block 1, which until then was the last one used. What was used longest ago is
 # overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
-# them. So "river stone cloud green" is lost, and "years ago our fathers". Block 7 has just survived, with 4 words.
+# them. So "river stone cloud green" is lost, and "years ago our fathers".
 #
 # ## The picture
 #
@@ -279,9 +279,8 @@ shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
 
 # %% [markdown]
-# The same in motion, with words that make sense: SmolLM2 completes one prompt twice, then gets a prompt that begins
-# with the same words. Watch the number of holders (×2), the copy on its way to a block of its own, and, when the second
-# prompt comes, the block which is found with its content.
+# The same in motion: SmolLM2 completes one prompt twice, then gets another with the same beginning. Watch the holders
+# (×2), the copy on its way, and the block which is found.
 
 # %% tags=["machine"]
 story = real_llm()
@@ -406,7 +405,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # last token. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
 # ([`vllm/v1/engine/parallel_sampling.py`]) that meet in the prefix cache, and beam search is a loop outside the engine
 # that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in
-# version 0.1, [`vllm/core/block_manager.py`]. Finding prefixes by hash is newer than the paper.
+# version 0.1, [`vllm/core/block_manager.py`].
 #
 # [`vllm/v1/core/block_pool.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/block_pool.py
 # [`vllm/v1/engine/parallel_sampling.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/engine/parallel_sampling.py

@@ -347,7 +347,7 @@ def test_provenance_says_where_numbers_come_from(tmp_path):
     write_json(tmp_path / "new" / "folder" / "r.json", provenance())
     where = json.loads((tmp_path / "new" / "folder" / "r.json").read_text())
     assert set(where) == {
-        "date", "commit", "command_line", "cpu", "gpu", "cores", "threads", "load_average", "system",
+        "date", "commit", "command_line", "cpu", "gpu", "driver", "cores", "threads", "load_average", "system",
         "python", "versions",
     }  # fmt: skip
     assert where["versions"]["torch"] == torch.__version__

@@ -30,7 +30,11 @@ def by_rows(ex, weight, bias, size, x):
     import torch
     from torch.nn.functional import linear
 
-    return torch.cat([linear(x, *part) for part in parts_of(ex, weight, bias, size, "rows")], dim=-1)
+    parts = parts_of(ex, weight, bias, size, "rows")
+    for part, _ in parts:
+        what = f"a part cut by rows has all {x.shape[-1]} columns of the weight"
+        expect_that(part.shape[-1] == x.shape[-1], what, shape=tuple(part.shape))
+    return torch.cat([linear(x, *part) for part in parts], dim=-1)
 
 
 def by_columns(ex, weight, bias, size, x):

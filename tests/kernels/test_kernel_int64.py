@@ -57,7 +57,7 @@ out = [
 assert torch.equal(*out) and out[0].abs().sum() > 0
 """
 BROKEN = {
-    "reading": (READ, ("online_softmax.py", "other=0).to(tl.int64)", "other=0).to(tl.int32)")),
+    "reading": (READ, ("online_softmax.py", "other=0).to(tl.int64)  # (BLOCK_N,)", "other=0).to(tl.int32)")),
     "writing": (WRITE, ("reshape_and_cache.py", "+ token).to(tl.int64)", "+ token).to(tl.int32)")),
 }
 

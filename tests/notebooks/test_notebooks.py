@@ -93,7 +93,8 @@ def test_notebook_has_the_skeleton(notebook):
 
 def test_notebook_is_of_classroom_size(source, notebook):
     """Would catch a chapter that does not fit an hour, and one too heavy to load."""
-    words = len(re.sub(r"<[^>]+>", " ", markdown_of(notebook)).split())
+    addresses = re.compile(r"^\[[^\]]+\]: \S+$|^\*\*Read on:.*$", re.M)
+    words = len(re.sub(r"<[^>]+>", " ", addresses.sub("", markdown_of(notebook))).split())
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert 1000 <= words <= 1600, words
     assert len(code_cells) <= 25
