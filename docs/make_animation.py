@@ -12,9 +12,10 @@ requests, which arrive one after the other, bring about all that block tables ar
 
 from pathlib import Path
 
-from minivllm import LLM, SamplingParams
+from minivllm import SamplingParams
+from minivllm.course.toy import real_llm
 from minivllm.viz.animation import animate
-from minivllm.viz.player import frame
+from minivllm.viz.player import frames_of
 from minivllm.viz.trace import Trace
 
 PROMPT = "The capital of France is"
@@ -30,21 +31,20 @@ ARRIVALS = {
 
 def record() -> Trace:
     """Run the three requests; the trace keeps their words."""
-    engine = LLM("smollm2-135m-instruct", num_blocks=7, block_size=4, max_model_len=32).llm_engine
-    trace = engine.trace = Trace(word_of=lambda token_id: engine.tokenizer.decode([token_id]))
+    engine = real_llm(num_blocks=7).llm_engine
     step = 0
     while engine.has_unfinished_requests() or step <= max(ARRIVALS):
         if step in ARRIVALS:
             engine.add_request(str(list(ARRIVALS).index(step)), *ARRIVALS[step])
         engine.step()
         step += 1
-    return trace
+    return engine.trace
 
 
 def main() -> None:
     """Run, draw, and say how large the file is."""
     trace = record()
-    picture = animate([frame(trace, number) for number in range(len(trace.steps))])
+    picture = animate(frames_of(trace))
     TARGET.write_bytes(picture)
     copies = sum(len(step.blocks_to_copy) for step in trace.steps)
     preemptions = sum(len(step.preempted) for step in trace.steps)

@@ -101,7 +101,7 @@ def _paged_attention_kernel(
 
     # Which tokens [low, high) this split handles; whole tiles, except at the end of the sequence.
     seq_len = tl.load(seq_lens_ptr + seq)
-    # Example, seq_len 2900, BLOCK_N 64, 4 splits: 46 tiles, 12 a split = 768 tokens, so [0, 768),
+    # Example, seq_len 2900, BLOCK_N 64, 4 splits: 46 tiles, 12 per split = 768 tokens, so [0, 768),
     # [768, 1536), [1536, 2304), [2304, 2900). A split beyond the end has low = high and an empty loop.
     tiles = (seq_len + BLOCK_N - 1) // BLOCK_N
     tokens_per_split = (tiles + NUM_SPLITS - 1) // NUM_SPLITS * BLOCK_N

@@ -1,9 +1,9 @@
 """The loop around `LLMEngine.step()`, shared by all front ends: it steps the engine and hands out outputs.
 
 Several callers may wait for outputs at once: two open streams, `generate` inside a `for` over a stream,
-requests of several threads. The callers share one engine, so a step of one is a step for all. Each caller has
-a mailbox; the caller that runs a step puts each output into the mailbox of the caller which asked for it, and
-each caller reads its own mail::
+requests of several threads. The callers share one engine, so a step which one of them runs is a step for
+all of them. Each caller has a mailbox; the caller that runs a step puts each output into the mailbox of the
+caller which asked for it, and each caller reads its own mail::
 
     thread 1   outputs_of([a])   turn: step -> mail a, b   reads a   turn: step -> mail a, b   reads a
     thread 2   outputs_of([b])        waits in line        reads b        waits in line        reads b

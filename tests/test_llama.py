@@ -22,6 +22,15 @@ from tests.helpers_tensor import make_metadata, model_config, poison_
 
 S = 4  # block size
 VOCAB = 97
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 TOLERANCE = 1e-4
 
 # Each with its own point: number of query heads, of KV heads, head_dim, and what else differs.
@@ -85,16 +94,7 @@ class ReferenceBackend:
 
 def hugging_face_llama(seed: int = 0, **overrides: Any) -> transformers.LlamaForCausalLM:
     """A tiny random Llama. Weights of std 0.2 and not 0.02: attention must be far from uniform."""
-    sizes = {
-        "vocab_size": VOCAB,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    }
-    config = transformers.LlamaConfig(**{**sizes, **overrides})
+    config = transformers.LlamaConfig(**{**SMALL, **overrides})
     model = transformers.LlamaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -17,18 +17,9 @@ from minivllm.qwen3 import Qwen3Attention
 from minivllm.weights.loader import load_model, load_model_config
 from minivllm.weights.random_model import CONFIG, FAMILIES, random_llama
 from minivllm.weights.registry import MODELS
-from tests.test_llama import PagedRun
+from tests.test_llama import SMALL, PagedRun
 
 S, TOLERANCE = 4, 1e-4
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 SHAPES = {
     "Qwen3": ("Qwen3", {}),  # head_dim absent: 128, not 48 / 6
     "Qwen3, heads of 10, MQA": (

@@ -60,7 +60,7 @@ def load_contiguous(
     S: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
     BY_BLOCK: tl.constexpr, DOT_F32: tl.constexpr,
 ):  # fmt: skip
-    """`load_keys_and_values` without paging: token n lies in row n. For comparison; nobody launches it."""
+    """`load_keys_and_values` without paging: token n lies in row n. For comparison; it is not launched."""
     n = start + tl.arange(0, BLOCK_N)
     row = n.to(tl.int64)
     mask = (n < high)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]

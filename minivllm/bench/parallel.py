@@ -3,7 +3,7 @@
 Measured, on this machine, in interleaved rounds: a decode step, what each rank holds, and what it puts into
 sums and broadcasts, which must be what arithmetic says::
 
-    bytes of sums = (2 layers + 1) * tokens * hidden * 4         two a layer, one for the embedding
+    bytes of sums = (2 layers + 1) * tokens * hidden * 4         two per layer, one for the embedding
     bytes of gather = tokens * vocabulary / workers * 4          a rank's part of the logits
 
 On a CPU this is a lesson and not a speed-up: the workers share the cores and the memory bandwidth that one

@@ -1,7 +1,7 @@
 """Tensor parallelism on GPUs, computed: the time of a step on 1 to 8 of them, and where it stops paying.
 
 A step reads every weight once and multiplies it with one row per sequence; p GPUs do a p-th each. What they
-do not share is the talking: 2 sums a layer and one for the embedding, one after the other, and they get
+do not share is the talking: 2 sums per layer and one for the embedding, one after the other, and they get
 slower with p::
 
     step(p) = products(1) / p  +  (2 L + 1) all_reduce(p)  +  gather(p)
@@ -19,7 +19,7 @@ messages.
 
 Sources: NVIDIA's data sheets of A100 80GB SXM and H100 SXM (bandwidth, dense bfloat16 peak; NVLink 600 and
 900 GB/s count both directions, so half of it is used here); the latencies are those by which NCCL chooses its
-own algorithm (`src/graph/tuning.cc`, ring over NVLink: LL 6.6 us + 0.6 us a step at half the bandwidth,
+own algorithm (`src/graph/tuning.cc`, ring over NVLink: LL 6.6 us + 0.6 us per step at half the bandwidth,
 Simple 8.4 us + 3.4 us). The ring: Patarasuk and Yuan, 2009. The roofline: Williams et al., 2009.
 """
 
@@ -29,7 +29,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from minivllm.aot.chips import CHIPS
 from minivllm.config import ModelConfig
+from minivllm.weights.random_model import SHAPES
 
 BF16 = 2  # bytes
 
@@ -45,27 +47,30 @@ class Gpu:
 
 
 GPUS = {
-    "A100": Gpu(memory_bandwidth=2.039e12, peak=312e12, link=300e9),
-    "H100": Gpu(memory_bandwidth=3.35e12, peak=989e12, link=450e9),
+    "A100": Gpu(memory_bandwidth=CHIPS[80].gb_per_second * 1e9, peak=312e12, link=300e9),
+    "H100": Gpu(memory_bandwidth=CHIPS[90].gb_per_second * 1e9, peak=989e12, link=450e9),
 }
 # (base, per step) in seconds, and the share of the link's bandwidth: NCCL takes the faster one.
 PROTOCOLS = {"LL": (6.6e-6, 0.6e-6, 0.5), "Simple": (8.4e-6, 3.4e-6, 1.0)}
 
-_LLAMA_3: dict[str, Any] = {
-    "vocab_size": 128_256,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
+
+def _config(shape: dict[str, Any]) -> ModelConfig:
+    """What costs time: the sizes. How positions are scaled and how weights are stored changes none."""
+    sizes = {name: value for name, value in shape.items() if name not in ("rope_theta", "torch_dtype")}
+    return ModelConfig(**sizes)
+
+
+_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28_672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
 }
 MODELS = {
-    "Llama-3.2-1B": ModelConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64,
-                                num_attention_heads=32, tie_word_embeddings=True, **_LLAMA_3),
-    "Llama-3.1-8B": ModelConfig(hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-    head_dim=128,
-                                num_attention_heads=32, **_LLAMA_3),
-    "Llama-3.1-70B": ModelConfig(hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80,
-    head_dim=128,
-                                 num_attention_heads=64, **_LLAMA_3),
-}  # fmt: skip
+    "Llama-3.2-1B": _config(SHAPES["llama-3.2-1b"]),
+    "Llama-3.1-8B": _config(SHAPES["llama-3.1-8b"]),
+    "Llama-3.1-70B": _config(SHAPES["llama-3.1-8b"] | _70B),
+}
 SIZES = (1, 2, 4, 8)
 
 

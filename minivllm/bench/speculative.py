@@ -5,7 +5,7 @@ Two measurements. The *step-time curve*: milliseconds of a step in which each of
 same prompts through two engines in turns, without drafts and with n-gram drafts, for b = 1 and b = 4::
 
     $ python -m minivllm bench speculative
-    step time, ms       1      2      3      4      5 tokens a sequence        break-even
+    step time, ms       1      2      3      4      5 tokens per sequence      break-even
     batch 1           ...                                                    ...
     batch 4           ...
 
@@ -270,7 +270,7 @@ def draw(result: Result, path: str) -> None:
                 right.plot(*point, marker=marker, color=colour, markeredgecolor=INK, linestyle="")
                 right.annotate(name.split()[0], point, fontsize=8, xytext=(4, 4), textcoords="offset points")
     right.axhline(1.0, color=INK, lw=0.6)
-    left.set(xlabel="tokens a sequence computes in a step", ylabel="ms a step", ylim=(0, None))
+    left.set(xlabel="tokens per sequence in a step", ylabel="ms per step", ylim=(0, None))
     left.set_title("what drafts cost", fontsize=10)
     right.set(xlabel="acceptance of a draft", ylabel="speedup")
     right.set_title(f"what {num_drafts} drafts gain (lines: in every step; |: break-even)", fontsize=10)

@@ -6,7 +6,7 @@ that a plan be carried out, and whether they are alive::
     LLMEngine ---- executor.execute_model(plan) ----> [SequenceOutput, ...]
                      |
                      +-- UniprocExecutor       one worker in this process: a method call
-                     +-- MultiprocExecutor     one process a rank: the plan goes out by value
+                     +-- MultiprocExecutor     one process per rank: the plan goes out by value
 
 Paper: section 4.6 (the scheduler is centralized, the workers are not). vLLM V1:
 `vllm/v1/executor/abstract.py`, `uniproc_executor.py`, `multiproc_executor.py`.

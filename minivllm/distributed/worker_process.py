@@ -42,7 +42,7 @@ class Call:
     number: int
     method: str
     args: tuple[Any, ...] = ()
-    from_all: bool = False  # reply with a list, one result a rank; otherwise with rank 0's
+    from_all: bool = False  # reply with a list, one result per rank; otherwise with rank 0's
 
 
 @dataclass(frozen=True)

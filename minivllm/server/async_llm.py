@@ -75,7 +75,7 @@ class AsyncLLM:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = True  # read and changed with the lock held: no job comes after the last was done
         self._lock = threading.Lock()
-        # The event loop's: who reads which request.
+        # The event loop's: which stream reads which request.
         self._streams: dict[str, OutputStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # The engine's thread's: requests of ours in the engine, outputs of the present step, two switches.

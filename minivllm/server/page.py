@@ -4,7 +4,7 @@
     GET  /page/events    pictures of the pool (`events.py`), at most ten a second, as server-sent events
     POST /page/pause     /page/resume     /page/step
 
-How pictures reach the page. One task asks the engine's thread for a picture, ten times a second and only
+How pictures reach the page. One task asks the engine's thread for a picture, ten times per second and only
 while a page is open; between two steps the thread makes it. If it differs from the last one, each open page
 gets it. A slow page misses pictures; they do not queue up, and two pages show the same::
 

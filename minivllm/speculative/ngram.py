@@ -1,7 +1,7 @@
 """Guess the next tokens by looking the last ones up in the text so far: no model, no training.
 
-Whoever edits a text, quotes a document or writes a program repeats. So find the latest earlier place of the
-last n tokens and copy what followed there, the longest n first::
+Edited texts, quotations and programs repeat what stands in the prompt. So find the latest earlier place of
+the last n tokens and copy what followed there, the longest n first::
 
     tokens       7  1  2  3  9  4  8  1  2  3        n = 4: [8 1 2 3] has not occurred before
                     ^  ^  ^  .  .  .                 n = 3: [1 2 3] has; 9 4 8 1 followed
@@ -40,9 +40,8 @@ def propose_ngram(token_ids: Sequence[int], count: int, longest: int, shortest: 
         while (found := text.rfind(pattern, 0, end)) >= 0:
             if found % width == 0:
                 return _copy(data, found // width + n, count)
-            end = (
-                found + len(pattern) - 1
-            )  # bytes of two neighbours that look like a token: go on to the left
+            # Bytes of two neighbours which look like a token: go on to the left.
+            end = found + len(pattern) - 1
     return ()
 
 

@@ -128,7 +128,7 @@ def _owners(trace: Trace, step: int) -> dict[int, tuple[str, ...]]:
         for position in range(len(block_ids) * trace.block_size):
             slot = slot_of(block_ids, position, trace.block_size)
             # What other holders have said of this slot. Holders of a shared block may have filled it to
-            # different depths; one with a token there counts for more than one that only holds the place.
+            # different depths; a holder with a token there counts for more than one with the place only.
             before = tuple(name for name in owners.get(slot, ()) if name)
             if position < filled[seq_id]:
                 # Each name once, in order: two sequences of one request are one owner.

@@ -38,6 +38,8 @@ from minivllm.viz.style import mix_with_white, request_order, request_style
 from minivllm.viz.trace import ScheduledRecord, StepRecord, Trace
 from minivllm.viz.usage import filled_during, sequences_of, slot_of, slot_words, tables_during
 
+Tables = dict[int, tuple[int, ...]]
+"""Block tables by sequence id."""
 MOST_BLOCKS = 24
 """Of a larger pool only the blocks that some step used are shown."""
 FREE = {"fill": "#ffffff", "edge": "#999999"}
@@ -68,7 +70,7 @@ def trace_player(trace: Trace, max_steps: int = 60) -> TracePlayer:
     """
     if not 0 < len(trace.steps) <= max_steps:
         raise ValueError(f"the player shows 1 to {max_steps} steps, this trace has {len(trace.steps)}.")
-    shown = [frame(trace, number) for number in range(len(trace.steps))]
+    shown = frames_of(trace)
     frames = json.dumps(shown, separators=(",", ":"))
     image = base64.b64encode(animate(shown)).decode("ascii")
     # Two players of one trace have one key; the script starts each element with that key once.
@@ -97,7 +99,13 @@ def summarize(trace: Trace) -> str:
     )
 
 
-def frame(trace: Trace, number: int) -> dict[str, Any]:
+def frames_of(trace: Trace) -> list[dict[str, Any]]:
+    """What the player and the animated image show, step by step."""
+    block_ids = touched_blocks(trace)
+    return [frame(trace, number, block_ids) for number in range(len(trace.steps))]
+
+
+def frame(trace: Trace, number: int, block_ids: list[int]) -> dict[str, Any]:
     """All that the player shows of one step, as plain data. The first step of the worked example::
 
         {"step": 0, "caption": "Request 0 computes positions 0 to 5; new blocks: 7, 2.",
@@ -112,6 +120,8 @@ def frame(trace: Trace, number: int) -> dict[str, Any]:
     """
     record, size, order = trace.steps[number], trace.block_size, request_order(trace)
     tables, filled, words = tables_during(record), filled_during(record), slot_words(trace, number)
+    before = _tables_before(trace, number)
+    found = found_blocks(record, before, size)
     new = {
         slot_of(row.block_ids, row.start + i, size) for row in record.scheduled for i in range(row.num_tokens)
     }
@@ -146,15 +156,15 @@ def frame(trace: Trace, number: int) -> dict[str, Any]:
             **holders.get(block_id, [FREE])[0],
             "cells": cells(block_id, depth.get(block_id, size)),
         }
-        for block_id in touched_blocks(trace)
+        for block_id in block_ids
     ]
     return {
         "step": record.step,
-        "caption": caption(record, trace),
+        "caption": caption(record, before, found),
         "sequences": sequences,
         "pool": pool,
         "copies": [list(pair) for pair in record.blocks_to_copy],
-        "found": sorted(found_blocks(record, trace)),
+        "found": sorted(found),
         "preempted": list(record.preempted),
         "waiting": [*record.swapped, *record.waiting],
         "free": list(record.free),
@@ -174,9 +184,8 @@ def touched_blocks(trace: Trace) -> list[int]:
     return sorted(used)
 
 
-def found_blocks(record: StepRecord, trace: Trace) -> set[int]:
+def found_blocks(record: StepRecord, before: Tables, size: int) -> set[int]:
     """Blocks that a sequence got with their content: new in its table, before the first token it computes."""
-    before, size = _tables_before(record, trace), trace.block_size
     swapped_in = {destination for _, destination in record.blocks_to_swap_in}
     found = {
         block_id
@@ -197,9 +206,9 @@ def labels_of(record: StepRecord) -> dict[int, str]:
     return labels
 
 
-def caption(record: StepRecord, trace: Trace) -> str:
+def caption(record: StepRecord, before: Tables, found: set[int]) -> str:
     """What happens in one step, in a few short sentences, in the order in which it happens."""
-    before, found, labels = _tables_before(record, trace), found_blocks(record, trace), labels_of(record)
+    labels = labels_of(record)
     parts = [f"Request {name} is preempted: its blocks are free again." for name in record.preempted]
     parts += [f"Block {source} is copied to block {target}." for source, target in record.blocks_to_copy]
     for row in record.scheduled:
@@ -209,12 +218,11 @@ def caption(record: StepRecord, trace: Trace) -> str:
     return " ".join(parts)
 
 
-def _tables_before(record: StepRecord, trace: Trace) -> dict[int, tuple[int, ...]]:
+def _tables_before(trace: Trace, number: int) -> Tables:
     """Block tables after the previous step, without those of requests that lost them at the start of this."""
-    number = next(i for i, each in enumerate(trace.steps) if each is record)
     if number == 0:
         return {}
-    previous = trace.steps[number - 1]
+    record, previous = trace.steps[number], trace.steps[number - 1]
     return {
         seq_id: block_ids
         for seq_id, block_ids in previous.block_tables.items()

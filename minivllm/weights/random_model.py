@@ -71,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     )
 }
 
-# What the models below have in common: vocabulary, positions, and 4 query heads a KV head.
+# What the models below have in common: vocabulary, positions, and 4 query heads per KV head.
 _LLAMA_3: dict[str, Any] = {
     "vocab_size": 128_256,
     "max_position_embeddings": 131_072,
@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = args.device == "auto" and torch.cuda.is_available()
     device = "cuda" if on_gpu else args.device.replace("auto", "cpu")
     print(random_llama(args.folder, num_shards=args.num_shards, device=device, **SHAPES[args.shape]))
-    if args.mark_complete:  # after minutes of writing: whoever finds the folder can tell whether it is whole
+    if args.mark_complete:  # writing takes minutes: the mark tells a whole folder from a part of one
         (args.folder / "complete").touch()
 
 

@@ -40,7 +40,7 @@ def in_tiles(x: Tensor, product: Callable[[Tensor], Tensor], tile: int) -> Tenso
     `product` maps (n, in) to (n, out), each row for itself. But a library chooses the order of its additions by n, so
     that the last bits of a row change with n. Call it with exactly `tile` rows each time, and they cannot.
 
-    Cut the rows into tiles, in order. Fill up the last one with rows of zeros, whose results nobody wants.
+    Cut the rows into tiles, in order. Fill up the last one with rows of zeros, and drop their results.
 
     Example: 5 rows and tile=4: two calls with 4 rows each, the second with one row and three rows of zeros.
     The result has 5 rows.

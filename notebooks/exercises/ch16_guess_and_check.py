@@ -79,6 +79,6 @@ def after_check(
         num_known: tokens known before the step, at least 1.
         drafts: 0 or more tokens.
         chosen: one more than drafts.
-        block_size: tokens a block, 1 or more.
+        block_size: tokens per block, 1 or more.
     """
     raise NotImplementedError("ex16c")

@@ -209,7 +209,7 @@ for budget, (ttft, gap) in by_budget.items():
     print(f"budget {budget:3}: first token after {ttft:5.1f} ticks, longest pause between two tokens {gap:4.1f}")
 
 # %% [markdown]
-# With 256 tokens a step, a whole prompt goes through at once, and readers see a pause as long as eight ordinary steps.
+# With 256 tokens per step, a whole prompt goes through at once, and readers see a pause as long as eight ordinary steps.
 # With 16 the text flows evenly, and the first token comes later: the prompt needs ten steps or more, each of which
 # pays for the weights again. There is no best value. A chat wants even text, a program that waits for the whole answer
 # does not care.

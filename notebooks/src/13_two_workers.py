@@ -239,7 +239,7 @@ claim("afterwards all blocks are free", tight.llm_engine.scheduler.kv.pool.num_f
 # %%
 sums = 2 * config.num_hidden_layers + 1
 claim(
-    "a step has two sums a layer and one for the embedding, each as large as the hidden states of its tokens",
+    "a step has two sums per layer and one for the embedding, each as large as the hidden states of its tokens",
     calls[0] == sums and nbytes[0] == sums * 6 * hidden * 4,
     measured=f"{calls[0]} sums, {nbytes[0]:,} bytes for 6 tokens",
 )
@@ -294,7 +294,7 @@ claim("when the engine is shut down, no process is left", len(left) == 0)
 # broadcast, and says only what changed since the step before, so workers keep a copy of each request. Sums of a few
 # kilobytes do not use NCCL but a kernel which reads the other GPUs' memory directly: two to three times as fast. With
 # more ranks than KV heads, heads are kept several times. And on several machines it is usual to cut by heads inside a
-# machine, by layers between machines, since the links there are slower. Two sums a layer would be too many.
+# machine, by layers between machines, since the links there are slower. Two sums per layer would be too many.
 #
 # [`vllm/model_executor/layers/linear.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/model_executor/layers/linear.py
 # [`vllm/v1/executor/multiproc_executor.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/executor/multiproc_executor.py

@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from minivllm import LLM, SamplingParams
+from minivllm.bench.servers import free_port
 from minivllm.cli import main
 from tests.distributed.conftest import SHAPE
 
@@ -63,19 +61,12 @@ def test_without_ray_the_command_says_what_to_install(tiny_llama, tmp_path, caps
     assert "--num-replicas must be at least 1, got 0" in capsys.readouterr().err
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_machines_give_the_text_of_one(tmp_path, free_port):
+def test_two_machines_give_the_text_of_one(tmp_path):
     """Would catch a rank that is started twice or nowhere. Both "machines" are this one: two commands."""
     from minivllm.weights.random_model import random_llama
 
     folder = random_llama(tmp_path / "model", byte_tokenizer=True, **SHAPE)
-    nodes = ["--tensor-parallel-size", "2", "--nnodes", "2", "--master-port", str(free_port)]
+    nodes = ["--tensor-parallel-size", "2", "--nnodes", "2", "--master-port", str(free_port())]
     command = [sys.executable, "-m", "minivllm"]
     worker = subprocess.Popen(
         [*command, "worker", *nodes, "--node-rank", "1"], stderr=subprocess.PIPE, text=True, cwd=ROOT,

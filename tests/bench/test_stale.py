@@ -72,6 +72,13 @@ def test_a_benchmark_without_a_list_is_refused(repository):
         stale.freshness(path, root)
 
 
+def test_every_benchmark_has_a_list():
+    """Would catch a new benchmark whose first file nothing could judge."""
+    sources = "".join(path.read_text() for path in (ROOT / "minivllm").rglob("*.py"))
+    names = set(re.findall(r'new_result\(\s*"([\w-]+)"', sources))
+    assert len(names) > 15 and names == set(stale.DEPENDS)
+
+
 def test_every_file_names_code_that_exists():
     """Would catch a module that moved: its changes would no longer be seen."""
     for paths in stale.DEPENDS.values():

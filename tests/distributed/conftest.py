@@ -8,7 +8,7 @@ from minivllm.engine import LLMEngine
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {"num_blocks": 64, "block_size": 4, "max_model_len": 128, "skip_tokenizer_init": True}
-# Divided by 2 and by 3, with two query heads a KV head, and every bias there is.
+# Divided by 2 and by 3, with two query heads per KV head, and every bias there is.
 SHAPE = {
     "num_attention_heads": 12,
     "num_key_value_heads": 6,

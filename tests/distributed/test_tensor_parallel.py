@@ -158,7 +158,7 @@ def test_every_rank_samples_the_same_and_says_what_it_sent(make_parallel, groups
         for name in after
     }
     layers, hidden, rows, vocabulary = 2, 48, 3, 258
-    # Two sums a layer and one of the embedding; the rank's logits once; the plan, and the question after it.
+    # Two sums per layer and one of the embedding; the rank's logits once; the plan, and the question after it.
     assert used["all_reduce"] == (2 * layers + 1, (2 * layers + 1) * rows * hidden * 4)
     assert used["all_gather"] == (1, rows * vocabulary // size * 4)
     assert used["broadcast"] == (2, plan_nbytes + group.plan_nbytes)

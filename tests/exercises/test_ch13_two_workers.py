@@ -190,10 +190,10 @@ def test_whatever_the_numbers(ex, per_kv, num_kv_heads, size):
     expect(
         [len(queries) for queries, _ in got],
         [num_heads // size] * size,
-        f"query heads a rank, split_heads{numbers}",
+        f"query heads per rank, split_heads{numbers}",
     )
     expect(
-        [list(kv) for _, kv in got], [sorted(kv) for kv in needed], f"KV heads a rank, split_heads{numbers}"
+        [list(kv) for _, kv in got], [sorted(kv) for kv in needed], f"KV heads per rank, split_heads{numbers}"
     )
 
 

@@ -85,7 +85,7 @@ def test_each_row_gets_its_own_result(ex):
     "ex14b", points=1, hint="Zeros for the rows that are missing: torch.zeros, not torch.empty."
 )
 def test_what_fills_the_tile_up_is_zero(ex):
-    """A copy of a real row would do no harm here; memory that nobody wrote may hold a NaN."""
+    """A copy of a real row would do no harm here; memory that was not written may hold a NaN."""
     seen = []
 
     def product(rows):

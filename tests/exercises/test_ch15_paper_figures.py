@@ -100,7 +100,7 @@ def test_between_two_points_the_line_counts(ex):
 
 @pytest.mark.exercise("ex15b", points=1, hint="What was not measured cannot be claimed.")
 def test_the_ends_of_the_curve(ex):
-    """A line drawn beyond the last point would promise rates at which nobody has measured anything."""
+    """A line drawn beyond the last point would promise rates at which nothing was measured."""
     expect_rate(ex, 3.0, CURVE, 2.0)
     expect_rate(ex, 3.0, CURVE, 1.3)
     expect_rate(ex, 0.0, CURVE, 0.1)
@@ -109,7 +109,7 @@ def test_the_ends_of_the_curve(ex):
 
 @pytest.mark.exercise("ex15b", points=1, hint="Stop at the first time that the curve rises above the limit.")
 def test_the_first_crossing_counts(ex):
-    """Latency can fall again by luck. Whoever reads the last crossing sells a rate at which users have waited."""
+    """Latency can fall again by luck. The last crossing would sell a rate at which users have waited."""
     expect_rate(ex, 1.5, [(1.0, 0.0), (2.0, 1.0), (3.0, 0.0), (4.0, 1.0)], 0.5)
     expect(
         ex.sustained_rate([(1.0, 0.0), (2.0, 1.0), (3.0, 0.0)], 0.5),

@@ -73,7 +73,9 @@ def test_any_text_of_few_tokens(ex, text, count, longest):
     expect(list(got), list(expected), f"propose({text}, {count}, longest={longest})")
 
 
-@pytest.mark.exercise("ex16a", points=2, hint="The engine calls it once a step with everything known so far.")
+@pytest.mark.exercise(
+    "ex16a", points=2, hint="The engine calls it once per step with everything known so far."
+)
 def test_the_engine_needs_as_few_steps_with_it(ex, tiny_model, monkeypatch):
     """Wrong guesses change no text, so only the number of steps tells good ones from bad ones."""
 

@@ -25,13 +25,10 @@ KERNELS = {
     "_rotary_kernel",
     "_silu_and_mul_kernel",
 }
-# Batches that differ in what changes from step to step; prints how many kernels Triton makes of them.
-VARIANTS = """
-import itertools, torch
+# The start of a program in which a launch compiles for an H100, notes the kernel's hash, and runs nothing.
+NOTE_HASHES = """
 import minivllm.kernels.common
 from minivllm.aot import kernel_compile
-from minivllm.kernels.paged_attention import paged_attention
-from minivllm.kernels.prefill_attention import prefill_attention
 
 hashes = set()
 def launch(kernel, grid):
@@ -39,6 +36,15 @@ def launch(kernel, grid):
 kernel_compile.JITFunction.__getitem__ = launch
 kernel_compile.pretend_to_be(90)
 minivllm.kernels.common.check_launchable = lambda tensor: None
+"""
+# Batches that differ in what changes from step to step; prints how many kernels Triton makes of them.
+VARIANTS = (
+    NOTE_HASHES
+    + """
+import itertools, torch
+from minivllm.kernels.paged_attention import paged_attention
+from minivllm.kernels.prefill_attention import prefill_attention
+
 kv = torch.zeros(8, 16, 2, 64, dtype=torch.float16)
 for R, width in itertools.product((1, 5, 16), (1, 7, 16)):
     tables, lens = torch.zeros(R, width, dtype=torch.int32), torch.full((R,), 8, dtype=torch.int32)
@@ -48,6 +54,7 @@ for R, width in itertools.product((1, 5, 16), (1, 7, 16)):
     paged_attention(query[:R], kv, kv, tables, lens, SCALE, num_splits=1)
 print(len(hashes))
 """
+)
 
 # The stages of one kernel as its tiles ask for, and then under the option.
 ONE_STAGE = """

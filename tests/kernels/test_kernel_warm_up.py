@@ -8,23 +8,18 @@ import torch
 
 from minivllm.aot.warm_up import decode_steps, powers_of_two, prefill_steps, warm_up
 from minivllm.kernels.heuristics import Chip, choose_num_splits, prefill_tiles
+from tests.kernels.test_kernel_aot import NOTE_HASHES
 
 H100 = Chip(capability=90, num_sms=132)
 # Prints how many kernels are compiled by the warm-up, how many more by the requests after it, and how many these
 # use. The kernels compute nothing, so the tokens are whatever lay in memory.
-COUNT = """
+COUNT = (
+    NOTE_HASHES
+    + """
 import sys
-import minivllm.kernels.common
 from minivllm import LLM, SamplingParams
-from minivllm.aot import kernel_compile
 from minivllm.aot.warm_up import warm_up
 
-hashes = set()
-def launch(kernel, grid):
-    return lambda *args, **kwargs: hashes.add(kernel.run(*args, grid=grid, warmup=True, **kwargs).hash)
-kernel_compile.JITFunction.__getitem__ = launch
-kernel_compile.pretend_to_be(90)
-minivllm.kernels.common.check_launchable = lambda tensor: None
 llm = LLM(sys.argv[1], attention_backend="triton", device="cpu", max_num_seqs=6, max_num_batched_tokens=400, num_blocks=300,
           max_model_len=512, skip_tokenizer_init=True)
 warm_up(llm.llm_engine)
@@ -36,6 +31,7 @@ params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokeniz
 llm.generate(prompts, params, use_tqdm=False)
 print(len(warm), len(hashes - warm), len(hashes))
 """
+)
 
 
 def count(folder):

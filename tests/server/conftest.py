@@ -107,7 +107,7 @@ def llm(tiny_llama):
 
 @pytest.fixture
 def script(server, monkeypatch):
-    """`script("text")`: whatever runs, the model says the bytes of this text, one a step, and then "x"s."""
+    """`script("text")`: whatever runs, the model says the bytes of this text, one per step, and then "x"s."""
 
     def say(text, seconds=0.0):
         said, runner = text.encode(), server.engine.engine.runner

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from minivllm.bench.servers import free_port
 from tests.server.conftest import is_empty
 from tests.server.test_api import GREEDY, offline, post, sse
 
@@ -174,11 +175,10 @@ def test_a_client_that_does_not_read_holds_up_no_other(server, llm):
 
 def test_sigterm_finishes_what_runs(tiny_llama):
     """Would catch a deployment that cuts every answer which is on its way."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     line = [sys.executable, "-m", "minivllm", "serve", str(tiny_llama), "--num-blocks", "64"]
-    line += ["--port", url.rpartition(":")[2]]
+    line += ["--port", str(port)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ)
     try:
         end = time.monotonic() + 120

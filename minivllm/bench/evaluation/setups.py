@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from minivllm.aot.chips import CHIPS
 from minivllm.bench.evaluation.step_time import Chip, Shape, StepModel, Work
 from minivllm.bench.workloads import ALPACA_LIKE, SHAREGPT_LIKE
 
@@ -37,7 +38,8 @@ def opt(name: str, num_layers: int, hidden_size: int) -> Shape:
 
 A100_40 = Chip("A100-40GB", 0.8 * 1555e9, 0.8 * 1555e9, 0.6 * 312e12, 0.6 * 312e12, overlaps=True,
                copy_seconds=8e-6, host_bandwidth=25e9)  # fmt: skip
-A100_80 = replace(A100_40, name="A100-80GB", weight_bandwidth=0.8 * 2039e9, kv_bandwidth=0.8 * 2039e9)
+_BANDWIDTH = 0.8 * CHIPS[80].gb_per_second * 1e9
+A100_80 = replace(A100_40, name="A100-80GB", weight_bandwidth=_BANDWIDTH, kv_bandwidth=_BANDWIDTH)
 EXTRA_PER_BLOCK = 0.23 * 16  # tokens: the middle of 20 to 26%, at 16 tokens per block
 
 

@@ -15,7 +15,8 @@ a step depends on lengths and not on what was computed before.
 
     $ python -m minivllm bench step-time --output-json step_time.json --plot step_time.png    (a few minutes)
 
-Paper: no counterpart; nobody believes a simulated figure otherwise. vLLM V1: no counterpart.
+Paper: no counterpart, but without such a check there is no reason to believe a simulated figure. vLLM V1: no
+counterpart.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # caught by: test_the_scheduler_agrees
-"""Names one block a step: enough without drafts, but five tokens may fill several small blocks."""
+"""Names one block per step: enough without drafts, but five tokens may fill several small blocks."""
 
 
 def after_check(num_known, drafts, chosen, block_size):
