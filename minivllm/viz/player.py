@@ -127,12 +127,7 @@ def frame(trace: Trace, number: int, block_ids: list[int]) -> dict[str, Any]:
     }
 
     def cells(block_id: int, num_filled: int) -> list[dict[str, Any]]:
-        """Words of the first slots; those behind them may be left from an earlier owner and stay hidden."""
-        slots = range(block_id * size, (block_id + 1) * size)
-        return [
-            {"word": visible(words.get(slot, "")) if offset < num_filled else "", "new": slot in new}
-            for offset, slot in enumerate(slots)
-        ]
+        return cells_of(range(block_id * size, (block_id + 1) * size), num_filled, words, new)
 
     sequences, holders, depth = [], {}, {}
     names, labels = sequences_of(record), labels_of(record)
@@ -169,6 +164,14 @@ def frame(trace: Trace, number: int, block_ids: list[int]) -> dict[str, Any]:
         "waiting": [*record.swapped, *record.waiting],
         "free": list(record.free),
     }
+
+
+def cells_of(slots: range, num_filled: int, words: dict[int, str], new: set[int]) -> list[dict[str, Any]]:
+    """A block's cells: words of the first slots; those behind may be an earlier owner's, and stay hidden."""
+    return [
+        {"word": visible(words.get(slot, "")) if offset < num_filled else "", "new": slot in new}
+        for offset, slot in enumerate(slots)
+    ]
 
 
 def visible(word: str) -> str:
