@@ -239,7 +239,7 @@ class EngineConfig:
 
     # Workers (`distributed/`). The executor follows from their number: one is in this process ("uni"), more
     # are processes of their own ("mp"). With several machines this one is `node_rank`, and number 0
-    # schedules.
+    # schedules. `distributed/config.py` says which of these go together.
     tensor_parallel_size: int = 1
     distributed_executor_backend: str | None = None
     nnodes: int = 1
@@ -277,23 +277,6 @@ class EngineConfig:
             raise ValueError(
                 'preemption_mode="swap" needs swap_space_bytes > 0: there is nowhere to swap to.'
             )
-        self._check_workers()
-
-    def _check_workers(self) -> None:
-        """Raise ValueError where the settings about workers do not go together."""
-        size, nnodes = self.tensor_parallel_size, self.nnodes
-        if self.distributed_executor_backend == "uni" and size > 1:
-            raise ValueError(
-                f'distributed_executor_backend="uni" is one worker in this process, but tensor_parallel_size '
-                f'is {size}: leave the backend out, or say "mp".'
-            )
-        if size % nnodes or self.node_rank >= nnodes:
-            raise ValueError(
-                f"tensor_parallel_size ({size}) must be a multiple of nnodes ({nnodes}), and node_rank "
-                f"({self.node_rank}) below nnodes: each machine runs as many workers as the others."
-            )
-        if nnodes > 1 and self.master_port is None:
-            raise ValueError("with nnodes > 1 give master_port: the other machines have to know where to go.")
 
     @classmethod
     def from_kwargs(cls, options: dict[str, Any]) -> EngineConfig:

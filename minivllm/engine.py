@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import EngineConfig
+from minivllm.distributed.config import check_workers
 from minivllm.distributed.executor import Executor, make_executor
 from minivllm.distributed.worker import choose_device, choose_dtype
 from minivllm.inputs import InputProcessor, Request
@@ -98,6 +99,7 @@ class LLMEngine:
         # Quick checks come first, before gigabytes of weights are read.
         _require_methods("attention_backend", attention_backend, ("prepare", "forward"))
         _require_methods("trace", trace, ("record",))
+        check_workers(config)
         speculation = speculation_of(config)
         folder = resolve_model(config.model)
         self.config = config

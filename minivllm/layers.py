@@ -5,7 +5,7 @@ Each layer computes what PyTorch's or Hugging Face's does, and is written here w
 serving wants them::
 
     Linear             a decode step has few rows, so its time is the time to read the weights; on a CPU it
-                       matters how they lie in memory: chosen by measurement (`kernels/linear_cpu.py`)
+                       matters how they lie in memory: chosen by measurement (`backends/linears.py`)
     RMSNorm            does the addition before it, too: hidden, update -> norm of the sum, sum
     RotaryEmbedding    the angles of a step are looked up once, for all layers
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend
 from minivllm.config import ModelConfig, RopeConfig
-from minivllm.kernels.linear_cpu import LinearKernel, TiledLinear, TorchLinear, choose_linear_kernel
+from minivllm.kernels.linear_cpu import LinearKernel, TorchLinear
 
 Rotation = tuple[Tensor, Tensor]
 """What `RotaryEmbedding.look_up` finds for a step's positions and `rotate` uses in each layer."""
@@ -72,27 +71,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
         return self.kernel(x)
-
-
-def pack_linears(model: nn.Module, memory: Path | None) -> str:
-    """Choose the product for all `Linear` layers of a CPU model, and pack them; returns its name.
-
-    Call it after the weights are loaded: a packed weight cannot be written to any more. `memory` is the file
-    in which choices are remembered, see `choose_linear_kernel`.
-    """
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
-    weights = [linear.weight.detach() for linear in linears]
-    kind = choose_linear_kernel(weights, memory) if weights[0].device.type == "cpu" else TorchLinear
-    for linear in linears:
-        linear.pack(kind)
-    return kind.name
-
-
-def tile_linears(model: nn.Module) -> None:
-    """Let the results of all `Linear` layers depend on no other row of the batch, see `TiledLinear`."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.kernel = TiledLinear(module.kernel)
 
 
 class RMSNorm(nn.Module):

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
 from minivllm.backends.layers_kernels import layer_kinds
+from minivllm.backends.linears import pack_linears
 from minivllm.config import ModelConfig, few
 from minivllm.kv_cache import KVCache
-from minivllm.layers import Build, Linear, RMSNorm, Rotation, pack_linears
+from minivllm.layers import Build, Linear, RMSNorm, Rotation
 
 
 class LlamaAttention(nn.Module):

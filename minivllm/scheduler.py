@@ -50,9 +50,10 @@ from dataclasses import dataclass, field
 
 from minivllm import beam_search, parallel_sampling, step_rules
 from minivllm.kv_cache_manager import KVCacheManager
+from minivllm.metrics.counters import SchedulerStats
 from minivllm.outputs import SequenceOutput
 from minivllm.parallel_sampling import TokenRun
-from minivllm.scheduler_output import BlockPair, SchedulerOutput, SchedulerStats, StepDraft
+from minivllm.scheduler_output import BlockPair, SchedulerOutput, StepDraft
 from minivllm.scheduling_policy import FirstComeFirstServed
 from minivllm.sequence import Sequence, SequenceGroup, SequenceStatus
 from minivllm.speculative.speculator import Speculator

@@ -12,11 +12,12 @@ PACKAGE = ROOT / "minivllm"
 
 # Each module may import modules of lower floors, and those listed before it on its own floor.
 FLOORS = [
-    ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence"],
+    ["config", "sampling_params", "outputs", "block_pool", "block_table", "scheduler_output", "sequence",
+     "distributed.config", "metrics.counters"],
     ["kv_cache_manager", "beam_search", "parallel_sampling", "step_rules", "scheduling_policy"],
     ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
      "speculative.rejection", "speculative.break_even", "scheduler"],
-    ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.layers_kernels",
+    ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.linears", "backends.layers_kernels",
      "model", "llama", "qwen3", "backends.cuda_graphs"],
     ["distributed.sharding", "weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],

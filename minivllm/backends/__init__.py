@@ -5,7 +5,8 @@ operators. The files of this folder keep to them and are chosen by device, dtype
 
     attention.py  <---  attention_torch.py     gather the blocks, then PyTorch's own attention: any device
                   <---  attention_kernels.py   kernels that follow the block table: CPU (Numba), GPU (Triton)
-    layers.py     <---  layers_kernels.py      norm, rotation and activation in one pass each
+    layers.py     <---  linears.py             the matrix product that is the fastest on this machine
+                  <---  layers_kernels.py      norm, rotation and activation in one pass each
     model.py      <---  cuda_graphs.py         a decode step recorded, then replayed: GPU
 
 Paper: section 5 (kernel-level optimization). vLLM V1: `vllm/v1/attention/backends/`,

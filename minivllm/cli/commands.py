@@ -90,10 +90,11 @@ def worker(args: argparse.Namespace) -> None:
         ValueError: the options do not go together, or a rank has failed; the text says which and why.
     """
     from minivllm.config import EngineConfig
+    from minivllm.distributed.config import check_workers
     from minivllm.distributed.multiproc import places_of, run_node
 
     options = {name: getattr(args, name) for name in NODE_OPTIONS}
-    EngineConfig(model="that of the engine", **options)  # checks them
+    check_workers(EngineConfig(model="that of the engine", **options))
     if args.node_rank == 0:
         raise ValueError("--node-rank 0 is the machine of the engine: start `generate` or `run-batch` there.")
     places = places_of(

@@ -10,8 +10,9 @@
                           |
                        tokens of rank 0
 
-Read `sharding.py` first (what each rank holds), then `parallel_layers.py` (how parts add up to the whole),
-and last how the plan travels: `executor.py`, `worker.py`, `worker_process.py`, `multiproc.py`.
+`config.py` checks what was asked for. Read `sharding.py` first (what each rank holds), then
+`parallel_layers.py` (how parts add up to the whole), and last how the plan travels: `executor.py`,
+`worker.py`, `worker_process.py`, `multiproc.py`.
 
 Paper: section 4.6 (distributed execution). vLLM V1: `vllm/v1/executor/`, `vllm/distributed/`.
 """

@@ -23,11 +23,11 @@ from minivllm.attention import AttentionBackend
 from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.backends.attention_torch import TorchAttention
 from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
+from minivllm.backends.linears import tile_linears
 from minivllm.config import EngineConfig
 from minivllm.distributed.communication import TensorParallel
 from minivllm.distributed.parallel_layers import parallelize
 from minivllm.kv_cache import KVCache
-from minivllm.layers import tile_linears
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.model import Model
 from minivllm.model_runner import ModelRunner, SamplerFunction

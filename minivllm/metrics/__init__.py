@@ -3,6 +3,7 @@
 | file | question |
 |---|---|
 | `memory.py` | how many KV blocks fit, and what takes the rest of the memory? |
+| `counters.py` | what has the scheduler done so far? |
 | `stats.py` | how full is the KV cache, what has been computed, how long did requests take? |
 | `log.py` | the same as one line every ten seconds |
 

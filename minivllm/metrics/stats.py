@@ -24,10 +24,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from minivllm.metrics.counters import SchedulerStats
 from minivllm.output_processor import OutputProcessor
 from minivllm.outputs import RequestMetrics
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import SchedulerStats
 
 
 @dataclass(kw_only=True)

@@ -190,6 +190,7 @@ def random_weights(config: dict[str, Any], seed: int, device: str = "cpu") -> di
 
     hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query_size, kv_size = (config[f"num_{kind}_heads"] * head_dim for kind in ("attention", "key_value"))
+    biased = [f"self_attn.{part}_proj" for part in "qkv"] if config["model_type"] == "qwen2" else []
     # Queries and keys of size 1.5 give scores of size 1.5 * 1.5 = 2.25: the product of two heads of D numbers
     # is sqrt(D) times as large, and attention divides by sqrt(D).
     # 0.4 gives logits of +-3 when the embedding is tied, that is, also the output matrix. The gain of 16 at
@@ -208,8 +209,7 @@ def random_weights(config: dict[str, Any], seed: int, device: str = "cpu") -> di
             ("mlp.down_proj", hidden, inner, 16.0),
         ):
             bias = config["attention_bias" if name.startswith("self_attn") else "mlp_bias"]
-            bias = bias or (config["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"))
-            add_linear(prefix + name, out_features, in_features, gain, bias)
+            add_linear(prefix + name, out_features, in_features, gain, bias or name in biased)
         for norm in ("q_norm", "k_norm") if config["model_type"] == "qwen3" else ():
             weights[f"{prefix}self_attn.{norm}.weight"] = normal(head_dim, std=0.3, mean=1.5)
         for norm in ("input_layernorm", "post_attention_layernorm"):

@@ -123,7 +123,7 @@ def test_a_model_that_cannot_be_divided_starts_no_process(divisible, monkeypatch
         ({"nnodes": 2}, "give master_port"),
     ):
         with pytest.raises(ValueError, match=text):
-            EngineConfig(model=str(divisible), tensor_parallel_size=2, **options)
+            LLM(divisible, tensor_parallel_size=2, **OPTIONS, **options)
 
 
 class FakeBackend:
