@@ -229,7 +229,7 @@ def describe(error, exercise):
     where = place_in_student_file(error)
     if isinstance(error, NotImplementedError) and error.args == (exercise,):
         return records.NOT_WRITTEN, "", ""
-    if isinstance(error, NotImplementedError) and re.fullmatch(r"ex\d\d[a-z]", str(error)):
+    if isinstance(error, NotImplementedError) and re.fullmatch(r"ex\d\d[a-z]|m\d", str(error)):
         return records.CRASHED, f"your {exercise} calls {error}, which is not written yet.", where
     if isinstance(error, TimeLimit):
         return records.TIME_LIMIT, str(error), where
@@ -243,7 +243,7 @@ def describe(error, exercise):
 def place_in_student_file(error):
     """ "ch04_block_table.py, line 41: block = free_blocks.pop()", the innermost such line; "" if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if "_exercises_" in frame.filename or Path(frame.filename).name.startswith(("ch0", "ch1", "ex"))]  # fmt: skip
+              if "_exercises_" in frame.filename or Path(frame.filename).name.startswith(("ch0", "ch1", "ex", "my_engine"))]  # fmt: skip
     if not frames:
         return ""
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
