@@ -1,7 +1,8 @@
 """The course on the command line: `python -m minivllm.course COMMAND`.
 
 For students:  check 4 | check ex04b | show ex04b | status | reset ex04b | doctor
-               project start DIR | project check 3 | project status | project leaderboard
+               project start DIR | project check 3 | project status | project show
+               project leaderboard
 For teachers:  grade DIR --format csv | project grade DIR | export --student OUT | stubs --check
 
 The exit status is 0 if everything that was asked for is fine, 1 if not (an unsolved exercise included), 2 if

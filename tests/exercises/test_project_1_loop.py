@@ -35,17 +35,13 @@ def test_an_engine_can_be_used_again(ex):
 
 
 @pytest.mark.exercise("m1", points=1, hint="Does the row name one slot for each position, and no slot twice?")
-def test_a_llama_is_continued(ex, tiny_model):
-    """An engine that fits the model of glass only: here a real Llama writes, of two layers and random weights."""
-    from minivllm.course.project import Limits, Row
+def test_a_llama_is_continued(ex, tiny_model, reference_text):
+    """An engine that fits the model of glass only: here a Llama writes, and minivllm has written the text before."""
+    from minivllm.course.project import Limits
     from minivllm.course.project.llama_model import LlamaModel
+    from tests.exercises.engine import default_prompts, print_texts
 
-    prompts, max_tokens = [[7, 3, 200, 41, 19, 88], [5], [9, 8, 7]], [5, 7, 3]
-    model, expected = LlamaModel(tiny_model, 256), []
-    for prompt, count in zip(prompts, max_tokens, strict=True):
-        tokens = list(prompt)
-        for _ in range(count):
-            tokens += model.forward([Row(tokens, range(len(tokens)))])
-        expected.append(tokens[len(prompt) :])
+    prompts, max_tokens = default_prompts(tiny_model), [len(text) for text in reference_text]
     got = ex.Engine(LlamaModel(tiny_model, 256), Limits()).generate([list(each) for each in prompts], max_tokens)
-    same_text(got, expected, "with a random Llama")
+    same_text(got, reference_text, "with a Llama")
+    print_texts(tiny_model, prompts, got)

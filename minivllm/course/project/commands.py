@@ -3,6 +3,7 @@
     start DIR       copy the stub to a new folder
     check [N]       the tests of the milestones 1 to N: all of them have to stay green
     status          points, milestone by milestone
+    show            let SmolLM2 write with the engine
     leaderboard     the fixed benchmark; its result is added to a file and shown as a table
     grade DIR       for teachers: a submission, or a folder of submissions
 
@@ -105,12 +106,27 @@ def status(arguments: argparse.Namespace) -> bool:
     return True
 
 
+def show(arguments: argparse.Namespace) -> bool:
+    """Let the real model write with the student's engine, and print what it wrote."""
+    # Imported here: no other command downloads anything, and here the progress bar is seen.
+    from minivllm.weights.download import resolve_model
+
+    folder = folder_of(arguments)
+    resolve_model("smollm2-135m-instruct")
+    (record,) = run_tests(str(folder), targets(1), RunOptions(time_limit=300.0, real=True))
+    if record.status != PASSED:
+        print("\n".join(report.next_step(record, [record], folder / PROJECT_FILE)))
+        return False
+    print(f"SmolLM2-135M writes with your engine, token by token as with minivllm:\n\n{record.printed.rstrip()}")
+    return True
+
+
 def leaderboard(arguments: argparse.Namespace) -> bool:
     """Run the benchmark, add its result to the file, and show the file as a table."""
     folder = folder_of(arguments)
     board = arguments.board or folder / "leaderboard.jsonl"
     options = RunOptions(time_limit=arguments.time_limit, run_limit=arguments.time_limit + 60)
-    (record,) = run_tests(str(folder), [Target(PROJECT["speed"], None)], options)
+    (record,) = run_tests(str(folder), [Target(PROJECT["speed"], "speed")], options)
     if record.status != PASSED:
         print("\n".join(report.next_step(record, [record], folder / PROJECT_FILE)))
         return False
@@ -167,6 +183,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     command.set_defaults(run=check)
 
     commands.add_parser("status", help="points, milestone by milestone").set_defaults(run=status)
+    commands.add_parser("show", help="let a real model write with your engine").set_defaults(run=show)
 
     command = commands.add_parser("leaderboard", help="how fast, beside minivllm on this machine")
     command.add_argument("--name", help="of the entry; without it the folder's")
@@ -174,7 +191,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--time-limit", type=float, default=600.0, help="seconds for the benchmark")
     command.set_defaults(run=leaderboard)
 
-    for name in ("check", "status", "leaderboard"):
+    for name in ("check", "status", "show", "leaderboard"):
         commands.choices[name].add_argument("--folder", type=Path, help="where my_engine.py is; without it: here")
 
     command = commands.add_parser("grade", help="grade a submission, or a folder of submissions")
