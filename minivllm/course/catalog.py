@@ -46,8 +46,8 @@ CHAPTERS = {
     16: "ch16_guess_and_check",
 }
 
-# The final project. Each milestone is an exercise with a file of tests of its own (here without "test_" and ".py");
-# they all test one file, PROJECT_FILE.
+# The final project. Each milestone is an exercise with a file of tests of its own (here without "test_" and
+# ".py"), and all of them test one file, PROJECT_FILE.
 MILESTONES = {
     "m1": "project_1_loop",
     "m2": "project_2_kv_cache",

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from minivllm.course.catalog import MILESTONES, PROJECT_FILE, TESTS, CourseError, Target, chapters, exercises_of
+from minivllm.course.catalog import (
+    MILESTONES,
+    PROJECT_FILE,
+    TESTS,
+    CourseError,
+    Target,
+    chapters,
+    exercises_of,
+)
 from minivllm.course.implementations import project_files
 from minivllm.course.private_copy import SUBMISSION, CourseFiles
 from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Record

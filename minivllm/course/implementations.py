@@ -60,8 +60,10 @@ WAYS_AROUND = (
 # Packages of the project, and those that find a module, or an object in memory, by other means.
 FOREIGN = ("minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest")
 # What the engine of the final project may import from the project.
-PROJECT_NAMES = {f"minivllm.course.project.{name}" for name in ("GlassModel", "Limits", "Model", "ModelMisuse", "Row")}
-PROJECT_NAMES.add("minivllm.course.project.llama_model.LlamaModel")
+PROJECT_NAMES = {
+    *(f"minivllm.course.project.{name}" for name in ("GlassModel", "Limits", "Model", "ModelMisuse", "Row")),
+    "minivllm.course.project.llama_model.LlamaModel",
+}
 
 
 class SubmissionError(Exception):
@@ -141,7 +143,7 @@ class Implementation:
         return module
 
     def files_of(self, chapter: str) -> list[Path]:
-        """The file with the answers. For the project: the engine, then the files beside it which are no tests."""
+        """The file with the answers. For the project: the engine, then the files beside it."""
         if chapter not in PROJECT.values():
             return [self.folder / f"{chapter}.py"]
         inside = self.folder / "project"
@@ -203,8 +205,8 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
 def _rules(path: Path) -> tuple[set[str], set[str]]:
     """What a file may import from this project, and which of its definitions are exercises.
 
-    The stub decides, so an author allows an import by writing it into the solution's file. A file of the final
-    project has no stub.
+    The stub decides, so an author allows an import by writing it into the solution's file. A file of the
+    final project has no stub.
     """
     stub = STUBS / path.name
     if not stub.exists():
@@ -214,7 +216,7 @@ def _rules(path: Path) -> tuple[set[str], set[str]]:
 
 
 def project_files(folder: Path) -> list[Path]:
-    """The engine of a project, whether it is there or not, then the Python files beside it that are no tests."""
+    """The engine of a project, even if it is missing, then the Python files beside it that are no tests."""
     others = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("test_")]
     return [folder / PROJECT_FILE, *(path for path in others if path.name != PROJECT_FILE)]
 

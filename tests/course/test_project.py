@@ -10,8 +10,8 @@ import pytest
 
 from minivllm.course import __main__ as cli
 from minivllm.course import grading, implementations
-from minivllm.course.catalog import MILESTONES, PROJECT_FILE, SOLUTIONS, CourseError, Target
 from minivllm.course.cases import cases_of
+from minivllm.course.catalog import MILESTONES, PROJECT_FILE, SOLUTIONS, CourseError, Target
 from minivllm.course.project import GlassModel, Limits, ModelMisuse, Row, benchmark, commands
 from minivllm.course.project.glass import next_token
 from minivllm.course.records import COPIED, NOT_WRITTEN, PASSED, WRONG, Record
@@ -160,7 +160,9 @@ def test_each_milestone_passes_its_own_tests_and_all_before(outcomes):
     """Would catch a test of an early milestone that forbids what a later one has to do."""
     for number in range(1, 7):
         tests = tests_up_to(number)
-        failed = {test: outcomes[f"m{number}", test] for test in tests if outcomes[f"m{number}", test][0] != PASSED}
+        failed = {
+            test: outcomes[f"m{number}", test] for test in tests if outcomes[f"m{number}", test][0] != PASSED
+        }
         assert failed == {}, f"reference of milestone {number}"
     assert len(tests_up_to(6)) > 30
 
@@ -206,7 +208,9 @@ def test_the_whole_engine_is_small():
 # -- what an engine may import, and how a submission is graded --------------------------------------
 
 
-@pytest.mark.parametrize("module", ["scheduler", "engine", "llm", "kv_cache_manager", "block_pool", "course.project.glass"])
+@pytest.mark.parametrize(
+    "module", ["scheduler", "engine", "llm", "kv_cache_manager", "block_pool", "course.project.glass"]
+)
 def test_an_engine_may_not_import_the_parts_it_should_write(module, tmp_path):
     """Would catch an answer that is an import, in the engine or in a file beside it; the stub's imports are allowed."""
     stub = (commands.STUB / PROJECT_FILE).read_text()
@@ -226,13 +230,17 @@ def test_a_submission_of_several_files_is_graded_and_one_without_an_engine_has_n
     (tmp_path / "ada" / "project").mkdir(parents=True)
     (tmp_path / "ada" / "project" / "my_parts.py").write_text(head)
     imports = "from collections import deque\nfrom my_parts import BlockPool, Request, cdiv\n"
-    (tmp_path / "ada" / "project" / PROJECT_FILE).write_text(f"{imports}\n\nclass Engine:{engine}".replace(": Model", "").replace(": Limits", ""))
+    (tmp_path / "ada" / "project" / PROJECT_FILE).write_text(
+        f"{imports}\n\nclass Engine:{engine}".replace(": Model", "").replace(": Limits", "")
+    )
     (tmp_path / "ada" / "project" / "test_mine.py").write_text("import pytest\nraise SystemExit\n")
     (tmp_path / "bob").mkdir()
     out = tmp_path / "grades.json"
     assert cli.main(["project", "grade", str(tmp_path), "--format", "json", "--out", str(out)]) == 0
     ada, bob = json.loads(out.read_text())
-    assert ada["score"] == ada["max_score"] == bob["max_score"] > 50, [t for t in ada["tests"] if t["status"] != PASSED]
+    assert ada["score"] == ada["max_score"] == bob["max_score"] > 50, [
+        t for t in ada["tests"] if t["status"] != PASSED
+    ]
     assert bob["score"] == 0 and {test["status"] for test in bob["tests"]} == {"missing file"}
 
 
@@ -241,7 +249,9 @@ def test_a_copy_of_the_reference_is_recognized(tmp_path, monkeypatch):
     from minivllm.course.private_copy import CourseFiles
 
     digests = tmp_path / "digests.txt"
-    digests.write_bytes(CourseFiles.read().files[implementations.DIGESTS.relative_to(implementations.ROOT)][0])
+    digests.write_bytes(
+        CourseFiles.read().files[implementations.DIGESTS.relative_to(implementations.ROOT)][0]
+    )
     monkeypatch.setattr(implementations, "DIGESTS", digests)
     (tmp_path / PROJECT_FILE).write_text("# mine\n" + REFERENCES["m6"].read_text())
     (problem,) = implementations.find_problems(tmp_path / PROJECT_FILE).values()
@@ -283,7 +293,14 @@ def test_the_report_is_about_the_first_milestone_that_fails(tmp_path):
         Record("test_c", "m5", 3, WRONG, message="later"),
     ]
     text = commands.describe(records, tmp_path / PROJECT_FILE)
-    for part in ("m1  loop", "1 of  1 points   done", "m5  paging", "Next: m2, test_b: wrong result", "A hint.", "expected 1"):
+    for part in (
+        "m1  loop",
+        "1 of  1 points   done",
+        "m5  paging",
+        "Next: m2, test_b: wrong result",
+        "A hint.",
+        "expected 1",
+    ):
         assert part in text, text
     assert "later" not in text
     assert "All tests pass." in commands.describe(records[:1], tmp_path / PROJECT_FILE)
@@ -297,7 +314,9 @@ def test_the_leaderboard_is_sorted_by_the_ratio_and_marks_doubt():
         return {"name": name, "tokens_per_second": rates, "ratio": {"median": ratio}, "doubt": doubt,
                 "calls": 1, "positions": 2, "most_slots": 3, "machine": "a processor"}  # fmt: skip
 
-    lines = commands.as_table([entry("ada", 0.5, None), entry("bob", 0.9, "load 1.5 at the start")]).splitlines()
+    lines = commands.as_table(
+        [entry("ada", 0.5, None), entry("bob", 0.9, "load 1.5 at the start")]
+    ).splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["bob", "ada"]
     assert "0.90?" in lines[1] and "0.50?" not in lines[2] and lines[3] == "? bob: load 1.5 at the start"
 
@@ -347,10 +366,15 @@ def test_the_llama_writes_what_hugging_face_writes_through_scattered_slots(tmp_p
     prompts = [[7, 3, 200, 41, 19, 88], [5, 9]]
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = [
-        theirs.generate(torch.tensor([each]), max_new_tokens=6, do_sample=False, eos_token_id=None)[0, len(each) :].tolist()
+        theirs.generate(torch.tensor([each]), max_new_tokens=6, do_sample=False, eos_token_id=None)[
+            0, len(each) :
+        ].tolist()
         for each in prompts
     ]
-    model, slots = LlamaModel(folder, 64), [[28, 29, 3, 31, 8, 60, 10, 0, 1, 7, 20], [40, 2, 39, 63, 41, 38, 5]]
+    model, slots = (
+        LlamaModel(folder, 64),
+        [[28, 29, 3, 31, 8, 60, 10, 0, 1, 7, 20], [40, 2, 39, 63, 41, 38, 5]],
+    )
     first, second = prompts
     model.forward([Row(first[:4], slots[0][:4])])  # a chunk: what it returns is not wanted
     texts = [[], []]
@@ -375,7 +399,9 @@ def test_the_benchmark_measures_the_student_and_refuses_other_texts(tmp_path):
     entry = benchmark.run_benchmark(engine, folder)
     prompts, max_tokens = benchmark.requests_of(0)
     asked = sum(map(len, prompts)) + sum(max_tokens) - len(prompts)
-    assert asked - 32 * (len(prompts) - 1) <= entry["positions"] < asked  # the common tokens are shared by some
+    assert (
+        asked - 32 * (len(prompts) - 1) <= entry["positions"] < asked
+    )  # the common tokens are shared by some
     assert 300 < entry["most_slots"] <= benchmark.NUM_SLOTS
     assert set(entry["tokens_per_second"]) == {"student", "minivllm"} and len(entry["ratio"]["values"]) == 3
     assert len(json.dumps(entry)) < 1900  # it has to come through as the last printed line

@@ -101,4 +101,6 @@ def expect_blocks(calls, block_size):
 
 def prompts_of(rng, lengths):
     """Random prompts; each begins with its own number, so that no two share a prefix."""
-    return [[number, *(rng.randrange(256) for _ in range(length - 1))] for number, length in enumerate(lengths)]
+    return [
+        [number, *(rng.randrange(256) for _ in range(length - 1))] for number, length in enumerate(lengths)
+    ]

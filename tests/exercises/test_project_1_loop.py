@@ -26,7 +26,9 @@ def test_the_prompts_stay_as_they_were(ex):
     expect(prompts, [[7, 3, 200], [9]], "the prompts after generate(prompts, [4, 4])")
 
 
-@pytest.mark.exercise("m1", points=1, hint="What belongs to one call of generate must not stay in the engine.")
+@pytest.mark.exercise(
+    "m1", points=1, hint="What belongs to one call of generate must not stay in the engine."
+)
 def test_an_engine_can_be_used_again(ex):
     """Requests of the call before that are generated, or returned, again."""
     bench = Bench(ex)
@@ -42,6 +44,8 @@ def test_a_llama_is_continued(ex, tiny_model, reference_text):
     from tests.exercises.engine import default_prompts, print_texts
 
     prompts, max_tokens = default_prompts(tiny_model), [len(text) for text in reference_text]
-    got = ex.Engine(LlamaModel(tiny_model, 256), Limits()).generate([list(each) for each in prompts], max_tokens)
+    got = ex.Engine(LlamaModel(tiny_model, 256), Limits()).generate(
+        [list(each) for each in prompts], max_tokens
+    )
     same_text(got, reference_text, "with a Llama")
     print_texts(tiny_model, prompts, got)

@@ -15,7 +15,9 @@ def test_requests_share_their_calls(ex, rng):
     expect(widest(calls), SEATS, f"rows of the fullest call, with max_num_seqs={SEATS} and 6 requests")
 
 
-@pytest.mark.exercise("m3", points=2, hint="A batch takes as many calls as the longest of its answers has tokens.")
+@pytest.mark.exercise(
+    "m3", points=2, hint="A batch takes as many calls as the longest of its answers has tokens."
+)
 def test_a_batch_ends_with_its_longest_answer(ex, rng):
     """Batches that are not full, or prompts that are computed in calls of their own."""
     calls = Bench(ex).run(prompts_of(rng, LENGTHS), MAX_TOKENS)
@@ -34,5 +36,7 @@ def test_a_finished_request_is_not_computed_any_more(ex, rng):
 @pytest.mark.exercise("m3", points=2, hint="Two requests of a batch must not share a slot.")
 def test_every_seat_has_room_for_the_longest_sequence(ex, rng):
     """Seats as wide as the prompts: the answer of one request overwrites the prompt of the next."""
-    calls = Bench(ex, num_slots=3 * 24, max_num_seqs=3, max_model_len=24).run(prompts_of(rng, [4, 3, 5]), [20, 20, 19])
+    calls = Bench(ex, num_slots=3 * 24, max_num_seqs=3, max_model_len=24).run(
+        prompts_of(rng, [4, 3, 5]), [20, 20, 19]
+    )
     expect_that(widest(calls) <= 3, "no call has more rows than max_num_seqs=3", rows=widest(calls))

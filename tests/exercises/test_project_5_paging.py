@@ -13,7 +13,9 @@ def gaps(calls, prompt):
     return numbers[-1] - numbers[0] + 1 - len(numbers)
 
 
-@pytest.mark.exercise("m5", points=2, hint="slot = table[position // block_size] * block_size + position % block_size")
+@pytest.mark.exercise(
+    "m5", points=2, hint="slot = table[position // block_size] * block_size + position % block_size"
+)
 def test_every_block_lies_in_one_piece(ex, rng):
     """Tokens of one block in slots that no block table can name: a kernel gets one number per block."""
     prompts = prompts_of(rng, [5, 1, 9, 4, 8, 3])
@@ -22,7 +24,9 @@ def test_every_block_lies_in_one_piece(ex, rng):
         expect_blocks(calls, block_size)
 
 
-@pytest.mark.exercise("m5", points=3, hint="A prompt of 4 tokens needs one block of 4. What comes later is needed later.")
+@pytest.mark.exercise(
+    "m5", points=3, hint="A prompt of 4 tokens needs one block of 4. What comes later is needed later."
+)
 def test_a_request_takes_what_its_prompt_needs_and_no_more(ex, rng):
     """Blocks for the whole answer taken at the start: memory that stays empty for most of the time."""
     calls = Bench(ex, num_slots=8 * 4).run(prompts_of(rng, [4, 4, 4, 4]), [5, 5, 5, 5])
@@ -37,7 +41,9 @@ def test_when_memory_is_full_the_last_request_gives_way(ex, rng):
     prompts = prompts_of(rng, [4, 4, 4])
     calls = Bench(ex, num_slots=6 * 4).run(prompts, [13, 13, 13])
     expect(gaps(calls, prompts[0]), 0, "calls that the first request, the oldest, had to sit out")
-    expect_that(gaps(calls, prompts[2]) > 0, "the last request sat out some calls: 12 blocks are needed, 6 are there")
+    expect_that(
+        gaps(calls, prompts[2]) > 0, "the last request sat out some calls: 12 blocks are needed, 6 are there"
+    )
 
 
 @pytest.mark.exercise("m5", points=2, hint="A request that was preempted came before all that wait: to the head of the queue.")  # fmt: skip
@@ -51,7 +57,9 @@ def test_a_preempted_request_comes_before_those_that_never_started(ex, rng):
     expect(starts, sorted(starts), "the calls in which they start")
 
 
-@pytest.mark.exercise("m5", points=3, hint="A request that leaves, finished or preempted, gives back every block.")
+@pytest.mark.exercise(
+    "m5", points=3, hint="A request that leaves, finished or preempted, gives back every block."
+)
 def test_every_block_comes_back(ex, rng):
     """Blocks lost when a request ends or gives way: each round needs all of the memory, to the last slot."""
     bench = Bench(ex, num_slots=6 * 4)

@@ -3,7 +3,16 @@
 import pytest
 
 from tests.exercises.expect import expect, expect_that
-from tests.exercises.project import Bench, expect_blocks, expect_once, greedy_text, num_computed, prompts_of, rows_of, widest
+from tests.exercises.project import (
+    Bench,
+    expect_blocks,
+    expect_once,
+    greedy_text,
+    num_computed,
+    prompts_of,
+    rows_of,
+    widest,
+)
 
 PREFIX = [50, 51, 52, 53, 54, 55, 56, 57]  # two blocks of 4
 
@@ -11,7 +20,9 @@ PREFIX = [50, 51, 52, 53, 54, 55, 56, 57]  # two blocks of 4
 # -- chunks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.exercise("m6", points=2, hint="Subtract what each row computes from the budget, running requests too.")
+@pytest.mark.exercise(
+    "m6", points=2, hint="Subtract what each row computes from the budget, running requests too."
+)
 def test_no_call_has_more_tokens_than_the_budget(ex, rng):
     """A long prompt in one call, or tokens of running requests that nothing counts."""
     prompts = prompts_of(rng, [3, 40, 2, 17])
@@ -21,7 +32,9 @@ def test_no_call_has_more_tokens_than_the_budget(ex, rng):
     expect_once(calls, prompts, [12, 6, 9, 5])
 
 
-@pytest.mark.exercise("m6", points=3, hint="First one token for every request that generates, then the prompts.")
+@pytest.mark.exercise(
+    "m6", points=3, hint="First one token for every request that generates, then the prompts."
+)
 def test_a_long_prompt_does_not_hold_the_others_up(ex, rng):
     """Chunks of a prompt of 40 tokens that come first, or alone: the text of the other request stops meanwhile."""
     prompts = prompts_of(rng, [3, 40])
@@ -77,7 +90,9 @@ def test_the_next_turn_of_a_conversation_finds_the_answer(ex):
     first = [60, 61, 62, 63, 64, 65]
     bench.run([first], [7])
     calls = bench.run([[*first, *greedy_text(first, 7), 1, 2, 3]], [1])
-    expect(num_computed(calls), 4, "positions computed of 16, when the first 12 were computed in the turn before")
+    expect(
+        num_computed(calls), 4, "positions computed of 16, when the first 12 were computed in the turn before"
+    )
 
 
 @pytest.mark.exercise("m6", points=2, hint="K and V depend on everything before: the key of a block is the whole text up to its end.")  # fmt: skip
@@ -89,7 +104,9 @@ def test_the_same_tokens_after_another_beginning_are_another_block(ex):
     bench.run([[1, 2, 3, 4, 1, 2, 3, 4, 9, 9, 8, 8, 5]], [2])
 
 
-@pytest.mark.exercise("m6", points=2, hint="Share full blocks only. Into a block that is not full, its holder still writes.")
+@pytest.mark.exercise(
+    "m6", points=2, hint="Share full blocks only. Into a block that is not full, its holder still writes."
+)
 def test_a_block_that_is_not_full_is_not_shared(ex):
     """The first request is in its second block when the third comes with the same 6 tokens and then others."""
     calls = Bench(ex, max_num_seqs=2).run([PREFIX[:6], [1], [*PREFIX[:6], 9, 9, 9]], [12, 1, 6])

@@ -17,7 +17,9 @@ def weights(ex, tmp_path):
     return random_llama(tmp_path / "model", **SHAPE)
 
 
-@pytest.mark.exercise("speed", points=0, hint="Run project check first: the benchmark says little about wrong texts.")
+@pytest.mark.exercise(
+    "speed", points=0, hint="Run project check first: the benchmark says little about wrong texts."
+)
 def test_the_benchmark_runs(ex, weights):
     """An engine that is fast because it does something else: the texts have to be those of minivllm."""
     from minivllm.course.project.benchmark import run_benchmark

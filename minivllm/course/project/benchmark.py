@@ -1,8 +1,8 @@
-"""The fixed benchmark of the leaderboard: 24 requests, one Llama, one memory; a student's engine beside minivllm.
+"""The fixed benchmark of the leaderboard: a student's engine beside minivllm, on one Llama in one memory.
 
-All requests begin with the same 32 tokens (a system prompt, say), then differ; both engines get the same weights, the
-same requests and memory for 640 tokens. That is room for 6 requests if each reserves for the longest sequence, for
-about 10 if it takes blocks as it grows, and for 16, all seats, if the common blocks are shared::
+All 24 requests begin with the same 32 tokens (a system prompt, say), then differ. Both engines get the same
+weights, the same requests and memory for 640 tokens. That is room for 6 requests if each reserves for the
+longest sequence, for about 10 if each takes blocks as it grows, and for all 16 seats if blocks are shared::
 
     round 0    student, then minivllm     not timed: whether the texts agree, positions computed, slots in use
     round 1    student  minivllm          other prompts in every round, the same for both
@@ -27,9 +27,7 @@ NUM_SLOTS = 640
 LIMITS = Limits(max_model_len=96, max_num_seqs=16, block_size=16, max_num_batched_tokens=256)
 NUM_REQUESTS, NUM_COMMON, NUM_ROUNDS = 24, 32, 3
 # 20 million weights, 80 MB: more than the caches of a core hold, so a call reads them from memory each time.
-SHAPE =    return {
-        "machine": f"{where['cpu']}, {where['threads']} thread(s)",
-        "date": where["date"],
+SHAPE = {
     "vocab_size": 2048,
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -64,7 +62,7 @@ class CountingModel:
 
 
 def requests_of(number: int) -> tuple[list[list[int]], list[int]]:
-    """The prompts and the lengths of the answers of one round: the same lengths in all, other tokens in each."""
+    """Prompts and lengths of answers of one round: the same lengths in all rounds, other tokens in each."""
     lengths, tokens = random.Random(0), random.Random(number)
 
     def draw(count: int) -> list[int]:
@@ -76,7 +74,7 @@ def requests_of(number: int) -> tuple[list[list[int]], list[int]]:
 
 
 def reference(folder: Path) -> Generate:
-    """minivllm itself, on the same weights, memory and limits, without anything cached from the round before."""
+    """minivllm itself, on the same weights, memory and limits; each round begins with nothing cached."""
     from minivllm import LLM, SamplingParams
 
     llm = LLM(
@@ -123,7 +121,7 @@ def run_benchmark(engine_class: Callable[[Model, Limits], Any], folder: Path) ->
         folder: weights of the shape `SHAPE`.
 
     Raises:
-        ValueError: a text is not as long as asked for, or more than one request in ten differs from minivllm's.
+        ValueError: a text is not as long as asked for, or more than one text in ten differs from minivllm's.
     """
     from minivllm.course.project.llama_model import LlamaModel
 
@@ -134,7 +132,7 @@ def run_benchmark(engine_class: Callable[[Model, Limits], Any], folder: Path) ->
     got, expected = student(engine_class, counting)(prompts, max_tokens), ours(prompts, max_tokens)
     if [len(text) for text in got] != max_tokens:
         raise ValueError("the texts are not as long as asked for; are the tests of your milestone green?")
-    # Batches of other shapes are summed up in another order, so in rare cases two tokens are as good as equal.
+    # Batches of other shapes are summed up in another order, and now and then two tokens are all but equal.
     different = sum(list(text) != other for text, other in zip(got, expected, strict=True))
     if different > NUM_REQUESTS // 10:
         raise ValueError(f"{different} of {NUM_REQUESTS} texts differ from those of minivllm.")
@@ -142,7 +140,9 @@ def run_benchmark(engine_class: Callable[[Model, Limits], Any], folder: Path) ->
     runs = {"student": student(engine_class, model), "minivllm": ours}
     rates = in_turns({name: lambda name=name: rate(runs[name], numbers[name]) for name in runs}, NUM_ROUNDS)
     spreads = {name: Spread(tuple(values)) for name, values in rates.items()}
-    return result | {
+    return {
+        "machine": f"{where['cpu']}, {where['threads']} thread(s)",
+        "date": where["date"],
         "tokens_per_second": {name: spread.as_json() for name, spread in spreads.items()},
         "ratio": paired_ratio(spreads["student"], spreads["minivllm"]).as_json(),
         "doubt": why_no_ratio(where, spreads),

@@ -7,9 +7,9 @@
     leaderboard     the fixed benchmark; its result is added to a file and shown as a table
     grade DIR       for teachers: a submission, or a folder of submissions
 
-The tests run in a process of their own with a time limit, the same way as those of the exercises (`course/run.py`);
-`grade` gives each submission its own copy of them (`course/grading.py`). Each command is a function that returns
-whether all is fine.
+The tests run in a process of their own with a time limit, the same way as those of the exercises
+(`course/run.py`); `grade` gives each submission its own copy of them (`course/grading.py`). Each command is a
+function that returns whether all is fine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def folder_of(arguments: argparse.Namespace) -> Path:
     """The student's folder: `--folder`, else the current one if an engine is in it, else the stub's.
 
     Raises:
-        CourseError: there is no engine in `--folder`, or its path holds a comma (`--impl` separates folders by it).
+        CourseError: there is no engine in that folder, or its path holds a comma, which separates folders in
+            `--impl`.
     """
     require_checkout()
     here = Path.cwd()
@@ -64,7 +65,8 @@ def start(arguments: argparse.Namespace) -> bool:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CourseError(f"{folder} exists and is not empty. Give a new folder.")
     shutil.copytree(STUB, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    print(f"{folder / 'README.md'} says what to do. Then:\n  cd {folder}\n  python -m minivllm.course project check 1")
+    print(f"{folder / 'README.md'} says what to do. Then:\n  cd {folder}")
+    print("  python -m minivllm.course project check 1")
     return True
 
 
@@ -102,7 +104,8 @@ def status(arguments: argparse.Namespace) -> bool:
     records = run_tests(str(folder), targets(len(MILESTONES)))
     for name, chapter in MILESTONES.items():
         print(report.progress(chapter, [record for record in records if record.exercise == name]))
-    print(f"  {sum(record.score for record in records):g} of {sum(record.points for record in records):g} points")
+    got, most = sum(record.score for record in records), sum(record.points for record in records)
+    print(f"  {got:g} of {most:g} points")
     return True
 
 
@@ -117,7 +120,8 @@ def show(arguments: argparse.Namespace) -> bool:
     if record.status != PASSED:
         print("\n".join(report.next_step(record, [record], folder / PROJECT_FILE)))
         return False
-    print(f"SmolLM2-135M writes with your engine, token by token as with minivllm:\n\n{record.printed.rstrip()}")
+    print("SmolLM2-135M writes with your engine, token by token as with minivllm:\n")
+    print(record.printed.rstrip())
     return True
 
 
@@ -139,7 +143,7 @@ def leaderboard(arguments: argparse.Namespace) -> bool:
 
 
 def as_table(entries: list[dict[str, Any]]) -> str:
-    """The entries, fastest beside its own reference first; a doubtful ratio has a question mark and a reason."""
+    """The entries, largest ratio first; a doubtful ratio has a question mark, and its reason below."""
     entries = sorted(entries, key=lambda entry: -entry["ratio"]["median"])
     rows = [
         [
@@ -187,12 +191,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
     command = commands.add_parser("leaderboard", help="how fast, beside minivllm on this machine")
     command.add_argument("--name", help="of the entry; without it the folder's")
-    command.add_argument("--board", type=Path, help="the file of results, for a class; without it one in the folder")
+    command.add_argument("--board", type=Path, help="the file of results; without it one in the folder")
     command.add_argument("--time-limit", type=float, default=600.0, help="seconds for the benchmark")
     command.set_defaults(run=leaderboard)
 
     for name in ("check", "status", "show", "leaderboard"):
-        commands.choices[name].add_argument("--folder", type=Path, help="where my_engine.py is; without it: here")
+        commands.choices[name].add_argument("--folder", type=Path, help="where my_engine.py is")
 
     command = commands.add_parser("grade", help="grade a submission, or a folder of submissions")
     command.add_argument("submissions", type=Path, metavar="DIR")

@@ -1,16 +1,17 @@
 """A model of glass: it computes a checksum in place of a Transformer, and one can see into its memory.
 
 The likeliest next token is a checksum of the whole text so far. As in a Transformer it depends on every token
-before, and it can be known only through the slots: a slot remembers which token it holds, and after which text. ::
+before, and the model knows these through the slots only: a slot remembers its token, and after which text it
+stands::
 
     call                                    slot 0   slot 1   slot 2   slot 3
     Row([7, 3], slots=[0, 1])               7        7 3
     Row([9], slots=[0, 1, 2])               7        7 3      7 3 9             next token: checksum(7 3 9)
     Row([4], slots=[0, 2, 3])               ModelMisuse: row 0, position 1 reads slot 2, which holds [7, 3, 9]
 
-With a Llama the third call would give some text, and one would wonder why it is not the right one. The model of glass
-says at once what has been read from where. It is exact (no rounding, so nothing depends on the batch), takes
-microseconds, and needs no torch.
+With a Llama the third call would give some text, and one would wonder why it is not the right one. The model
+of glass says at once what has been read from where. It is exact (no rounding, so nothing depends on the
+batch), takes microseconds, and needs no torch.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ class GlassModel:
             text = self._text_before(number, row)
             for token_id, slot in zip(row.token_ids, row.slots[row.start :], strict=True):
                 if not 0 <= token_id < VOCAB_SIZE:
-                    raise ModelMisuse(f"row {number} has the token {token_id}: there are 0 to {VOCAB_SIZE - 1}.")
+                    raise ModelMisuse(
+                        f"row {number} has the token {token_id}: there are 0 to {VOCAB_SIZE - 1}."
+                    )
                 text += bytes([token_id])
                 self._texts[slot] = text
             seen.append(Seen(text, row.start, tuple(row.slots)))
@@ -108,7 +111,7 @@ class GlassModel:
         held = self._texts.get(slot)
         if held is None:
             raise ModelMisuse(
-                f"row {number}, position {position} reads slot {slot}, into which nothing has been written yet."
+                f"row {number}, position {position} reads slot {slot}, into which nothing has been written."
             )
         if held != text[: position + 1]:
             raise ModelMisuse(

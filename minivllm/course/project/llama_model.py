@@ -1,10 +1,10 @@
 """A real Llama behind the project's interface: lists in, tensors inside, one token id per row out.
 
-The KV cache of minivllm has blocks; here a block is one slot, so a row's list of slots is its block table and any
-engine fits, paged or not::
+The KV cache of minivllm has blocks; here a block is one slot, so a row's list of slots is its block table,
+and any engine fits, paged or not::
 
-    Row([t6], slots=[28, 29, 30, 31, 8, 9, 10])   ->   block_tables [[28, 29, 30, 31, 8, 9, 10]]   seq_lens [7]
-                                                       positions [6]   slot_mapping [10]   query_start_loc [0, 1]
+    Row([t6], slots=[28, 29, 30, 31, 8, 9, 10])  ->  block_tables [[28, 29, 30, 31, 8, 9, 10]]   seq_lens [7]
+                                                     positions [6]  slot_mapping [10]  query_start_loc [0, 1]
 
 The same five tensors with blocks of 16 are in `model_runner.py`.
 """
@@ -42,7 +42,7 @@ class LlamaModel:
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> list[int]:
-        """See `Model.forward`. What is read from a slot into which nothing was written is zeros, without a word."""
+        """See `Model.forward`. A slot into which nothing was written reads as zeros, without a word."""
         check_rows(rows, self.num_slots)
         counts, lengths = [len(row.token_ids) for row in rows], [len(row.slots) for row in rows]
         token_ids = [token_id for row in rows for token_id in row.token_ids]

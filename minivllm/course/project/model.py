@@ -1,7 +1,8 @@
 """What the project hands to a student's engine: the model's one call, and the limits to keep.
 
-A call computes some new tokens of some sequences. For each sequence it gets one `Row`: the new tokens, and the slot
-of every position of the sequence up to the last of them. A sequence of 6 tokens, slots 28..31 and 8, 9::
+A call computes some new tokens of some sequences. For each sequence the call gets one `Row`: the new tokens,
+and the slot of every position of the sequence up to the last of them. A sequence of 6 tokens in the slots
+28..31, 8 and 9::
 
     position            0   1   2   3   4   5  |  6
     slots              28  29  30  31   8   9  | 10
@@ -9,9 +10,9 @@ of every position of the sequence up to the last of them. A sequence of 6 tokens
     the whole prompt   Row(token_ids=[t0 .. t5], slots=[28, 29, 30, 31, 8, 9])       writes 28..31, 8, 9
     one token more     Row(token_ids=[t6], slots=[28, 29, 30, 31, 8, 9, 10])         writes 10, reads the rest
 
-New tokens are the last ones of their sequence, so their positions follow from the two lengths. Their K and V are
-written into their slots; then they attend to all slots of their own row, up to themselves. What a slot held before
-does not matter when it is written, and matters a great deal when it is read.
+New tokens are the last ones of their sequence, so their positions follow from the two lengths. Their K and V
+are written into their slots; then each attends to the slots of its own row, up to itself. What a slot held
+before does not matter when the slot is written, and matters a great deal when it is read.
 
 vLLM V1 gives its model the same in tensors: `vllm/v1/worker/gpu_model_runner.py`; here: `attention.py`.
 """
@@ -71,7 +72,7 @@ class Model(Protocol):
     def forward(self, rows: list[Row]) -> list[int]:
         """Compute the new tokens of all rows; for each row, the likeliest token after its last one.
 
-        That token means something only where the row's last token is the last of its sequence: in the middle of a
+        That token is of use only where the row's last token is the last of its sequence: in the middle of a
         prompt it is a guess at what the prompt says next.
 
         Raises:
@@ -80,7 +81,7 @@ class Model(Protocol):
 
 
 def check_rows(rows: Sequence[Row], num_slots: int) -> None:
-    """Raise ModelMisuse, before anything is computed, if a call makes no sense for a memory of `num_slots`."""
+    """Raise ModelMisuse, before anything is computed, if a call makes no sense for so many slots."""
     if not rows:
         raise ModelMisuse("forward was called without rows: what is the engine waiting for?")
     for number, row in enumerate(rows):
@@ -88,8 +89,8 @@ def check_rows(rows: Sequence[Row], num_slots: int) -> None:
             raise ModelMisuse(f"row {number} has no new token: at least one has to be computed.")
         if row.start < 0:
             raise ModelMisuse(
-                f"row {number} has {len(row.token_ids)} new tokens and {len(row.slots)} slots: expected one slot "
-                f"for every position of the sequence, new ones included."
+                f"row {number} has {len(row.token_ids)} new tokens and {len(row.slots)} slots: expected one "
+                f"slot for every position of the sequence, new ones included."
             )
         wrong = [slot for slot in row.slots if not 0 <= slot < num_slots]
         if wrong:

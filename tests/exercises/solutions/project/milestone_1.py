@@ -11,7 +11,9 @@ class Engine:
 
     def generate(self, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
         """The generated tokens of each prompt."""
-        return [self._complete(list(prompt), count) for prompt, count in zip(prompts, max_tokens, strict=True)]
+        return [
+            self._complete(list(prompt), count) for prompt, count in zip(prompts, max_tokens, strict=True)
+        ]
 
     def _complete(self, tokens: list[int], count: int) -> list[int]:
         for _ in range(count):

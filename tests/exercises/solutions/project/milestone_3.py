@@ -16,9 +16,7 @@ class Request:
 
     def row(self) -> Row:
         """What is not computed yet."""
-        return Row(
-            self.tokens[self.computed :], range(self.first_slot, self.first_slot + len(self.tokens))
-        )
+        return Row(self.tokens[self.computed :], range(self.first_slot, self.first_slot + len(self.tokens)))
 
 
 class Engine:

@@ -1,8 +1,8 @@
 """Milestone 6, and with it all six: paging, a prefix cache, and prompts in chunks under a token budget.
 
-    waiting  --_admit-->  running  --finished-->  done         a request moves right; preempted, it moves back
-                 |            |
-                 +-- blocks --+     BlockPool: free (oldest first), holders, known content
+waiting  --_admit-->  running  --finished-->  done         a request moves right; preempted, it moves back
+             |            |
+             +-- blocks --+     BlockPool: free (oldest first), holders, known content
 """
 
 from collections import OrderedDict, deque
