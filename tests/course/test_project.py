@@ -1,10 +1,13 @@
 """The final project: its tests tell one milestone from the next, and catch what goes wrong on the way.
 
-All engines (the stub, the reference of each milestone, every mutant) run through all tests in one process. A mutant
-is the reference of its milestone with some lines replaced; the test that has to catch it is named beside it.
+The tests are called as functions here, on the stub, on the reference of each milestone and on every mutant; that the
+grading process runs them as well is one test further down. A mutant is the reference of its milestone with some lines
+replaced, and the test that has to catch it is named beside it.
 """
 
+import importlib
 import json
+import random
 
 import pytest
 
@@ -15,11 +18,13 @@ from minivllm.course.catalog import MILESTONES, PROJECT_FILE, SOLUTIONS, CourseE
 from minivllm.course.project import GlassModel, Limits, ModelMisuse, Row, benchmark, commands
 from minivllm.course.project.glass import next_token
 from minivllm.course.records import COPIED, NOT_WRITTEN, PASSED, WRONG, Record
-from minivllm.course.run import RunOptions, run_process
+from minivllm.weights.random_model import random_llama
+from tests.exercises.conftest import describe
+from tests.exercises.session import TimeLimit, time_limit
 
 REFERENCES = {f"m{number}": SOLUTIONS / "project" / f"milestone_{number}.py" for number in range(1, 6)}
 REFERENCES["m6"] = SOLUTIONS / "project" / PROJECT_FILE
-TARGETS = [Target(chapter, None) for chapter in MILESTONES.values()]
+CHAPTERS = list(MILESTONES.values())
 
 # Name, which begins with the milestone -> (the test that catches it, [(lines of the reference, what replaces them)]).
 MUTANTS = {
@@ -31,8 +36,8 @@ MUTANTS = {
     "m1_one_length_for_all": ("test_every_prompt_gets_as_many_tokens_as_it_asked_for", [
         ("self._complete(list(prompt), count)", "self._complete(list(prompt), max(max_tokens))")]),
     "m1_returns_the_last_answers_again": ("test_an_engine_can_be_used_again", [
-        ("return [self._complete(list(prompt), count) for prompt, count in zip(prompts, max_tokens, strict=True)]",
-         "self.done = [*getattr(self, 'done', []), *map(self._complete, map(list, prompts), max_tokens)]\n        return self.done")]),
+        ("        return [\n", "        self.done = getattr(self, 'done', []) + [\n"),
+        ("        ]\n", "        ]\n        return self.done\n")]),
     "m2_cache_off_by_one_position": ("test_every_position_is_computed_once", [
         ("Row(tokens[computed:], range(len(tokens)))", "Row(tokens[max(computed - 1, 0) :], range(len(tokens)))")]),
     "m2_overwrites_the_last_slot": ("test_every_position_is_computed_once", [
@@ -132,69 +137,90 @@ def mutated(name):
     return text
 
 
+def load(text, path):
+    """The module of an engine, made as the tests make it."""
+    path.mkdir(parents=True)
+    (path / PROJECT_FILE).write_text(text)
+    return implementations.Implementation(path).load(MILESTONES["m1"])
+
+
+def cases_up_to(number):
+    """All tests of the milestones 1 to `number`."""
+    return [case for chapter in CHAPTERS[:number] for case in cases_of(Target(chapter, None))]
+
+
+def names_up_to(number):
+    """Their names."""
+    return [case.test for case in cases_up_to(number)]
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """(engine, test) -> status, for the stub ("m0"), every reference and every mutant."""
-    texts = {"m0": (commands.STUB / PROJECT_FILE).read_text()}
-    texts |= {name: path.read_text() for name, path in REFERENCES.items()}
-    texts |= {name: mutated(name) for name in MUTANTS}
-    top = tmp_path_factory.mktemp("engines")
-    for name, text in texts.items():
-        (top / name).mkdir()
-        (top / name / PROJECT_FILE).write_text(text)
-    impl = ",".join(str(top / name) for name in texts)
-    outcome = run_process(impl, TARGETS, RunOptions(time_limit=60.0))
-    assert not outcome.received.is_tampered and not outcome.is_timed_out, outcome.output
-    return {
-        (each["variant"].rpartition("/")[2], each["test"]): (each["status"], each["message"])
-        for each in outcome.received.records
-    }
+def run_test(tmp_path_factory):
+    """A function (engine's module, case) -> (status, message): the test is called, in this process."""
+    from tests.exercises.engine import generate
+
+    model = random_llama(tmp_path_factory.mktemp("model") / "tiny")
+    fixtures = {"tiny_model": model, "reference_text": generate(model)}
+    modules = [importlib.import_module(f"tests.exercises.test_{chapter}") for chapter in CHAPTERS]
+    functions = {name: value for module in modules for name, value in vars(module).items()}
+
+    def run(engine, case):
+        given = fixtures | {"ex": engine, "rng": random.Random(f"0/{case.test}")}
+        try:
+            with time_limit(60.0):
+                functions[case.test](**{name: given[name] for name in case.fixtures})
+        except (Exception, TimeLimit, pytest.fail.Exception) as error:
+            return describe(error, case.exercise)[:2]
+        return PASSED, ""
+
+    return run
 
 
-def tests_up_to(number):
-    """Names of all tests of the milestones 1 to `number`."""
-    return [case.test for target in TARGETS[:number] for case in cases_of(target)]
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """The module of the reference of each milestone."""
+    top = tmp_path_factory.mktemp("references")
+    return {name: load(path.read_text(), top / name) for name, path in REFERENCES.items()}
 
 
-def test_each_milestone_passes_its_own_tests_and_all_before(outcomes):
+@pytest.mark.parametrize("number", range(1, 7))
+def test_each_milestone_passes_its_own_tests_and_all_before(run_test, references, number):
     """Would catch a test of an early milestone that forbids what a later one has to do."""
-    for number in range(1, 7):
-        tests = tests_up_to(number)
-        failed = {
-            test: outcomes[f"m{number}", test] for test in tests if outcomes[f"m{number}", test][0] != PASSED
-        }
-        assert failed == {}, f"reference of milestone {number}"
-    assert len(tests_up_to(6)) > 30
+    outcomes = {case.test: run_test(references[f"m{number}"], case) for case in cases_up_to(number)}
+    assert set(outcomes.values()) == {(PASSED, "")}, outcomes
 
 
-def test_no_milestone_passes_the_tests_of_the_next(outcomes):
+@pytest.mark.parametrize("number", range(1, 6))
+def test_no_milestone_passes_the_tests_of_the_next(run_test, references, number):
     """Would catch a milestone that asks for nothing new."""
-    for number in range(1, 6):
-        new = set(tests_up_to(number + 1)) - set(tests_up_to(number))
-        statuses = [outcomes[f"m{number}", test][0] for test in new]
-        assert WRONG in statuses, f"the reference of milestone {number} is good enough for the next one"
+    new = cases_up_to(number + 1)[len(cases_up_to(number)) :]
+    assert WRONG in {run_test(references[f"m{number}"], case)[0] for case in new}
 
 
-def test_the_stub_is_not_written_and_says_so(outcomes):
+def test_the_stub_is_not_written_and_says_so(run_test, tmp_path):
     """Would catch a test that passes on nothing."""
-    assert {outcomes["m0", test][0] for test in tests_up_to(1)} == {NOT_WRITTEN}
-    later = [outcomes["m0", test] for test in tests_up_to(6) if test not in tests_up_to(1)]
-    assert all(status != PASSED and "which is not written yet" in message for status, message in later)
+    stub = load((commands.STUB / PROJECT_FILE).read_text(), tmp_path / "stub")
+    outcomes = [run_test(stub, case) for case in cases_up_to(6)]
+    first = len(cases_up_to(1))
+    assert {status for status, _ in outcomes[:first]} == {NOT_WRITTEN}
+    assert all(message.endswith("calls m1, which is not written yet.") for _, message in outcomes[first:])
+    assert len(outcomes) > 30
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_every_mutant_is_caught_by_the_test_it_names(outcomes, name):
+def test_every_mutant_is_caught_by_the_test_it_names(run_test, name, tmp_path):
     """Would catch a test that has gone blind. A crash proves nothing: the status is "wrong result"."""
-    test = MUTANTS[name][0]
-    assert test in tests_up_to(int(name[1])) and test not in tests_up_to(int(name[1]) - 1)
-    assert outcomes[name, test][0] == WRONG, outcomes[name, test]
+    number = int(name[1])
+    own = {case.test: case for case in cases_up_to(number)[len(cases_up_to(number - 1)) :]}
+    status, message = run_test(load(mutated(name), tmp_path / "mutant"), own[MUTANTS[name][0]])
+    assert status == WRONG, message
 
 
 def test_every_milestone_has_three_mutants_and_every_test_but_one_a_mutant():
     """Would catch a test that nothing has tried to fool; the Llama's checks the interface and not the engine."""
     for milestone in MILESTONES:
         assert sum(name.startswith(milestone) for name in MUTANTS) >= 3
-    never = set(tests_up_to(6)) - {test for test, _ in MUTANTS.values()}
+    never = set(names_up_to(6)) - {test for test, _ in MUTANTS.values()}
     assert never == {"test_a_llama_is_continued"}
 
 
@@ -360,7 +386,6 @@ def test_the_llama_writes_what_hugging_face_writes_through_scattered_slots(tmp_p
     from transformers import AutoModelForCausalLM
 
     from minivllm.course.project.llama_model import LlamaModel
-    from minivllm.weights.random_model import random_llama
 
     folder = random_llama(tmp_path / "model")
     prompts = [[7, 3, 200, 41, 19, 88], [5, 9]]
@@ -389,13 +414,10 @@ def test_the_llama_writes_what_hugging_face_writes_through_scattered_slots(tmp_p
     assert len(set(map(tuple, expected))) == 2 and all(len(set(text)) > 1 for text in expected)
 
 
-def test_the_benchmark_measures_the_student_and_refuses_other_texts(tmp_path):
+def test_the_benchmark_measures_the_student_and_refuses_other_texts(references, tmp_path):
     """Would catch an entry for an engine that writes something else, and counts of the wrong engine."""
-    from minivllm.weights.random_model import random_llama
-
     folder = random_llama(tmp_path / "tiny", vocab_size=benchmark.SHAPE["vocab_size"])
-    (tmp_path / PROJECT_FILE).write_text(REFERENCES["m6"].read_text())
-    engine = implementations._run(tmp_path / PROJECT_FILE).Engine
+    engine = references["m6"].Engine
     entry = benchmark.run_benchmark(engine, folder)
     prompts, max_tokens = benchmark.requests_of(0)
     asked = sum(map(len, prompts)) + sum(max_tokens) - len(prompts)
