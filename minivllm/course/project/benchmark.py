@@ -73,13 +73,14 @@ def requests_of(number: int) -> tuple[list[list[int]], list[int]]:
     return prompts, [lengths.randint(8, 32) for _ in prompts]
 
 
-def reference(folder: Path) -> Generate:
+def reference(folder: Path, attention_backend: str) -> Generate:
     """minivllm itself, on the same weights, memory and limits; each round begins with nothing cached."""
     from minivllm import LLM, SamplingParams
 
     llm = LLM(
         str(folder),
         skip_tokenizer_init=True,
+        attention_backend=attention_backend,
         num_blocks=NUM_SLOTS // LIMITS.block_size,
         block_size=LIMITS.block_size,
         max_model_len=LIMITS.max_model_len,
@@ -113,12 +114,15 @@ def rate(generate: Generate, rounds: list[int]) -> float:
     return sum(max_tokens) / (time.perf_counter() - start)
 
 
-def run_benchmark(engine_class: Callable[[Model, Limits], Any], folder: Path) -> dict[str, Any]:
+def run_benchmark(
+    engine_class: Callable[[Model, Limits], Any], folder: Path, attention_backend: str = "auto"
+) -> dict[str, Any]:
     """One entry of the leaderboard, ready for JSON.
 
     Args:
         engine_class: the student's `Engine`.
         folder: weights of the shape `SHAPE`.
+        attention_backend: of both sides.
 
     Raises:
         ValueError: a text is not as long as asked for, or more than one text in ten differs from minivllm's.
@@ -126,7 +130,7 @@ def run_benchmark(engine_class: Callable[[Model, Limits], Any], folder: Path) ->
     from minivllm.course.project.llama_model import LlamaModel
 
     where = provenance()  # the load is that of the start
-    model, ours = LlamaModel(folder, NUM_SLOTS, "auto"), reference(folder)
+    model, ours = LlamaModel(folder, NUM_SLOTS, attention_backend), reference(folder, attention_backend)
     counting = CountingModel(model)
     prompts, max_tokens = requests_of(0)
     got, expected = student(engine_class, counting)(prompts, max_tokens), ours(prompts, max_tokens)
