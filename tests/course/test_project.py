@@ -57,7 +57,9 @@ MUTANTS = {
     "m3_seats_as_wide_as_prompts": ("test_every_seat_has_room_for_the_longest_sequence", [
         ("seat * self.limits.max_model_len", "seat * max(map(len, prompts))")]),
     "m3_batches_half_full": ("test_requests_share_their_calls", [
-        ("size = self.limits.max_num_seqs", "size = self.limits.max_num_seqs // 2")]),
+        ("size = min(self.limits.max_num_seqs,", "size = min(self.limits.max_num_seqs // 2,")]),
+    "m3_more_seats_than_memory": ("test_memory_decides_how_many_seats_there_are", [
+        ("size = min(self.limits.max_num_seqs, self.model.num_slots // self.limits.max_model_len)", "size = self.limits.max_num_seqs")]),
     "m3_prompts_in_calls_of_their_own": ("test_a_batch_ends_with_its_longest_answer", [
         ("                request.first_slot = seat * self.limits.max_model_len\n",
          "                request.first_slot = seat * self.limits.max_model_len\n                self._step([request])\n")]),

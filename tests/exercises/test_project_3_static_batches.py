@@ -33,7 +33,17 @@ def test_a_finished_request_is_not_computed_any_more(ex, rng):
     expect_once(calls, prompts, MAX_TOKENS)
 
 
-@pytest.mark.exercise("m3", points=2, hint="Two requests of a batch must not share a slot.")
+@pytest.mark.exercise(
+    "m3", points=1, hint="model.num_slots // max_model_len sequences of any length fit into memory."
+)
+def test_memory_decides_how_many_seats_there_are(ex, rng):
+    """A seat beyond the end of memory: there is room for two of the longest sequences, and three may run."""
+    bench = Bench(ex, num_slots=2 * 24, max_num_seqs=3, max_model_len=24)
+    calls = bench.run(prompts_of(rng, [4, 3, 5]), [20, 20, 19])
+    expect_that(widest(calls) >= 2, "two requests share a call", rows=widest(calls))
+
+
+@pytest.mark.exercise("m3", points=1, hint="Two requests of a batch must not share a slot.")
 def test_every_seat_has_room_for_the_longest_sequence(ex, rng):
     """Seats as wide as the prompts: the answer of one request overwrites the prompt of the next."""
     calls = Bench(ex, num_slots=3 * 24, max_num_seqs=3, max_model_len=24).run(

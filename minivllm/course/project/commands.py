@@ -64,7 +64,9 @@ def start(arguments: argparse.Namespace) -> bool:
     folder = arguments.new_folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CourseError(f"{folder} exists and is not empty. Give a new folder.")
-    shutil.copytree(STUB, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    # Without the times of the stub's files, or `check` would say that the student's was saved weeks ago.
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(STUB, folder, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
     print(f"{folder / 'README.md'} says what to do. Then:\n  cd {folder}")
     print("  python -m minivllm.course project check 1")
     return True

@@ -29,7 +29,7 @@ class Engine:
     def generate(self, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
         """The generated tokens of each prompt."""
         requests = [Request(list(p), len(p) + n) for p, n in zip(prompts, max_tokens, strict=True)]
-        size = self.limits.max_num_seqs
+        size = min(self.limits.max_num_seqs, self.model.num_slots // self.limits.max_model_len)
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
             for seat, request in enumerate(batch):

@@ -27,7 +27,8 @@ class Engine:
         """The generated tokens of each prompt."""
         requests = [Request(list(p), len(p) + n) for p, n in zip(prompts, max_tokens, strict=True)]
         waiting, running = deque(requests), []
-        seats = list(range(self.limits.max_num_seqs))
+        num_seats = min(self.limits.max_num_seqs, self.model.num_slots // self.limits.max_model_len)
+        seats = list(range(num_seats))
         while waiting or running:
             while waiting and seats:
                 running.append(waiting.popleft())
