@@ -51,9 +51,13 @@ def expect_close(got, expected, what, tolerance):
     worst = difference.max().item() if difference.numel() else 0.0
     if not worst <= tolerance:
         index = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        pair = [each[index].item() for each in (expected, got)]
+        shown = [f"{number:.6g}" for number in pair]
+        if shown[0] == shown[1]:
+            shown = [repr(number) for number in pair]
         raise AssertionError(
-            f"{what}\n  expected  {expected[index].item():.6g} at index {index}"
-            f"\n  got       {got[index].item():.6g}   (the largest of all differences; {tolerance:g} is allowed)"
+            f"{what}\n  expected  {shown[0]} at index {index}"
+            f"\n  got       {shown[1]}   (the largest of all differences; {tolerance:g} is allowed)"
         )
 
 

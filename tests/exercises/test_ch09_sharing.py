@@ -10,18 +10,19 @@ from minivllm.block_pool import BlockPool
 from minivllm.block_table import BlockTable
 from minivllm.kv_cache_manager import KVCacheManager
 from tests.exercises.engine import BLOCK_SIZE, PROMPTS, default_prompts, make_llm, tokenizer_of
-from tests.exercises.expect import expect, expect_raises, expect_that, same_text
+from tests.exercises.expect import expect, expect_raises, expect_that, expect_unchanged, same_text
 
 # -- ex09a ------------------------------------------------------------------------------------------
 
 
 def names_of(ex, token_ids, block_size=4):
     """The student's names; anything that is not a list of dictionary keys is told as such."""
-    token_ids = list(token_ids)
+    token_ids, given = list(token_ids), list(token_ids)
     call = f"block_names({token_ids}, {block_size})"
-    got = ex.block_names(list(token_ids), block_size)
+    got = ex.block_names(given, block_size)
     expect_that(isinstance(got, Iterable), f"{call} gives a list of names", got=got)
     got = list(got)
+    expect_unchanged([given], [token_ids], call)
     for name in got:
         try:
             hash(name)
@@ -126,6 +127,24 @@ def test_a_hundred_thousand_blocks_have_as_many_names(ex, rng):
                         f"two sequences whose last blocks have one name, {name!r}\n  {same}\n  {other}"
                     )
                 seen[name] = token_ids[: 4 * index + 4]
+
+
+# Beginnings of 4 tokens with equal values of Python's `hash`: of the tokens, and of 0, or None, and the tokens.
+SAME_HASH = [
+    PAIRS
+]
+
+
+@pytest.mark.exercise(
+    "ex09a",
+    points=1,
+    hint="Python's hash has 64 bits and no secret. hashlib.sha256, or tuples that hold the tokens themselves.",
+)
+def test_names_cannot_be_made_to_collide(ex):
+    """vLLM's default was `hash` until 0.10.2. Two prompts with one name take a second to find, and are found below."""
+    for one, other in SAME_HASH:
+        check_equal_up_to(ex, 0, one, other)
+        check_equal_up_to(ex, 0, [*one, 5, 6, 7, 8], [*other, 5, 6, 7, 8])
 
 
 @pytest.mark.exercise(
@@ -452,8 +471,10 @@ def test_completions_and_beams_share_with_it(ex, tiny_model, reference_text):
 
 
 def check_order(ex, expected, history, num_blocks):
-    got = list(ex.eviction_order([(event, list(blocks)) for event, blocks in history], num_blocks))
-    expect(got, expected, f"eviction_order({history}, {num_blocks})")
+    given, call = [(event, list(blocks)) for event, blocks in history], f"eviction_order({history}, {num_blocks})"
+    got = list(ex.eviction_order(given, num_blocks))
+    expect(got, expected, call)
+    expect_unchanged([given], [[(event, list(blocks)) for event, blocks in history]], call)
 
 
 @pytest.mark.exercise("ex09c", points=1, hint="reversed(block_ids) when a sequence gives its blocks back.")
