@@ -57,6 +57,19 @@ def make_llm(model, **options):
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 
 
+_REMEMBERED = {}
+
+
+def remembered(name, make):
+    """`make()`, done once per run: what answers are compared with is the same for all answers.
+
+    Ask before the code under test is in its place. `name` is whatever tells it from others, the model included.
+    """
+    if name not in _REMEMBERED:
+        _REMEMBERED[name] = make()
+    return _REMEMBERED[name]
+
+
 def generate(model, prompts=None, max_tokens=11, prepare=None, **options):
     """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back.
 

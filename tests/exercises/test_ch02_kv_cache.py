@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.exercises.engine import generate, make_llm
+from tests.exercises.engine import generate, make_llm, remembered
 from tests.exercises.expect import expect, expect_close, expect_unchanged, same_text
 
 TOLERANCE = 1e-5  # float32, outputs of size 1
@@ -210,11 +210,15 @@ class ContiguousAttention:
 
 
 @pytest.mark.exercise("ex02b", points=2, hint="The engine calls it once per layer, step and sequence.")
-def test_the_engine_generates_with_it(ex, tmp_path):
+def test_the_engine_generates_with_it(ex, tmp_path_factory):
     """Inside the engine, prompts in parts of at most 8 tokens: the same text as from the engine's own attention."""
     from minivllm.weights.random_model import random_llama
 
-    model = random_llama(tmp_path / "mha", num_key_value_heads=4)
+    def make():
+        model = random_llama(tmp_path_factory.mktemp("models") / "mha", num_key_value_heads=4)
+        return model, generate(model)
+
+    model, expected = remembered("as many KV heads as query heads", make)
     options = {"block_size": 64, "num_blocks": 8, "max_num_batched_tokens": 8, "max_num_seqs": 8}
     got = generate(model, attention_backend=ContiguousAttention(ex.decode_step), **options)
-    same_text(got, generate(model), "the engine with your decode_step")
+    same_text(got, expected, "the engine with your decode_step")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.exercises.engine import generate
+from tests.exercises.engine import generate, remembered
 from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 # -- ex05a ------------------------------------------------------------------------------------------
@@ -219,10 +219,14 @@ def test_the_engine_of_this_chapter_counts_the_same(ex, tiny_model):
     """Measured, not believed: what an engine holds after each step, for three block sizes."""
     from minivllm.viz.trace import Trace
 
-    for block_size in (1, 4, 16):
+    def measure(block_size):
         trace = Trace()
         generate(tiny_model, trace=trace, block_size=block_size, num_blocks=256 // block_size)
-        for record in trace.steps:
+        return trace.steps
+
+    for block_size in (1, 4, 16):
+        steps = remembered(("steps", tiny_model, block_size), lambda size=block_size: measure(size))
+        for record in steps:
             held = sum(record.reserved.values()), sum(len(table) for table in record.block_tables.values())
             filled = list(record.filled.values())
             check_sweep(ex, {block_size: (held[0] - sum(filled), held[1])}, filled)

@@ -1,5 +1,6 @@
 """Chapter 9: block_names, SharedBlocks, eviction_order; each alone and inside the engine."""
 
+import functools
 from collections.abc import Iterable
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from minivllm.block_pool import BlockPool
 from minivllm.block_table import BlockTable
 from minivllm.kv_cache_manager import KVCacheManager
-from tests.exercises.engine import BLOCK_SIZE, PROMPTS, default_prompts, make_llm, tokenizer_of
+from tests.exercises.engine import BLOCK_SIZE, PROMPTS, default_prompts, make_llm, remembered, tokenizer_of
 from tests.exercises.expect import expect, expect_raises, expect_that, expect_unchanged, same_text
 
 # -- ex09a ------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def blocks_are_back(llm):
 def test_the_engine_finds_what_is_equal_and_nothing_else(ex, tiny_model, reference_text):
     """Inside the engine's prefix cache: a name too wide gives wrong text, a name too narrow finds nothing."""
     prompts = prompts_for(tiny_model, LOOK_ALIKE)
-    expected, found = run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1)
+    expected, found = remembered(("look-alikes", tiny_model), lambda: run_with_prefix_cache(tiny_model, prompts, max_num_seqs=1))
 
     class Named:
         """A sequence whose blocks bear the student's names; all else is the sequence's own."""
@@ -461,7 +462,7 @@ def test_completions_and_beams_share_with_it(ex, tiny_model, reference_text):
         blocks_are_back(llm)
         return [list(each.token_ids) for output in outputs for each in output.outputs]
 
-    expected = run()
+    expected = remembered(("completions and beams", tiny_model), run)
     got = run(kv_cache_manager_cls=manager_with(ex))
     print_real_text(tiny_model, prompts, got[9::3])  # nine completions, then three beams a prompt, best first
     same_text(got, expected, "the engine with your SharedBlocks")
@@ -592,7 +593,8 @@ def test_the_engine_finds_as_much_with_it(ex, tiny_model, reference_text):
     prompts = prompts_for(tiny_model, prompts)
     for seats in (1, 2):  # two at once share blocks while they run
         options = {"max_tokens": 3, "num_blocks": 12, "max_num_seqs": seats}
-        expected, found = run_with_prefix_cache(tiny_model, prompts, **options)
+        own = functools.partial(run_with_prefix_cache, tiny_model, prompts, **options)
+        expected, found = remembered(("evictions", tiny_model, seats), own)
         got, got_found = run_with_prefix_cache(tiny_model, prompts, **options, kv_cache_manager_cls=Manager)
         same_text(got, expected, f"the engine with your eviction_order, {seats} at once")
         expect(

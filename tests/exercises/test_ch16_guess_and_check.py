@@ -11,7 +11,7 @@ from minivllm import SamplingParams
 from minivllm.outputs import SequenceOutput
 from minivllm.speculative import speculator
 from minivllm.speculative.ngram import propose_ngram, propose_ngram_reference
-from tests.exercises.engine import make_llm
+from tests.exercises.engine import make_llm, remembered
 from tests.exercises.expect import expect, expect_that, expect_unchanged
 from tests.helpers import add, make_scheduler
 
@@ -92,7 +92,7 @@ def test_the_engine_needs_as_few_steps_with_it(ex, tiny_model, monkeypatch):
             texts |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
         return texts, engine.stats()
 
-    texts, stats = with_guesses_of(propose_ngram)
+    texts, stats = remembered(("guesses", tiny_model), lambda: with_guesses_of(propose_ngram))
     got_texts, got = with_guesses_of(lambda ids, count, most, _: tuple(ex.propose(list(ids), count, most)))
     expect(got_texts, texts, "the tokens which the engine generates with your guesses")
     numbers = (got.num_steps, got.num_draft_tokens, got.num_accepted_tokens)
