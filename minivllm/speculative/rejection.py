@@ -45,5 +45,5 @@ def accept_or_redraw(
     sums = list(accumulate(max(0.0, a - b) for a, b in zip(p, q, strict=True)))
     if sums[-1] == 0.0:
         raise ValueError("p and q must each sum up to 1, and q[draft] must not be 0.")
-    # Up to the last sum as it was rounded, not up to 1: so even the largest u_redraw finds a token with a share.
+    # A share of the last sum, as it was rounded: even the largest u_redraw finds a token that has mass.
     return bisect_right(sums, u_redraw * sums[-1]), False

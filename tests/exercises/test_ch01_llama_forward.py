@@ -296,7 +296,9 @@ def test_scores_of_any_size_give_the_right_weights(ex, rng):
     ramp = torch.linspace(-40_000.0, 40_000.0, 5)
     key[:, 0, 0], key[:, 1, 0] = ramp, -ramp
     expected = attend(query.double(), key.double(), value.double(), 0.5).to(query.dtype)
-    call = "grouped_attention with scores from -20,000 to 20,000, rising in one KV head and falling in the other"
+    call = (
+        "grouped_attention with scores from -20,000 to 20,000, rising in one KV head and falling in the other"
+    )
     expect_close(ex.grouped_attention(query, key, value), expected, call, 1e-3)
 
 

@@ -107,8 +107,6 @@ def paged(rng, block_tables, seq_lens, dtype="float32", block_size=4, num_blocks
 
 
 def check_gather(ex, rng, block_tables, seq_lens, dtype="float32", **sizes):
-    import torch
-
     cache, tables, lengths, contiguous = paged(rng, block_tables, seq_lens, dtype, **sizes)
     before = cache.clone(), tables.clone(), lengths.clone()
     got = ex.gather_kv(cache, tables, lengths)

@@ -278,7 +278,9 @@ def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
 
 
 @pytest.mark.exercise(
-    "ex06c", points=1, hint="A job that is preempted comes back to the head of the queue: is it the shortest there?"
+    "ex06c",
+    points=1,
+    hint="A job that is preempted comes back to the head of the queue: is it the shortest there?",
 )
 def test_the_order_holds_after_a_preemption(ex):
     """The queue changes in two places: a queue sorted only where requests join lets a long victim block a short job."""

@@ -49,6 +49,7 @@ def asking(logits, rows, **options):
 
 def expected_text(name, model, sampler):
     """What the engine writes with this sampler; printed nowhere, since it is not the student's."""
+
     def make():
         with contextlib.redirect_stdout(io.StringIO()):
             return generate(model, sampler=sampler)

@@ -414,7 +414,9 @@ def test_scores_far_from_zero_count_as_any_other(ex, rng):
         check_kernel(ex, batch, block_n=4, tolerance=1e-3)
     for offset in (-64_000.0, 64_000.0):
         steps = {"key_offset": offset, "key_step": offset / 80}  # so far apart that rounding decides nothing
-        check_kernel(ex, Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(1, 1), **steps), tolerance=1e-3)
+        check_kernel(
+            ex, Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(1, 1), **steps), tolerance=1e-3
+        )
 
 
 @pytest.mark.exercise(

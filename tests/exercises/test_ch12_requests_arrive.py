@@ -121,7 +121,9 @@ def test_patience_begins_when_a_request_comes(ex):
     expect(second.seqs[0].output_token_ids, expected_tokens(Job(0, 3, 4)), "output of the second request")
 
 
-@pytest.mark.exercise("ex12b", points=1, hint="self.patience; and what you note belongs to `self`, not to the class.")
+@pytest.mark.exercise(
+    "ex12b", points=1, hint="self.patience; and what you note belongs to `self`, not to the class."
+)
 def test_each_engine_has_its_own_patience(ex):
     """A 10 in the code is another engine's patience, and arrivals that are kept in the class are another engine's."""
 
@@ -147,7 +149,9 @@ def test_each_engine_has_its_own_patience(ex):
 
 
 @pytest.mark.exercise(
-    "ex12b", points=1, hint="Go through self.waiting only; what tells whether a client has seen something is a token."
+    "ex12b",
+    points=1,
+    hint="Go through self.waiting only; what tells whether a client has seen something is a token.",
 )
 def test_only_the_queue_is_left(ex):
     """A prompt whose computation was begun in time is not thrown away; one that has lost it waits like a new one."""
@@ -224,7 +228,9 @@ def test_one_request_of_another_user_does_not_wait_for_forty(ex):
 
 
 @pytest.mark.exercise(
-    "ex12c", points=1, hint='request_id.split("/")[0] is the user; of equals the one that came first, as in the queue.'
+    "ex12c",
+    points=1,
+    hint='request_id.split("/")[0] is the user; of equals the one that came first, as in the queue.',
 )
 def test_names_do_not_decide(ex):
     """Users whose names begin alike are two users, and neither the alphabet nor a number in a name is an arrival."""

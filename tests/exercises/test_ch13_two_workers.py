@@ -281,6 +281,7 @@ def test_the_engine_sends_as_much(ex, tiny_model):
     plan = SchedulerOutput(1, tuple(
         ScheduledSequence(str(i), i, 0, ids, (i,), num_candidates=wanted) for i, (ids, wanted) in enumerate(rows)
     ))  # fmt: skip
+
     def measure():
         return on_ranks(2, lambda tp: (Worker(config, tp).execute_model(plan), tp.nbytes)[1])
 

@@ -5,7 +5,8 @@ import torch
 
 
 def split_kv(seq_len, num_splits, tile, attend_part):
-    most = -(-(-(-seq_len // tile)) // num_splits)
+    num_tiles = -(-seq_len // tile)
+    most = -(-num_tiles // num_splits)
     lows = range(0, seq_len, most * tile)
     parts = [attend_part(low, min(low + most * tile, seq_len)) for low in reversed(lows)]
     totals = torch.stack([m + l.log() for m, l, _ in parts])  # (ranges, Hq)

@@ -8,6 +8,6 @@ def propose(token_ids, count, longest):
         wanted = " ".join(map(str, token_ids[-n:]))
         place = known.rfind(wanted)
         if place >= 0:
-            follows = known[place + len(wanted) :].split() + [str(token_ids[-1])]
+            follows = [*known[place + len(wanted) :].split(), str(token_ids[-1])]
             return [int(follows[i % len(follows)]) for i in range(count)]
     return []
