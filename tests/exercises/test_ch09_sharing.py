@@ -117,17 +117,26 @@ def test_every_bit_of_a_token_counts(ex):
 def test_a_hundred_thousand_blocks_have_as_many_names(ex, rng):
     """A server holds more blocks than a checksum has values: two that collide, and one user reads another's text."""
     for largest in (3, 2**31 - 1):  # few different tokens, and any
-        seen = {}
+        sequences, seen = [], {}  # seen: name -> number of the sequence
         for number in range(7_500):
             # The number makes each beginning, and so each name, different.
-            token_ids = [number % 128, number // 128, *(rng.randint(0, largest) for _ in range(78))]
-            for index, name in enumerate(ex.block_names(list(token_ids), 4)):
-                if name in seen:
-                    same, other = token_ids[: 4 * index + 4], seen[name]
-                    raise AssertionError(
-                        f"two sequences whose last blocks have one name, {name!r}\n  {same}\n  {other}"
-                    )
-                seen[name] = token_ids[: 4 * index + 4]
+            drawn = memoryview(rng.randbytes(4 * 78)).cast("I")
+            sequences.append([number % 128, number // 128, *(each & largest for each in drawn)])
+            names = list(ex.block_names(list(sequences[-1]), 4))
+            if len(set(names)) < len(names) or not seen.keys().isdisjoint(names):
+                raise AssertionError(same_name(ex, names, sequences, seen))
+            seen.update(dict.fromkeys(names, number))
+
+
+def same_name(ex, names, sequences, seen):
+    """In words: which two blocks share a name, one of them in the last of the sequences."""
+    for index, name in enumerate(names):
+        number = len(sequences) - 1 if name in names[:index] else seen.get(name)
+        if number is not None:
+            other = list(ex.block_names(list(sequences[number]), 4)).index(name)
+            one, two = sequences[-1][: 4 * index + 4], sequences[number][: 4 * other + 4]
+            return f"two sequences whose last blocks have one name, {name!r}\n  {one}\n  {two}"
+    return "names differ from call to call"
 
 
 # Beginnings with one value of Python's `hash`: of the four tokens; of 0 and the tokens; of None and the tokens (from
