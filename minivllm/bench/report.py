@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,6 +170,13 @@ def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list
 def load_of(where: Result) -> float | None:
     """Load average over the minute before the benchmark; None where it was not recorded."""
     return where["load_average"][0] if where.get("load_average") else None
+
+
+def wait_for_calm(limit: float = MAX_LOAD, seconds: float = 240.0) -> None:
+    """Sleep until the load average is at most `limit`, or `seconds` have passed."""
+    end = time.monotonic() + seconds
+    while hasattr(os, "getloadavg") and os.getloadavg()[0] > limit and time.monotonic() < end:
+        time.sleep(1.0)
 
 
 def max_load(where: Result) -> float:
