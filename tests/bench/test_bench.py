@@ -1006,6 +1006,15 @@ def test_without_its_environment_a_peer_says_how_to_make_it(tmp_path, name):
     assert parse(throughput, "--install-only", f"--{name}-env", str(tmp_path)).install_only
 
 
+def test_what_was_measured_is_on_disk_before_its_table_is_printed(tmp_path):
+    """Would catch an hour of measuring lost with an error of the table."""
+    path = tmp_path / "out.json"
+    args = argparse.Namespace(output_json=str(path), plot=None)
+    with pytest.raises(ZeroDivisionError):
+        report.finish(args, {"seconds": 3600}, lambda result: 1 / 0)
+    assert json.loads(path.read_text()) == {"seconds": 3600}
+
+
 def test_a_benchmark_waits_until_the_load_has_gone_and_not_for_ever(monkeypatch):
     """Would catch a wait that ends at once, or with a machine that is always busy never."""
     loads, now = [1.9, 1.2, 0.6, 1.9], [0.0]
