@@ -326,7 +326,7 @@ def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, cap
         result["points"][0]["rates"][name] = Spread((10.0 * number, 10.1 * number, 10.2 * number)).as_json()
     headline.print_report(result)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[-1] for line in lines if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
+    assert [line[6] for line in lines if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
 
 
 def test_headline_refuses_memory_for_no_request(folder):

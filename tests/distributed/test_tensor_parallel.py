@@ -212,7 +212,8 @@ def test_guesses_on_two_ranks_change_no_text(make_parallel, alike, divisible, me
     while engine.has_unfinished_requests():
         got |= {int(output.request_id): output for output in engine.step()}
     assert [tokens(got[index]) for index in greedy] == [tokens(want[index]) for index in greedy]
-    assert engine.stats().num_accepted_tokens > 0
+    assert engine.stats().num_draft_tokens > 0
+    assert method == "ngram" or engine.stats().num_accepted_tokens > 0
     first, second = engine.executor.memory()
     assert (first.draft_weights > 0) == (method == "draft_model") and second.draft_weights == 0
 
