@@ -143,6 +143,7 @@ def test_the_pages_for_teachers_state_the_right_numbers(run):
     assert [int(number) for number in weeks] == by_week
     syllabus = (pages / "syllabus.md").read_text()
     assert f"{sum(by_week)} in all" in syllabus
+    assert f"01 to 06 ({sum(by_week[:-1])} points)" in syllabus
     extra = {
         number: int(sum_) for number, sum_ in re.findall(r"^\| \+ (\d\d) \| .* \| (\d+) \|$", syllabus, re.M)
     }

@@ -64,6 +64,19 @@ def print_texts(model, prompts, texts):
             print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
 
 
+_REMEMBERED = {}
+
+
+def remembered(name, make):
+    """`make()`, done once per run: what answers are compared with is the same for all answers.
+
+    Ask before the code under test is in its place. `name` is whatever tells it from others, the model included.
+    """
+    if name not in _REMEMBERED:
+        _REMEMBERED[name] = make()
+    return _REMEMBERED[name]
+
+
 def generate(model, prompts=None, max_tokens=11, prepare=None, **options):
     """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back.
 
