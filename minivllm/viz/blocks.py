@@ -55,7 +55,7 @@ def draw_cell(
         size = 8 if len(text) <= 7 else 6.5
         ax.text(
             corner[0] + width / 2, corner[1] + 0.4, text, ha="center", va="center", fontsize=size, color=INK,
-            bbox=box,
+            bbox=box, parse_math=False,
         )  # fmt: skip
     return cell
 

@@ -164,6 +164,11 @@ def slot_words(trace: Trace, step: int) -> dict[int, str]:
     return device
 
 
+def visible(word: str) -> str:
+    """A word as it stands in its cell: no spaces around it; a sign for a space or a line break."""
+    return word.strip(" ").replace("\n", "\u21b5") or ("\u2423" if word else "")
+
+
 def _move_words(
     source: dict[int, str], target: dict[int, str], pairs: tuple[BlockPair, ...], size: int
 ) -> None:

@@ -38,6 +38,7 @@ from minivllm.viz.usage import (
     slot_owners,
     slot_words,
     tables_during,
+    visible,
 )
 
 WORD_WIDTH = 1.9  # of a cell that holds a word, in rows
@@ -186,7 +187,7 @@ def _draw_word(ax: Axes, offset: int, y: float, style: RequestStyle, slot: int |
         kind = "free" if style is EMPTY_STYLE else "empty"
         draw_cell(ax, corner, RequestStyle(EMPTY, style.edge, ""), "", kind, WORD_WIDTH)
         return
-    cell = draw_cell(ax, corner, style, scene.words[slot], "filled", WORD_WIDTH)
+    cell = draw_cell(ax, corner, style, visible(scene.words[slot]), "filled", WORD_WIDTH)
     if slot in scene.new_slots:
         cell.set(linewidth=2.2, edgecolor=INK, zorder=3)
 
