@@ -20,7 +20,7 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import backends, options, peers, report, serve, throughput, workloads
+from minivllm.bench import backends, options, peers, report, serve, throughput, throughput_report, workloads
 from minivllm.bench.backends import (
     BASELINES,
     BackendRun,
@@ -54,6 +54,7 @@ from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+from minivllm.viz import rates
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
