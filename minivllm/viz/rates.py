@@ -78,10 +78,10 @@ def rate_square(
         ax.set_ylabel(row, fontsize=10)
     for ax in axes[1]:
         ax.set_xlabel(unit)
-    for row, (left, right) in zip(rows, axes, strict=True):
+    for row, left in zip(rows, axes[:, 0], strict=True):
         text = factor(rates[row, columns[0]], rates[row, columns[1]])
         _draw_step(left, (1.03, 0.5), (1.30, 0.5), text)
-    for column, (upper, lower) in zip(columns, axes.T, strict=True):
+    for column, upper in zip(columns, axes[0], strict=True):
         text = factor(rates[rows[0], column], rates[rows[1], column])
         _draw_step(upper, (0.2, -0.18), (0.2, -0.62), text)
     both = factor(rates[rows[0], columns[0]], rates[rows[1], columns[1]])
