@@ -108,9 +108,9 @@ SECTIONS = [
         "cpu_2x2.json",
         "What each idea is worth",
         "The same engine with one part exchanged, on one KV budget of 2,048 tokens: contiguous memory "
-        "reserves 512 tokens per request (Orca Max), static batches wait for their longest member. In the figure "
-        "one thing changes along each arrow, points are the rounds, and an arrow has no factor where none may be "
-        "quoted.",
+        "reserves 512 tokens per request (Orca Max), static batches wait for their longest member. In the "
+        "figure one thing changes along each arrow, points are the rounds, and an arrow has no factor where "
+        "none may be quoted.",
     ),
     (
         "cpu_headline.json",
@@ -133,8 +133,8 @@ SECTIONS = [
     (
         "cpu_serve.json",
         "Requests that arrive over time",
-        "Poisson arrivals, open loop, as in the paper's figure 12: below the knee of a curve that policy keeps "
-        "up. Marks in the figure are the rounds; two lines closer than their marks are not different.",
+        "Poisson arrivals, open loop, as in the paper's figure 12: below the knee of a curve that policy "
+        "keeps up. Marks in the figure are the rounds; two lines closer than their marks are not different.",
     ),
     (
         "cpu_speculative.json",

@@ -58,7 +58,9 @@ def starting_values(draw: Draw, choices: dict[str, Sequence[Any]]) -> dict[str, 
     start = {}
     for name, values in choices.items():
         if name not in parameters or parameters[name].default is inspect.Parameter.empty:
-            raise TypeError(f"the function to draw needs an argument {name} with a default, from which to start.")
+            raise TypeError(
+                f"the function to draw needs an argument {name} with a default, from which to start."
+            )
         start[name] = parameters[name].default
         if len(values) < 2 or start[name] not in values:
             raise ValueError(
@@ -82,7 +84,9 @@ def _page(draw: Draw, values: dict[str, Any], choices: dict[str, Sequence[Any]])
     figure, sentence = draw(**values)
     now = ", ".join(f"{name} = {value}" for name, value in values.items())
     others = "; ".join(f"{name}: {', '.join(map(str, each))}" for name, each in choices.items())
-    return figure_html(figure, sentence, f"{sentence} Drawn with {now}. Sliders in a running notebook: {others}.")
+    return figure_html(
+        figure, sentence, f"{sentence} Drawn with {now}. Sliders in a running notebook: {others}."
+    )
 
 
 def _display(page: str) -> DisplayHandle | None:
@@ -96,8 +100,8 @@ def _show_sliders(
     draw: Draw, start: dict[str, Any], choices: dict[str, Sequence[Any]], handle: DisplayHandle
 ) -> None:
     """A slider for each choice; whichever is moved, the figure is drawn again from all of them."""
-    from ipywidgets import SelectionSlider, VBox
     from IPython.display import HTML, display
+    from ipywidgets import SelectionSlider, VBox
 
     sliders = {
         name: SelectionSlider(options=list(values), value=start[name], description=name,

@@ -50,9 +50,7 @@ def rate_bars(rates: Mapping[str, Rounds], unit: str) -> Figure:
     return fig
 
 
-def rate_square(
-    rates: Mapping[Corner, Rounds], factor: Callable[[Rounds, Rounds], str], unit: str
-) -> Figure:
+def rate_square(rates: Mapping[Corner, Rounds], factor: Callable[[Rounds, Rounds], str], unit: str) -> Figure:
     """Four systems as a square, with an arrow along each side.
 
     Args:

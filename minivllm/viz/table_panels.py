@@ -90,7 +90,9 @@ def three_panel(trace: Trace, step: int, request_id: str) -> Figure:
     for number, seq_id in enumerate(scene.completions):
         if several:
             middle = y + 0.9 - len(tables[seq_id]) / 2
-            panels[0].text(-1.0, middle, f"compl. {number}", rotation=90, va="center", ha="center", fontsize=7)
+            panels[0].text(
+                -1.0, middle, f"compl. {number}", rotation=90, va="center", ha="center", fontsize=7
+            )
         y = _draw_logical(fig, panels, scene, seq_id, y) - 1
     if several:
         _draw_holders(panels[2], scene)

@@ -907,7 +907,9 @@ def test_the_median_round_is_reported_and_all_are_kept():
 
 
 @pytest.mark.parametrize("load, text", [(0.1, "x 1.50"), (3.0, "no ratio")])
-def test_the_2x2_is_drawn_as_a_square_and_quotes_no_ratio_of_a_busy_machine(tmp_path, monkeypatch, load, text):
+def test_the_2x2_is_drawn_as_a_square_and_quotes_no_ratio_of_a_busy_machine(
+    tmp_path, monkeypatch, load, text
+):
     """Would catch a chain of bars in which one step changes two things, and a factor that the report refuses."""
     drawn, original = [], rates.rate_square
 

@@ -17,7 +17,10 @@ def draw(block_size=4, num_blocks=8):
     """A bar for the pool; the sentence tells the values apart."""
     figure = new_figure(2, 1)
     figure.subplots().bar([0], [block_size * num_blocks])
-    return figure, f"A pool of {num_blocks} blocks of {block_size} slots holds {block_size * num_blocks} tokens."
+    return (
+        figure,
+        f"A pool of {num_blocks} blocks of {block_size} slots holds {block_size * num_blocks} tokens.",
+    )
 
 
 class Handle:
@@ -60,7 +63,12 @@ def test_a_slider_replaces_the_figure_in_its_place(displayed, monkeypatch):
     (page, box), handle = displayed
     assert isinstance(page, HTML) and isinstance(box, ipywidgets.VBox)
     first, second = box.children
-    assert (first.description, first.value, second.description, second.value) == ("block_size", 4, "num_blocks", 8)
+    assert (first.description, first.value, second.description, second.value) == (
+        "block_size",
+        4,
+        "num_blocks",
+        8,
+    )
     assert handle.pages == []
     first.value = 16
     second.value = 64
@@ -82,7 +90,10 @@ def test_what_cannot_be_turned_is_refused():
     for values in ((4,), (1, 2), ()):
         with pytest.raises(ValueError, match="at least two values, its default 4 among them"):
             turn(draw, block_size=values)
-    assert starting_values(draw, {"block_size": (1, 4), "num_blocks": (8, 9)}) == {"block_size": 4, "num_blocks": 8}
+    assert starting_values(draw, {"block_size": (1, 4), "num_blocks": (8, 9)}) == {
+        "block_size": 4,
+        "num_blocks": 8,
+    }
 
 
 def test_a_built_notebook_stores_the_figure_and_no_slider():

@@ -317,7 +317,9 @@ def test_waterfall_bars_are_tokens_a_step_and_refuse_unequal_work(batches, examp
     assert tokens_per_step(batches["static"]) < tokens_per_step(batches["continuous"])
     totals = [text.get_text() for text in fig.axes[0].texts]
     assert ["in all" in text for text in totals] == [False, False, True]
-    assert f"x {widths[1] / widths[0]:.2f}" in totals[1] and f"x {widths[2] / widths[0]:.2f} in all" in totals[2]
+    assert (
+        f"x {widths[1] / widths[0]:.2f}" in totals[1] and f"x {widths[2] / widths[0]:.2f} in all" in totals[2]
+    )
     beside = throughput_waterfall(batches, {"another engine": (2.5, 300.0)})
     assert [bar.get_width() for bar in cells(beside, "other")] == [2.5, 300.0]
     assert len(cells(beside, "bar")) == len(cells(fig, "bar")), "it is no part of the chain"
@@ -362,7 +364,9 @@ def test_gantt_names_the_marks_that_occur_and_no_other(batches):
     assert "all blocks of the pool" in labels(short), "its bars reach the pool's size"
     assert "a request is preempted" not in labels(roomy)
     for fig, name in ((short, "short"), (roomy, "continuous")):
-        assert fig.axes[1].get_ylim()[1] == 1.5 * max(blocks_in_use(batches[name])), "the highest bar: two thirds"
+        assert fig.axes[1].get_ylim()[1] == 1.5 * max(blocks_in_use(batches[name])), (
+            "the highest bar: two thirds"
+        )
 
 
 def test_the_end_of_the_queue_is_told_in_the_same_words_on_both_sides_of_the_line(batches):
@@ -383,7 +387,9 @@ def test_completions_have_colours_of_their_own_and_a_copy_is_an_arrow():
     looks = {}  # block -> (colour, hatch) of its filled cells
     for cell in fig.axes[2].patches:
         if cell.get_gid() == "filled":
-            looks.setdefault(7 - int(cell.get_y()), set()).add((to_hex(cell.get_facecolor()), cell.get_hatch() or ""))
+            looks.setdefault(7 - int(cell.get_y()), set()).add(
+                (to_hex(cell.get_facecolor()), cell.get_hatch() or "")
+            )
     ((source, destination),) = trace.steps[copied].blocks_to_copy
     (shared,) = set(looks) - {source, destination}
     own = {(style.fill, style.hatch) for style in map(request_style, (0, 1))}
@@ -392,7 +398,10 @@ def test_completions_have_colours_of_their_own_and_a_copy_is_an_arrow():
     assert labels(fig)[:3] == ["completion 0", "completion 1", "in several tables"]
     assert len(cells(fig, "copy")) == 1 and not cells(three_panel(trace, 0, "0"), "copy")
     texts = [text.get_text() for text in fig.axes[2].texts]
-    assert texts.count("holders: 2") == 1 and texts.count("holders: 2 \u2192 1") == texts.count("holders: 1") == 1
+    assert (
+        texts.count("holders: 2") == 1
+        and texts.count("holders: 2 \u2192 1") == texts.count("holders: 1") == 1
+    )
 
 
 def test_figures_of_empty_traces_are_refused():
@@ -434,7 +443,9 @@ def test_neighbouring_requests_differ_without_colour():
         one, two = request_style(index), request_style(index + 1)
         assert one.hatch != two.hatch and one.fill != two.fill
     assert len({(s.fill, s.hatch) for s in map(request_style, range(28))}) == 28
-    assert len({style.fill for style in map(request_style, range(14))}) == 14, "the twelve of the workload differ"
+    assert len({style.fill for style in map(request_style, range(14))}) == 14, (
+        "the twelve of the workload differ"
+    )
     with pytest.raises(ValueError, match="at least 0"):
         request_style(-1)
 

@@ -39,7 +39,10 @@ def test_along_each_side_of_the_square_one_thing_changes():
     assert [list(points.get_xdata()) for points in with_gid(fig, "rounds")] == [a, b, c, d]
     texts = [text.get_text() for ax in fig.axes for text in ax.texts]
     assert all(f"x {number}" in texts for number in (1, 2, 3, 4)) and fig.get_suptitle().endswith("x 5")
-    for corners in (dict(list(CORNERS.items())[:3]), dict(reversed(CORNERS.items())) | {("other", "static"): [1.0]}):
+    for corners in (
+        dict(list(CORNERS.items())[:3]),
+        dict(reversed(CORNERS.items())) | {("other", "static"): [1.0]},
+    ):
         with pytest.raises(ValueError, match="two rows and two columns"):
             rate_square(corners, factor, "tokens per second")
 
@@ -58,7 +61,9 @@ def test_the_grid_of_loads_has_a_cell_for_each_row_that_was_loaded():
     assert how_often(loads) == {0: {9: "2x", 3: "1x"}, 1: {14: "1x"}}
     assert in_which_turn(loads) == {0: {9: "0", 3: "1"}, 1: {14: "0"}}
     fig = loads_grid({"how often": how_often(loads), "when": in_which_turn(loads)}, (4, 2, 2))
-    assert [(cell.get_x(), cell.get_y()) for cell in with_gid(fig, "load")] == [(1, 2), (3, 0)] * 2 + [(2, 3)] * 2
+    assert [(cell.get_x(), cell.get_y()) for cell in with_gid(fig, "load")] == [(1, 2), (3, 0)] * 2 + [
+        (2, 3)
+    ] * 2
     assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["h0", "h1", "h0", "h1"]
     for panels in ({}, {"empty": {}}):
         with pytest.raises(ValueError, match="at least one panel"):
