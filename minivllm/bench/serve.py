@@ -259,7 +259,7 @@ def overview(points: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(result: Result, path: str) -> None:
-    """Figure 12: a line for each policy, a mark for each round; the infinite rate has no place on the axis."""
+    """Figure 12: a line for each policy, a mark for each round; an infinite rate has no place on the axis."""
     from minivllm.viz.rates import rate_curves
 
     curves: dict[str, dict[float, Sequence[float]]] = {}

@@ -1,4 +1,4 @@
-"""`turn`: a figure with a slider for each of its numbers, and a figure all the same where nothing can be turned.
+"""`turn`: a figure with a slider for each of its numbers, and still a figure where nothing can be turned.
 
 A chapter draws with a function of the numbers that beg to be turned, and names the values of each::
 
@@ -58,13 +58,11 @@ def starting_values(draw: Draw, choices: dict[str, Sequence[Any]]) -> dict[str, 
     start = {}
     for name, values in choices.items():
         if name not in parameters or parameters[name].default is inspect.Parameter.empty:
-            raise TypeError(
-                f"the function to draw needs an argument {name} with a default, from which to start."
-            )
+            raise TypeError(f"the function to draw needs an argument {name} with a default, to start from.")
         start[name] = parameters[name].default
         if len(values) < 2 or start[name] not in values:
             raise ValueError(
-                f"{name} needs at least two values, its default {start[name]!r} among them; got {tuple(values)}."
+                f"{name} needs at least two values, its default {start[name]!r} among them; got {values}."
             )
     return start
 

@@ -127,9 +127,7 @@ def slot_map(traces: dict[str, Trace], steps: Sequence[int]) -> Figure:
         ValueError: there is no trace, not one step for each, or no such step.
     """
     if not traces or len(traces) != len(steps):
-        raise ValueError(
-            f"slot_map needs one step per trace, got {len(traces)} traces and {len(steps)} steps."
-        )
+        raise ValueError(f"slot_map needs one step per trace, got {len(steps)} for {len(traces)}.")
     lines = max(cdiv(trace.num_blocks, _blocks_in_a_line(trace)) for trace in traces.values())
     fig = new_figure(min(5.2 * len(traces), 10.5), 1.0 + 0.21 * lines)
     axes = fig.subplots(1, len(traces), squeeze=False)[0]

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from minivllm.viz.style import GRID, INK, new_figure, request_style
 
 Loads = list[tuple[tuple[int, int, int], int, int]]
-"""(program, turn of its loop, row of the cache) of each row loaded; a program's first number is its sequence."""
+"""(program, turn of its loop, row of the cache) of each row loaded; a program begins with its sequence."""
 Texts = dict[int, dict[int, str]]
 """Sequence -> row of the cache -> what its cell says."""
 

@@ -131,6 +131,6 @@ def _draw_step(ax: Axes, start: tuple[float, float], end: tuple[float, float], t
     level = start[1] == end[1]
     at = ((start[0] + end[0]) / 2, start[1] + 0.06) if level else (start[0] + 0.03, (start[1] + end[1]) / 2)
     ax.text(
-        *at, text, transform=ax.transAxes, ha="center" if level else "left", va="bottom" if level else "center",
-        fontsize=9, color=INK,
+        *at, text, transform=ax.transAxes, fontsize=9, color=INK, ha="center" if level else "left",
+        va="bottom" if level else "center",
     )  # fmt: skip
