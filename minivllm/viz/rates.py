@@ -66,6 +66,7 @@ def rate_square(rates: Mapping[Corner, Rounds], factor: Callable[[Rounds, Rounds
         raise ValueError(f"a square has two rows and two columns, in reading order; got {list(rates)}.")
     fig = new_figure(9.0, 3.9)
     axes = fig.subplots(2, 2, sharex=True, sharey=True)
+    fig.get_layout_engine().set(wspace=0.28, hspace=0.4)  # room for the arrows, as shares of a panel
     for number, (ax, rounds) in enumerate(zip(axes.flat, rates.values(), strict=True)):
         _draw_rounds(ax, 0, rounds, PALETTE[number // 2], HATCHES[number % 2])
         ax.set(xlim=(0, 1.25 * max(map(max, rates.values()))), ylim=(-0.5, 0.5), yticks=[])
@@ -78,10 +79,10 @@ def rate_square(rates: Mapping[Corner, Rounds], factor: Callable[[Rounds, Rounds
         ax.set_xlabel(unit)
     for row, left in zip(rows, axes[:, 0], strict=True):
         text = factor(rates[row, columns[0]], rates[row, columns[1]])
-        _draw_step(left, (1.03, 0.5), (1.30, 0.5), text)
+        _draw_step(left, (1.03, 0.5), (1.24, 0.5), text)
     for column, upper in zip(columns, axes[0], strict=True):
         text = factor(rates[rows[0], column], rates[rows[1], column])
-        _draw_step(upper, (0.2, -0.18), (0.2, -0.62), text)
+        _draw_step(upper, (0.2, -0.1), (0.2, -0.6), text)
     both = factor(rates[rows[0], columns[0]], rates[rows[1], columns[1]])
     fig.suptitle(f"both together, from the upper left to the lower right: {both}", fontsize=10)
     return fig
@@ -124,13 +125,13 @@ def _draw_rounds(ax: Axes, row: float, rounds: Rounds, colour: str, hatch: str) 
 
 
 def _draw_step(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
-    """An arrow outside of a panel, in fractions of the panel; the layout makes room for it."""
+    """An arrow outside of a panel, in fractions of the panel."""
     look = {"arrowstyle": "-|>", "color": INK, "lw": 1.2}
     place = {"xycoords": "axes fraction", "textcoords": "axes fraction"}
-    ax.annotate("", end, start, arrowprops=look, annotation_clip=False, **place)
+    ax.annotate("", end, start, arrowprops=look, annotation_clip=False, **place).set_in_layout(False)
     level = start[1] == end[1]
     at = ((start[0] + end[0]) / 2, start[1] + 0.06) if level else (start[0] + 0.03, (start[1] + end[1]) / 2)
     ax.text(
         *at, text, transform=ax.transAxes, fontsize=9, color=INK, ha="center" if level else "left",
-        va="bottom" if level else "center",
+        va="bottom" if level else "center", in_layout=False,
     )  # fmt: skip

@@ -61,7 +61,7 @@ arrange_free_blocks(story, scattered_order)
 row, word_of = story.llm_engine.trace.steps[-1].scheduled[0], story.llm_engine.trace.word_of
 words = [word_of(token) for token in (*told.prompt_token_ids, *told.outputs[0].token_ids)]
 print("block table", list(row.block_ids))
-print(*[f"{words[p].strip()!r} {row.block_ids[p // 4] * 4 + p % 4}," for p in range(row.start + 1)])
+print(*[f"{words[p]!r} {row.block_ids[p // 4] * 4 + p % 4}," for p in range(row.start + 1)])
 
 # %% [markdown]
 # ## Predict, then run
