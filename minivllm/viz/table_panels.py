@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch, Patch
+from matplotlib.patches import ConnectionPatch, Patch, Rectangle
 
 from minivllm.viz.blocks import EMPTY_STYLE, draw_cell
 from minivllm.viz.style import EMPTY, INK, PEAK, RequestStyle, new_figure, request_order, request_style
@@ -43,7 +43,7 @@ from minivllm.viz.usage import (
 
 WORD_WIDTH = 1.9  # of a cell that holds a word, in rows
 TABLE_WIDTH = 2.2  # of an entry of the block table
-MARGIN_OF_BADGES = 5.4  # right of the physical blocks: the arrow of a copy, and the number of holders
+MARGIN_OF_BADGES = 4.8  # right of the physical blocks: the arrow of a copy, and the number of holders
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def _draw_word(ax: Axes, offset: int, y: float, style: RequestStyle, slot: int |
         kind = "free" if style is EMPTY_STYLE else "empty"
         draw_cell(ax, corner, RequestStyle(EMPTY, style.edge, ""), "", kind, WORD_WIDTH)
         return
-    cell = draw_cell(ax, corner, style, visible(scene.words[slot]), "filled", WORD_WIDTH)
-    if slot in scene.new_slots:
-        cell.set(linewidth=2.2, edgecolor=INK, zorder=3)
+    draw_cell(ax, corner, style, visible(scene.words[slot]), "filled", WORD_WIDTH)
+    if slot in scene.new_slots:  # a frame of its own: the strokes of a cell have the colour of its edge
+        ax.add_patch(Rectangle(corner, WORD_WIDTH, 0.8, fill=False, edgecolor=INK, lw=2.2, zorder=3))
 
 
 def _draw_holders(ax: Axes, scene: _Scene) -> None:
@@ -204,7 +204,7 @@ def _draw_holders(ax: Axes, scene: _Scene) -> None:
         text = f"holders: {count}" if before == count else f"holders: {before} \u2192 {count}"
         box = {"boxstyle": "round", "facecolor": "#F0E442" if count > 1 else EMPTY}
         y = trace.num_blocks - 0.6 - block_id
-        ax.text(right + 2.4, y, text, va="center", fontsize=8, color=INK, bbox=box)
+        ax.text(right + 1.9, y, text, va="center", fontsize=8, color=INK, bbox=box)
     for source, destination in record.blocks_to_copy:
         start, end = (trace.num_blocks - 0.6 - block_id for block_id in (source, destination))
         # Bowed to the right, whichever way it goes.

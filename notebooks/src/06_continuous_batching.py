@@ -186,18 +186,19 @@ ax.loglog(counts, ms, "o-", base=2, color="#0072B2", label="measured")
 ax.loglog(counts, [ms[0] for _ in counts], "--", base=2, color="#D55E00", label="reading the weights")
 ax.loglog(counts, [ms[-1] * count / 64 for count in counts], ":", base=2, color="#222222", label="computing")
 ax.set_xticks(counts, [str(count) for count in counts])
-ax.set_yticks(ms[::2], [f"{each:.0f}" for each in ms[::2]])
+ax.set_yticks([ms[0], ms[-1]], [f"{ms[0]:.0f}", f"{ms[-1]:.0f}"])
 ax.set(xlabel="rows (tokens) in a step", ylabel="ms")
 ax.legend(fontsize=8)
 times = ", ".join(f"{count}: {each:.0f} ms" for count, each in zip(counts, ms, strict=True))
-show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}: {times}. The roofs meet at {bend:.0f} rows.")
+show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}, one thread: {times}. The roofs meet at {bend:.0f}.")
 
 # %% [markdown]
-# This is the **roofline** of this machine. Left of the bend the time is that of reading the weights, and more rows cost
-# next to nothing; right of it each row costs what its arithmetic costs. Decode steps of few requests are on the left:
-# a piece of a prompt rides along almost for free, up to the bend, and each request more is throughput for nothing. An
-# H100 computes 295 operations in the time of reading a byte, so in bfloat16 its bend is near 300 rows: that is why
-# batches there are large. Keys and values, of which each request reads its own, gain nothing from a batch.
+# This is the **roofline** of this machine. No step is below the two roofs: reading the weights (dashed) and arithmetic
+# (dotted). Left of the bend where they meet, the weights are the price, and all rows share it; right of it each row
+# pays for its own arithmetic. Decode steps of few requests are on the left, so a piece of a prompt rides along for less
+# than it would cost alone. An H100 computes 295 operations in the time of reading a byte, so in bfloat16 its bend is
+# near 300 rows: that is why batches there are large. Keys and values, of which each request reads its own, gain nothing
+# from a batch.
 #
 # ## The picture
 #
