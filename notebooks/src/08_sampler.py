@@ -29,7 +29,7 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# SmolLM2 goes on with the same words four times, twice with the likeliest token each time, twice by chance:
+# SmolLM2 goes on four times: twice with the likeliest token each time, twice by chance.
 
 # %% tags=["machine"]
 story = real_llm(num_blocks=64, max_model_len=64)
@@ -47,7 +47,7 @@ for options in ({"temperature": 0}, {"temperature": 0}, {"seed": 1}, {"seed": 2}
 # %% [markdown]
 # A model gives a score, a **logit**, to each of its tokens (the toy has 258), and softmax makes probabilities of them.
 # One token has to be chosen. All chapters so far were **greedy**: they took the token with the largest logit. Here is
-# what comes of it with the toy and the example request: the first words, and those from the 29th on.
+# what comes of it with the toy and the example request: the first words, and later ones.
 
 # %%
 llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
@@ -356,7 +356,7 @@ claim(
 claim("one generator for the batch breaks that", one_alone != one_in_batch)
 
 # %% [markdown]
-# In words, with one seed: SmolLM2 at temperature 0.5, at 2, and at 2 with a cut, which saves the sentence.
+# SmolLM2 with one seed, at temperature 0.5, at 2, and at 2 with a cut:
 
 # %% tags=["machine"]
 for options in ({"temperature": 0.5}, {"temperature": 2.0}, {"temperature": 2.0, "min_p": 0.1}):

@@ -192,7 +192,7 @@ print(f"hit rate: {hit_rate:.1%}; blocks held: {max(used)[1]}, not {most_alone}"
 # All six came in the same step. The first computes blocks 0 to 3, and the others read them in that step already: in
 # each layer all keys and values are written before any are read. The **hit rate** is the share of prompt tokens found.
 # In practice it is a matter of the traffic: SGLang's authors [report](https://arxiv.org/abs/2312.07104) 50 to 99 % for
-# agents, chats and prompts with examples; unrelated questions without an instruction find nothing.
+# agents, chats and prompts with examples; unrelated questions find nothing.
 #
 # The search stops before the last token (`max_tokens` is the length minus one), because a step that computes nothing
 # has no logits, and without logits there is no next word. A prompt of 9 that is known completely computes 1 token. A
@@ -273,8 +273,7 @@ shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
 
 # %% [markdown]
-# And SmolLM2's run from the beginning, in motion. Watch the holders (×2), the copy on its way, and the block which is
-# found.
+# SmolLM2's run, in motion: watch the holders (×2), the copy on its way, and the block which is found.
 
 # %% tags=["machine"]
 trace_player(story.llm_engine.trace)

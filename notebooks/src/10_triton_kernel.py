@@ -40,7 +40,7 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# For its next word SmolLM2 reads the keys and values of all words so far, in every step, for every request:
+# For each word SmolLM2 reads the keys and values of all words so far, for every request:
 
 # %% tags=["machine"]
 question = "The capital of France is"
@@ -304,8 +304,7 @@ def in_parts(num_splits=4):
     starts = [sum(counts[:i]) for i in range(num_splits)]
     ax.barh(range(num_splits), counts, left=starts, color=PALETTE[4], edgecolor=INK, lw=0.5)
     ax.set(yticks=range(num_splits), ylim=(num_splits - 0.4, -0.6), xlabel="position in the sequence", ylabel="part")
-    turns = math.ceil(max(counts) / 8)
-    return fig, f"50 tokens in {num_splits} parts load {counts} keys; the longest takes {turns} turns of 8 keys."
+    return fig, f"50 tokens in {num_splits} parts load {counts} keys, the longest in {math.ceil(max(counts) / 8)} turns."
 
 
 turn(in_parts, num_splits=(1, 2, 4, 7, 8))
