@@ -21,18 +21,37 @@ COMMANDS = {
     "cpu_vllm.json": "bench vllm --backend minivllm vllm hf --repeats 5",
     "cpu_openvino.json": "bench openvino --repeats 5",
     "cpu_vllm_sharegpt.json": "bench vllm --workload sharegpt-like --num-prompts 8 --repeats 5",
-    "cpu_hf_continuous.json": (
-        "bench throughput --num-prompts 12 --backend minivllm hf-continuous --repeats 5"
-    ),
+    "cpu_hf_continuous.json": "bench throughput --num-prompts 12 --backend minivllm hf-continuous --repeats 5",
     "cpu_fixed_32.json": "bench throughput --num-running 32 --backend minivllm --repeats 5 --profile",
     "cpu_fixed_64.json": (
         "bench throughput --num-running 64 --output-len 64 --backend minivllm --repeats 5 --profile"
     ),
+    "cpu_sampling_32.json": (
+        "bench throughput --num-running 32 --output-len 64 --backend minivllm --sampling full --repeats 5 "
+        "--profile"
+    ),
+    "cpu_2x2.json": (
+        "bench throughput --num-prompts 16 --max-model-len 512 --num-blocks 128 --repeats 5 "
+        "--backend static-contiguous orca-max static-paged minivllm --plot docs/data/cpu_2x2.png"
+    ),
     "cpu_headline.json": "bench headline --ratios 2 4 7.7 16 --repeats 5",
+    "cpu_sharing.json": "bench sharing --repeats 5",
+    "cpu_speculative.json": "bench speculative",
     "cpu_http.json": (
         "bench http --backend offline minivllm vllm --request-rate 1 2 4 inf --num-prompts 64 --repeats 5"
     ),
-    "cpu_speculative.json": "bench speculative --repeats 5",
+    "cpu_serve.json": (
+        "bench serve --num-prompts 20 --max-model-len 512 --num-blocks 256 --goodput ttft:4000 tpot:400 "
+        "--backend minivllm orca-max static-contiguous --request-rate 0.2 0.4 0.6 0.9"
+    ),
+    "cpu_latency.json": "bench latency --num-iters-warmup 2 --num-iters 10",
+    "cpu_parallel.json": "bench parallel",
+    "cpu_trace.json": "bench throughput --num-prompts 12 --backend minivllm minivllm-traced --repeats 7",
+    "cpu_compare.json": "compare --with hf --backends auto torch",
+    "cpu_step_time.json": "bench step-time",
+    "paper.json": "bench paper --figure all",
+    "memory.json": "bench memory",
+    "kernel_resources.json": "bench resources",
 }
 
 

@@ -230,6 +230,13 @@ def summary(data: Path) -> str:
     return markdown(("question", "answer", "where"), rows)
 
 
+def answer(data: Path, name: str) -> str:
+    """What the summary says of a file."""
+    result = read(data, name)
+    find = next(find for _, _, file, find in ANSWERS if file == name)
+    return MISSING if result is None else find(result)
+
+
 # -- layer by layer ---------------------------------------------------------------------------------
 
 
