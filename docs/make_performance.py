@@ -124,8 +124,8 @@ def section(data: Path, name: str) -> str:
 
 
 def chart(data: Path, name: str, alt: str) -> str:
-    """The image of a chart; nothing without its file, in which case nothing is drawn either."""
-    return "" if charts.CHARTS[name](data) is None else f"![{alt}](data/{name}.png)\n"
+    """The image of a chart; nothing where its files are not there."""
+    return f"![{alt}](data/{name}.png)\n" if charts.has_files(data, name) else ""
 
 
 def pages(data: Path) -> dict[str, str]:
@@ -148,9 +148,9 @@ def pages(data: Path) -> dict[str, str]:
 
 def draw(data: Path) -> None:
     """Write every picture that the pages show and that no benchmark has drawn."""
-    for name, make in charts.CHARTS.items():
-        if (figure := make(data)) is not None:
-            (data / f"{name}.png").write_bytes(png_bytes(figure))
+    for name, (_, make) in charts.CHARTS.items():
+        if charts.has_files(data, name):
+            (data / f"{name}.png").write_bytes(png_bytes(make(data)))
     for path in sorted(data.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["benchmark"] in PLOTS:
