@@ -15,7 +15,14 @@ from pathlib import Path
 
 from tests.server.browser import chromium
 
-PAGES = ("index", "performance", "gpu", "notebooks/04_block_table", "notebooks/06_continuous_batching", "api/policy")
+PAGES = (
+    "index",
+    "performance",
+    "gpu",
+    "notebooks/04_block_table",
+    "notebooks/06_continuous_batching",
+    "api/policy",
+)
 WIDTHS = (400, 1280, 1440, 1920)
 MORE_WIDTHS = (1400, 1600, 1680, 1760, 1800, 2560)  # measured, not pictured
 CUT = """(() => {
@@ -35,7 +42,9 @@ CUT = """(() => {
 
 def resize(tab, width, height=1000):
     """Give the window this size."""
-    tab.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    tab.send(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+    )
 
 
 def look(site, pictures):

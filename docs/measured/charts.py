@@ -18,9 +18,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from measured.files import paths_of, processor, read, results_of
 from measured.tables import ENGINE_FILES, OURS, decode_parts, engine_name, work_of
-
 from minivllm.bench.evaluation import drawing
 from minivllm.bench.evaluation.headline import PAPER_RATIO, SYSTEMS
 from minivllm.bench.report import Result, Spread, load_of, max_load

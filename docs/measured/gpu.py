@@ -14,7 +14,6 @@ from pathlib import Path
 
 from measured.files import read
 from measured.tables import markdown
-
 from minivllm.aot import resources
 from minivllm.aot.chips import CHIPS
 from minivllm.bench import gpu_tests, kernel_report

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 from measured.files import option, processor, ratio_words, read, results_of
-
 from minivllm.baselines import compare
 from minivllm.bench.evaluation import headline, validate
 from minivllm.bench.report import Result, Spread, why_no_ratio
@@ -182,13 +181,17 @@ def same_texts(result: Result) -> str:
 def clock_error(result: Result) -> str:
     """Errors of the step-time model."""
     found = validate.summary(result)
-    return f"steps that it did not see: median error {found['held_out']:.1%}; a whole run: {found['run']:+.1%}"
+    return (
+        f"steps that it did not see: median error {found['held_out']:.1%}; a whole run: {found['run']:+.1%}"
+    )
 
 
 def paper_claims(result: Result) -> str:
     """How many statements of the paper hold under the simulated clock."""
     holds = [claim["holds"] for claim in result["claims"]]
-    return f"{sum(holds)} of {len(holds)} numbers are inside the paper's range, or within 25% of it (simulated)"
+    return (
+        f"{sum(holds)} of {len(holds)} numbers are inside the paper's range, or within 25% of it (simulated)"
+    )
 
 
 # question, heading of its section, file, what answers it

@@ -238,20 +238,22 @@ def print_report(result: report.Result) -> None:
                 f"    {text['prompt']!r}: token {text['position']}, ours {text['ours']}, theirs "
                 f"{text['theirs']}, logits gap {text['gap']:.2g}"
             )
-    print("\nLargest difference of the hidden states after each layer, as a share of the largest value in them")
+    print(
+        "\nLargest difference of the hidden states after each layer, as a share of the largest value in them"
+    )
     print(layer_table(result["comparisons"]))
 
 
 def layer_settings(comparisons: list[report.Result]) -> dict[str, report.Result]:
-    """"float32 torch" -> a comparison in it. Batch sizes share one: for the layers, prompts run alone."""
+    """ "float32 torch" -> a comparison in it. Batch sizes share one: for the layers, prompts run alone."""
     return {f"{each['dtype']} {each['backend']}": each for each in comparisons}
 
 
 def relative_differences(comparison: report.Result) -> list[float]:
     """After each layer: the largest difference over the largest value.
 
-    A share, because the values grow with depth: SmolLM2's largest is 31 after the first layer and 27,300 after
-    the twelfth. There 0.035 is the difference of one number in its sixth digit, and no sign of a fault.
+    A share, because the values grow with depth: SmolLM2's largest is 31 after one layer and 27,300 after
+    twelve. There 0.035 is the difference of one number in its sixth digit, and no sign of a fault.
     """
     pairs = zip(comparison["layer_differences"], comparison["layer_scales"], strict=True)
     return [difference / scale for difference, scale in pairs]

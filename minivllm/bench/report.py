@@ -37,8 +37,8 @@ COMMIT_VARIABLE = "MINIVLLM_COMMIT"  # which code this is, where a copy of it ha
 MAX_SPREAD = 0.15  # (largest - smallest) / median over the rounds of one backend
 MIB = 1 << 20
 PACKAGES = ("minivllm", "torch", "triton", "transformers", "numpy")
-# Kind of core by vendor, family and model of /proc/cpuinfo: rented machines often say no more than "AMD EPYC",
-# and on another kind of core every ratio is another.
+# Kind of core by vendor, family and model of /proc/cpuinfo: rented machines often say no more than "AMD
+# EPYC", and on another kind of core every ratio is another.
 CORES = {
     ("AuthenticAMD", "23", "49"): "Zen 2", ("AuthenticAMD", "25", "1"): "Zen 3",
     ("AuthenticAMD", "25", "17"): "Zen 4", ("AuthenticAMD", "26", "2"): "Zen 5",
@@ -60,7 +60,7 @@ def proc_value(path: str, key: str) -> str | None:
 
 
 def processor_name(path: str = "/proc/cpuinfo") -> str | None:
-    """ "AMD EPYC (Zen 3)": what the system says, with the kind of core where `CORES` knows it; None: nothing."""
+    """ "AMD EPYC (Zen 3)": what the system says, and the kind of core where `CORES` knows it. None: nothing."""
     name, *kind = (proc_value(path, key) for key in ("model name", "vendor_id", "cpu family", "model"))
     return f"{name} ({CORES[tuple(kind)]})" if tuple(kind) in CORES else name
 

@@ -120,15 +120,26 @@ def test_each_processor_has_a_table_and_its_own_ratio(tmp_path):
     """Would catch one processor's file hiding the other's, rates of two machines in one ratio, or the ratio upside down."""
     ours, theirs = (100.0, 102.0, 104.0), (50.0, 50.0, 50.0)
     write(tmp_path, "cpu_vllm", throughput({"minivllm": ours, "vllm": theirs}, cpu="Xeon"))
-    write(tmp_path, "cpu_vllm.zen4", throughput({"minivllm": theirs, "vllm": (100.0, 99.0, 98.0)}, cpu="EPYC"))
+    write(
+        tmp_path, "cpu_vllm.zen4", throughput({"minivllm": theirs, "vllm": (100.0, 99.0, 98.0)}, cpu="EPYC")
+    )
     write(tmp_path, "cpu_vllm_sharegpt", throughput({"minivllm": theirs, "vllm": theirs}, cpu="EPYC"))
-    assert [path.name for path in files.paths_of(tmp_path, "cpu_vllm.json")] == ["cpu_vllm.json", "cpu_vllm.zen4.json"]
+    assert [path.name for path in files.paths_of(tmp_path, "cpu_vllm.json")] == [
+        "cpu_vllm.json",
+        "cpu_vllm.zen4.json",
+    ]
     xeon, epyc = tables.engines(tmp_path).split("**EPYC, 2 cores**")
     assert "**Xeon, 2 cores**" in xeon and "**2.04x** (2.00 to 2.08)" in xeon and "| 102.0 | 50.0 |" in xeon
-    assert "**0.51x** (0.50 to 0.51)" in epyc and "**1.00x** (1.00 to 1.00)" in epyc and epyc.count("\n| vLLM") == 2
+    assert (
+        "**0.51x** (0.50 to 0.51)" in epyc
+        and "**1.00x** (1.00 to 1.00)" in epyc
+        and epyc.count("\n| vLLM") == 2
+    )
 
 
-@pytest.mark.parametrize("where, values", [({"load_average": [0.83, 0, 0]}, (50.0, 51.0)), ({}, (40.0, 60.0)), ({}, (50.0,))])
+@pytest.mark.parametrize(
+    "where, values", [({"load_average": [0.83, 0, 0]}, (50.0, 51.0)), ({}, (40.0, 60.0)), ({}, (50.0,))]
+)
 def test_no_ratio_of_a_busy_machine_or_of_scattered_rounds(tmp_path, where, values):
     """Would catch a page that quotes what the benchmark itself refuses to print."""
     write(tmp_path, "cpu_vllm", throughput({"minivllm": values, "vllm": values}, **where))
@@ -137,7 +148,9 @@ def test_no_ratio_of_a_busy_machine_or_of_scattered_rounds(tmp_path, where, valu
 
 def test_static_batches_are_named_with_their_size():
     """Would catch batches of 8 and of 32 under one name: the smaller ones alone would flatter us."""
-    result = throughput({"minivllm": (1.0, 1.0), "hf": (1.0, 1.0)}, command_line=["bench", "--hf-max-batch-size", "32"])
+    result = throughput(
+        {"minivllm": (1.0, 1.0), "hf": (1.0, 1.0)}, command_line=["bench", "--hf-max-batch-size", "32"]
+    )
     assert tables.engine_name(result, "hf") == "Hugging Face, static batches of 32"
     assert tables.engine_name(throughput({}), "hf") == "Hugging Face, static batches of 8"
 
@@ -153,7 +166,10 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     setting = {"num_prompts": 96, "max_model_len": 512, "seed": 0}
     common = {"provenance": WHERE, "model": "a model"}
     write(tmp_path, "cpu_headline", common | {"benchmark": "headline", "setting": setting, "points": [point]})
-    times = {key: dict.fromkeys(("mean", "median", "p99"), 0.1) for key in ("ttft", "tpot", "itl", "e2el", "normalized_latency")}
+    times = {
+        key: dict.fromkeys(("mean", "median", "p99"), 0.1)
+        for key in ("ttft", "tpot", "itl", "e2el", "normalized_latency")
+    }
     points = [
         {"backend": name, "request_rate": rate, "output_tokens_per_second": speed, "goodput": None,
          "rounds_tokens_per_second": [speed, speed], "rounds_ttft_median": [0.1, 0.1], **times}
@@ -211,10 +227,20 @@ def test_the_parts_of_a_step_fill_its_bar():
 
 def test_layer_differences_are_shares_of_the_layers_values():
     """Would catch the absolute numbers, which are large where the values are: 0.04 of 27,300 is little."""
-    each = {"dtype": "float32", "backend": "torch", "layer_differences": [1e-6, 0.04], "layer_scales": [2.0, 2e4]}
+    each = {
+        "dtype": "float32",
+        "backend": "torch",
+        "layer_differences": [1e-6, 0.04],
+        "layer_scales": [2.0, 2e4],
+    }
     assert compare.relative_differences(each) == [5e-7, 2e-6]
     rows = [line.split() for line in compare.layer_table([each]).splitlines()]
-    assert rows == [["layer", "float32", "torch"], ["one", "rounding", "1.2e-07"], ["0", "5.0e-07"], ["1", "2.0e-06"]]
+    assert rows == [
+        ["layer", "float32", "torch"],
+        ["one", "rounding", "1.2e-07"],
+        ["0", "5.0e-07"],
+        ["1", "2.0e-06"],
+    ]
 
 
 def test_no_page_shows_memory_below_nothing():
@@ -257,11 +283,23 @@ def test_the_page_is_drawn_from_the_files_of_a_report(tmp_path):
     ]
     runs = [
         {"name": "all kernel tests", "passed": 400, "failed": [], "seconds": 90.0, "exit_status": 0},
-        {"name": "control", "passed": 99, "failed": ["tests/a.py::b (call)"], "seconds": 9.0, "exit_status": None},
+        {
+            "name": "control",
+            "passed": 99,
+            "failed": ["tests/a.py::b (call)"],
+            "seconds": 9.0,
+            "exit_status": None,
+        },
     ]
     shape, name = "llama-3.1-8b B64 n4096", kernel_report.FLASH
     kernels = [
-        {"kind": "decode", "shape": shape, "contender": contender, "microseconds": [time], "work": 1_074_790_400}
+        {
+            "kind": "decode",
+            "shape": shape,
+            "contender": contender,
+            "microseconds": [time],
+            "work": 1_074_790_400,
+        }
         for contender, time in (("minivllm", 400.0), (name, 390.0))
     ]
     found = {
@@ -277,7 +315,10 @@ def test_the_page_is_drawn_from_the_files_of_a_report(tmp_path):
     page = make_performance.pages(tmp_path)["gpu.md"]
     lines = {" ".join(line.split()) for line in page.splitlines()}
     assert "| kernel tests on the device, passed | all | 499 of 500 |" in lines
-    assert f"| {shape}, of a copy | 90% | 89.6% |" in lines and f"| {shape}, of flash attention | 95% | 97.5% |" in lines
+    assert (
+        f"| {shape}, of a copy | 90% | 89.6% |" in lines
+        and f"| {shape}, of flash attention | 95% | 97.5% |" in lines
+    )
     assert "| llama-3.1-8b, of generate_batch | 5x | not measured |" in lines and "No GPU" not in page
     assert f"8b 241 s {outcome}" in lines
     assert "control 99 passed 1 failed 9 s cut short" in lines and "driver 580.1, triton 3.6.0" in lines
