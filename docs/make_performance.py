@@ -67,8 +67,8 @@ PRINTERS: dict[str, Callable[[Result], None]] = {
     "headline": headline.print_report,
     "step-time": validate.print_report,
 }
-# Drawn again from its file whenever the pages are written. `bench throughput` draws with its own `--plot`, and
-# of `bench serve` no picture is shown.
+# Drawn again from its file whenever the pages are written. `bench throughput` draws with its own `--plot`,
+# and of `bench serve` no picture is shown.
 PLOTS: dict[str, Callable[[Result, str], None]] = {
     "headline": headline.draw,
     "speculative": speculative.draw,
@@ -135,9 +135,10 @@ def pages(data: Path) -> dict[str, str]:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     functions = {
-        "section": section, "chart": chart, "engines": tables.engines, "engine_sentence": tables.engine_sentence,
-        "summary": tables.summary, "answer": tables.answer, "layers": tables.layers, "counted": gpu.counted,
-        "host": gpu.host, "marks": gpu.marks, "is_open": gpu.is_open,
+        "section": section, "chart": chart,
+        "engines": tables.engines, "engine_sentence": tables.engine_sentence, "summary": tables.summary,
+        "answer": tables.answer, "layers": tables.layers,
+        "counted": gpu.counted, "host": gpu.host, "marks": gpu.marks, "is_open": gpu.is_open,
         "measured": lambda data, name: bool(paths_of(data, name)),
     }  # fmt: skip
     environment.filters["first_upper"] = lambda text: text[:1].upper() + text[1:]

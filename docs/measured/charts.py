@@ -1,13 +1,13 @@
 """The charts of the page about performance and of the first page, drawn from the files.
 
-Bars are medians; a whisker goes from the slowest round to the fastest, so that bars whose whiskers overlap are
-seen to be no result::
+Bars are medians; a whisker goes from the slowest round to the fastest, so that bars whose whiskers overlap
+are seen to be no result::
 
     minivllm   |###################|-+--|  97.9
     vLLM       |###############|--+--|     81.3
 
-`CHARTS` names each chart, the files of which it needs at least one, and the function that draws it. Charts are
-narrow, since on a telephone a page is 350 pixels wide.
+`CHARTS` names each chart, the files of which it needs at least one, and the function that draws it. Charts
+are narrow, since on a telephone a page is 350 pixels wide.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ COMMANDS = {
     "cpu_vllm.json": "bench vllm --backend minivllm vllm hf --repeats 5",
     "cpu_openvino.json": "bench openvino --repeats 5",
     "cpu_vllm_sharegpt.json": "bench vllm --workload sharegpt-like --num-prompts 8 --repeats 5",
-    "cpu_hf_continuous.json": "bench throughput --num-prompts 12 --backend minivllm hf-continuous --repeats 5",
+    "cpu_hf_continuous.json": "bench throughput --num-prompts 12 --backend minivllm hf-continuous "
+    "--repeats 5",
     "cpu_fixed_32.json": "bench throughput --num-running 32 --backend minivllm --repeats 5 --profile",
     "cpu_fixed_64.json": (
         "bench throughput --num-running 64 --output-len 64 --backend minivllm --repeats 5 --profile"

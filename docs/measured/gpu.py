@@ -46,14 +46,14 @@ def counted(data: Path) -> str:
         for kernel in (resources.NAIVE, resources.DECODE)
     )
     bound, lesson = resources.decode_bound(decode, chip), resources.decode_bound(naive, chip)
+    enough = chip.bytes_under_way_needed()
     rows = [
         ["Do the kernels compile?", f"{len(records)} variants for {len(chips)} chips, {names(chips)}"],
         ["Do their values fit into registers?", f"in all but {spilled}"],
         [
             "Can decode keep the memory busy?",
             f"yes, as far as counting goes: {bound.programs} programs per multiprocessor have "
-            f"{bound.bytes_under_way / 1000:.0f} KB under way, and {chip.bytes_under_way_needed() / 1000:.0f} "
-            f"KB are enough; their instructions need {bound.issue_share:.0%} of the places",
+            f"{bound.bytes_under_way / 1000:.0f} KB under way, and {enough / 1000:.0f} KB are enough; their instructions need {bound.issue_share:.0%} of the places",
         ],
         [
             "Could the naive kernel of notebook 10?",

@@ -85,8 +85,8 @@ def engine_sentence(data: Path) -> str:
     if result is None:
         return f"{MISSING.capitalize()}."
     rates = {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
-    texts = [f"{engine_name(result, name)} {rate:.1f}" for name, rate in rates.items()]
-    return f"Output tokens per second, {work_of(result)}, on {processor(result)}: {'; '.join(texts)}."
+    texts = [f"{engine_name(result, name)}: {rate.median:.1f}" for name, rate in rates.items()]
+    return f"Output tokens per second, {work_of(result)}, on {processor(result)}. {'; '.join(texts)}."
 
 
 # -- one answer per file ----------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def headline_gain(result: Result) -> str:
 
 
 def decode_parts(result: Result) -> dict[str, float]:
-    """Part of a decode step -> milliseconds, the largest first. Older files know the mean of all steps only."""
+    """Part of a decode step -> milliseconds, the largest first; in older files the mean of all steps."""
     profile = result["profile"]
     parts = profile.get("ms_a_decode_step", profile["ms_a_step"])
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
@@ -129,7 +129,7 @@ def step_parts(result: Result) -> str:
 
 
 def http_cost(result: Result) -> str:
-    """Rates when requests come fastest, and ratios of medians: the rounds of a file are sorted, not paired."""
+    """Rates when requests come fastest, and ratios of medians: the rounds in a file are sorted."""
     rates = [point["request_rate"] for point in result["points"]]
     fastest = None if None in rates else max(rates)
     speeds = {

@@ -60,7 +60,7 @@ def proc_value(path: str, key: str) -> str | None:
 
 
 def processor_name(path: str = "/proc/cpuinfo") -> str | None:
-    """ "AMD EPYC (Zen 3)": what the system says, and the kind of core where `CORES` knows it. None: nothing."""
+    """ "AMD EPYC (Zen 3)": what the system says, and the kind of core if it is in `CORES`. None: nothing."""
     name, *kind = (proc_value(path, key) for key in ("model name", "vendor_id", "cpu family", "model"))
     return f"{name} ({CORES[tuple(kind)]})" if tuple(kind) in CORES else name
 
