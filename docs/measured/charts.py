@@ -64,7 +64,7 @@ def engines(data: Path, names: Sequence[str]) -> Figure:
     for axes, result in zip(grid[:, 0], results, strict=True):
         entries = result["backends"].items()
         bars(axes, {engine_name(result, name): Spread.from_json(entry[RATE]) for name, entry in entries})
-        axes.set_title(f"{work_of(result)}\n{processor(result)}{busy(result)}", fontsize=9, loc="left")
+        axes.set_title(f"{work_of(result)}{busy(result)}\n{processor(result)}", fontsize=9, loc="left")
     grid[-1, 0].set_xlabel("output tokens per second")
     return figure
 
@@ -116,7 +116,7 @@ def serving(data: Path) -> Figure:
         point = min(result["points"], key=lambda each: abs(each["ratio"] - PAPER_RATIO))
         bars(axes, {name: Spread.from_json(point["rates"][name]) for name in SYSTEMS})
         axes.set_xlabel("output tokens per second")
-        title = f"memory for {point['ratio']:g} x max_model_len\n{processor(result)}{busy(result)}"
+        title = f"memory for {point['ratio']:g} x max_model_len{busy(result)}\n{processor(result)}"
         axes.set_title(title, fontsize=9, loc="left")
         return figure
     rows = read(data, "paper.json")["rows"]["12"]
