@@ -145,7 +145,11 @@ def print_bound(bound: dict[str, Any]) -> None:
 
 
 def print_memory(memory: dict[str, Any]) -> None:
-    """Where the memory is, and, on Linux, what the process took at its peak."""
+    """Where the memory is, and, on Linux, what the process took at its peak.
+
+    Linux gives a page of memory when it is first written, so blocks that no request reached took none, and
+    only the blocks that were written are taken off.
+    """
     print(f"\nmemory: {memory['report']}")
     if memory["peak_rss"] is None:
         return
@@ -153,9 +157,9 @@ def print_memory(memory: dict[str, Any]) -> None:
     print(
         f"  peak RSS {mib['peak_rss']:.1f} MiB while running, {mib['peak_rss_loading']:.1f} while loading, "
         f"{mib['resident_before_loading']:.1f} before it (Python and torch)\n"
-        f"  while running, beyond weights and KV cache: {mib['peak_over_weights_and_kv_cache']:.1f} MiB\n"
-        f"  ({mib['peak_over_weights_and_kv_written']:.1f} MiB if only the {memory['num_blocks_written']} KV "
-        f"blocks that were written count, {mib['kv_written']:.1f} MiB)"
+        f"  the {memory['num_blocks_written']} blocks of the KV cache that were written take "
+        f"{mib['kv_written']:.1f} MiB; beyond them and the weights: "
+        f"{mib['peak_over_weights_and_kv_written']:.1f} MiB"
     )
 
 

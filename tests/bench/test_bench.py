@@ -330,6 +330,19 @@ def test_every_report_begins_with_the_processor_and_the_load(capsys):
     assert "at the start: not recorded\n" in report.describe(where | {"load_average": None})
 
 
+def test_the_processor_is_named_with_its_kind_of_core(tmp_path):
+    """Would catch measurements of a Zen 3 and of a Zen 4 under one name, and a kind that was guessed."""
+    for family, model, shown in (
+        ("25", "1", "AMD EPYC (Zen 3)"),
+        ("25", "17", "AMD EPYC (Zen 4)"),
+        ("99", "1", "AMD EPYC"),
+    ):
+        lines = {"vendor_id": "AuthenticAMD", "cpu family": family, "model": model, "model name": "AMD EPYC"}
+        (tmp_path / "cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()))
+        assert report.processor_name(str(tmp_path / "cpuinfo")) == shown
+    assert report.processor_name(str(tmp_path / "missing")) is None
+
+
 def test_turns_are_taken_round_by_round():
     """Would catch A A A B B B: a machine that slows down in the second half would decide the comparison."""
     log = []
