@@ -61,9 +61,6 @@ class ModelInputs:
 class Drafter(Protocol):
     """What makes drafts within a step: `speculative/draft_model.py`."""
 
-    model: Model
-    kv_cache: KVCache
-
     def fill_in(self, plan: SchedulerOutput) -> SchedulerOutput:
         """The plan with `draft_token_ids` in each row that has room for drafts."""
 

@@ -33,6 +33,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -89,8 +90,12 @@ def kernel_environment(timed: bool) -> dict[str, str]:
     return environment if alone else environment | {"OMP_NUM_THREADS": "1"}
 
 
-def execute(notebook: NotebookNode) -> float:
+def execute(notebook: NotebookNode, kernel: KernelManager | None = None) -> float:
     """Run all cells, which puts their outputs into the notebook; returns the seconds it took.
+
+    Args:
+        notebook: as `load_source` returns it.
+        kernel: one that runs already, and goes on running; None: a fresh one, for this notebook alone.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the message shows it.
@@ -98,6 +103,7 @@ def execute(notebook: NotebookNode) -> float:
     """
     client = NotebookClient(
         notebook,
+        km=kernel,
         timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(HERE)}},
@@ -105,6 +111,8 @@ def execute(notebook: NotebookNode) -> float:
     )
     started = time.monotonic()
     client.execute(env=kernel_environment(notebook.metadata.minivllm["timed"]))
+    if kernel is not None:
+        client.kc.stop_channels()
     seconds = time.monotonic() - started
     if seconds > NOTEBOOK_SECONDS:
         raise TimeoutError(f"the notebook took {seconds:.0f} s; the limit is {NOTEBOOK_SECONDS} s.")

@@ -36,6 +36,9 @@ class ThreadRank:
     def smallest(self, number):
         return min(self._exchange(number))
 
+    def broadcast(self, message):
+        return self._exchange(message)[0]
+
 
 def on_ranks(size, function):
     """`function(tp)` on every rank at once -> the results, by rank."""

@@ -23,7 +23,7 @@ FLOORS = [
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
      "metrics.log", "speculative.draft_model"],
-    ["distributed.communication", "distributed.parallel_layers", "distributed.worker", "distributed.worker_process",
+    ["distributed.communication", "distributed.parallel_layers", "distributed.drafts", "distributed.worker", "distributed.worker_process",
      "distributed.multiproc", "distributed.executor"],
     ["engine"],
     ["engine_loop", "llm"],

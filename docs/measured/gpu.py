@@ -53,7 +53,8 @@ def counted(data: Path) -> str:
         [
             "Can decode keep the memory busy?",
             f"yes, as far as counting goes: {bound.programs} programs per multiprocessor have "
-            f"{bound.bytes_under_way / 1000:.0f} KB under way, and {enough / 1000:.0f} KB are enough; their instructions need {bound.issue_share:.0%} of the places",
+            f"{bound.bytes_under_way / 1000:.0f} KB under way, and {enough / 1000:.0f} KB are enough; their "
+            f"instructions need {bound.issue_share:.0%} of the places",
         ],
         [
             "Could the naive kernel of notebook 10?",

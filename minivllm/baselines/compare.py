@@ -5,7 +5,7 @@ floating point addition is not associative: (a + b) + c rounds differently than 
 states differ in their last digits, a little more after each layer. Greedy text stays equal until a step where
 the two best tokens are closer together than that difference; from there on the two texts go separate ways.
 
-    $ python -m minivllm compare --with hf --max-tokens 48
+    $ python -m minivllm compare --with hf --max-tokens 48              (--with hf vllm: vLLM's texts as well)
     float32   batch 1  torch   8 of 8 texts equal
     bfloat16  batch 8  torch   5 of 8 texts equal    first difference at token 7, where the logits gap is 0.03
 
@@ -20,21 +20,26 @@ What the table shows: the difference grows with the depth of the network and wit
 not with paging. The same engine at batch size 1 and 8 differs from itself in the same way, because a matrix
 product with another number of rows is computed by another kernel in another order.
 
-vLLM documents the same in its page on reproducibility; issues #5898, #590 and many others ask about it.
+vLLM's texts part from Hugging Face's in the same way. vLLM documents it in its page on reproducibility;
+issues #5898, #590 and many others ask about it.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from minivllm.bench import options, report
 from minivllm.bench.backends import load_hf_model
+from minivllm.bench.peers import PEERS, PeerBackend
+from minivllm.bench.workloads import BenchRequest
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+from minivllm.weights.loader import load_tokenizer, resolve_model
 
 # The first four are vLLM's own example prompts; code, prose and numbers differ in how sure a model is.
 PROMPTS = [
@@ -56,7 +61,7 @@ class Divergence:
     Attributes:
         prompt: the text that was continued.
         position: index of the token in the output, from 0.
-        ours, theirs: the two token ids.
+        ours, theirs: the two token ids, the engine's and Hugging Face's.
         gap: the difference between Hugging Face's logits of the two tokens there, for the same past. A gap
             within the rounding error is a tie, and a large gap would be a bug.
     """
@@ -70,9 +75,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One setting: all prompts, and the differences found.
+    """One setting of an engine: all prompts, and the differences found.
 
     Attributes:
+        engine: "minivllm" or "vllm"; of the latter only texts are compared, no layers.
         dtype, batch_size, backend: the setting; batch_size is our `max_num_seqs`.
         num_prompts: texts compared.
         divergences: those that differ, each at its first token.
@@ -80,19 +86,22 @@ class Comparison:
             prompts. layer_scales: the largest absolute value in them, which says what is large.
     """
 
+    engine: str
     dtype: str
     batch_size: int
     backend: str
     num_prompts: int
     divergences: tuple[Divergence, ...]
-    layer_differences: tuple[float, ...]
-    layer_scales: tuple[float, ...]
+    layer_differences: tuple[float, ...] = ()
+    layer_scales: tuple[float, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """By default two types, two batch sizes and one backend: four settings, each compared."""
     add = parser.add_argument
-    add("--with", dest="peer", choices=("hf",), default="hf", help="what to compare with")
+    add("--with", dest="peers", choices=("hf", "vllm"), nargs="+", default=["hf"],
+        help="hf is what texts are compared with; vllm: compare vLLM's as well")  # fmt: skip
+    add("--vllm-env", type=Path, default=Path(".venv-vllm"), help="environment of vLLM")
     add("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
     add("--max-tokens", type=int, default=48, help="tokens to generate for each prompt")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types to compare in")
@@ -103,11 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_output_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Compare every setting and print the table.
+def run(args: argparse.Namespace) -> None:
+    """Compare every setting and print the table. A difference is a finding here and not a failure.
 
-    Returns:
-        The exit status, 0 also where texts differ: a difference is a finding here and not a failure.
+    Raises:
+        ValueError: vLLM is to be compared and its environment is not there.
     """
     result = report.new_result("compare", model=args.model, max_tokens=args.max_tokens)
     found: dict[tuple[str, str, int], Comparison] = {}
@@ -123,8 +132,10 @@ def run(args: argparse.Namespace) -> int:
                 setting = (dtype, llm.llm_engine.attention.name, batch_size)
                 if setting not in found:  # "auto" may turn out to be one of the others
                     found[setting] = compare(llm, hf, args.prompt, args.max_tokens)
+        for batch_size in args.batch_sizes if "vllm" in args.peers else ():
+            found[dtype, "vllm", batch_size] = compare_vllm(args, hf, dtype, batch_size)
     result["comparisons"] = [asdict(each) for each in found.values()]
-    return report.finish(args, result, print_report)
+    report.finish(args, result, print_report)
 
 
 def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) -> Comparison:
@@ -141,26 +152,55 @@ def compare(llm: LLM, hf: torch.nn.Module, prompts: list[str], max_tokens: int) 
     token_ids = [llm.get_tokenizer().encode(prompt) for prompt in prompts]
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in token_ids], params, use_tqdm=False)
-    differences = [
-        first_difference(hf, prompt, ids, output.outputs[0].token_ids)
-        for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
-    ]
+    texts = [output.outputs[0].token_ids for output in outputs]
     # One prompt after the other at every batch size, because this part is about depth and type alone. Of all
     # tokens and channels the largest difference counts: relative differences would say little, as most hidden
     # values are near 0, where any difference is relatively large.
     pairs = [(hidden_states(llm, ids), hf_hidden_states(hf, ids)) for ids in token_ids]
     layers = range(len(pairs[0][0]))
     return Comparison(
+        engine="minivllm",
         dtype=str(engine.dtype).removeprefix("torch."),
         batch_size=engine.config.max_num_seqs,
         backend=engine.attention.name,
         num_prompts=len(prompts),
-        divergences=tuple(each for each in differences if each is not None),
+        divergences=first_differences(hf, prompts, token_ids, texts),
         layer_differences=tuple(
             max((a[i].float() - b[i].float()).abs().max().item() for a, b in pairs) for i in layers
         ),
         layer_scales=tuple(max(b[i].float().abs().max().item() for _, b in pairs) for i in layers),
     )
+
+
+def compare_vllm(args: argparse.Namespace, hf: torch.nn.Module, dtype: str, batch_size: int) -> Comparison:
+    """vLLM's texts for the same prompts, from its own environment.
+
+    Raises:
+        ValueError: the environment is not there; the text has the command that makes it.
+    """
+    tokenizer = load_tokenizer(resolve_model(args.model))
+    token_ids = [tokenizer.encode(prompt) for prompt in args.prompt]
+    requests = [BenchRequest(tuple(ids), args.max_tokens) for ids in token_ids]
+    settings = argparse.Namespace(
+        model=args.model,
+        dtype=dtype,
+        max_model_len=None,
+        max_num_seqs=batch_size,
+        enable_prefix_caching=False,
+    )
+    peer = PEERS["vllm"]
+    with PeerBackend(peer, args.vllm_env, peer.options(settings, args.vllm_env, requests)) as backend:
+        texts = backend.run(requests).token_ids
+    differences = first_differences(hf, args.prompt, token_ids, texts)
+    return Comparison("vllm", dtype, batch_size, peer.package, len(args.prompt), differences)
+
+
+def first_differences(
+    hf: torch.nn.Module, prompts: list[str], token_ids: list[list[int]], texts: list[list[int]]
+) -> tuple[Divergence, ...]:
+    """`first_difference` of each prompt's text; nothing for a text that is Hugging Face's."""
+    found = map(first_difference, [hf] * len(prompts), prompts, token_ids, texts)
+    return tuple(each for each in found if each is not None)
 
 
 @torch.inference_mode()
@@ -175,7 +215,7 @@ def first_difference(
         hf: Hugging Face's model.
         prompt: its text, for the report.
         prompt_ids: its token ids.
-        ours: our output tokens.
+        ours: the engine's output tokens.
     """
     ids = torch.tensor([prompt_ids], device=hf.device)
     theirs = hf.generate(
@@ -230,12 +270,12 @@ def print_report(result: report.Result) -> None:
     for each in result["comparisons"]:
         equal = each["num_prompts"] - len(each["divergences"])
         print(
-            f"{each['dtype']:<9} batch {each['batch_size']:<3} {each['backend']:<7} "
+            f"{each['engine']:<9} {each['dtype']:<9} batch {each['batch_size']:<3} {each['backend']:<7} "
             f"{equal} of {each['num_prompts']} texts equal"
         )
         for text in each["divergences"]:
             print(
-                f"    {text['prompt']!r}: token {text['position']}, ours {text['ours']}, theirs "
+                f"    {text['prompt']!r}: token {text['position']}, {text['ours']} and Hugging Face's "
                 f"{text['theirs']}, logits gap {text['gap']:.2g}"
             )
     print(
@@ -246,7 +286,8 @@ def print_report(result: report.Result) -> None:
 
 def layer_settings(comparisons: list[report.Result]) -> dict[str, report.Result]:
     """ "float32 torch" -> a comparison in it. Batch sizes share one: for the layers, prompts run alone."""
-    return {f"{each['dtype']} {each['backend']}": each for each in comparisons}
+    with_layers = [each for each in comparisons if each["layer_differences"]]
+    return {f"{each['dtype']} {each['backend']}": each for each in with_layers}
 
 
 def relative_differences(comparison: report.Result) -> list[float]:

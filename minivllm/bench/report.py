@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -185,6 +186,13 @@ def load_of(where: Result) -> float | None:
     return where["load_average"][0] if where.get("load_average") else None
 
 
+def wait_for_calm(limit: float = MAX_LOAD, seconds: float = 240.0) -> None:
+    """Sleep until the load average is at most `limit`, or `seconds` have passed."""
+    end = time.monotonic() + seconds
+    while hasattr(os, "getloadavg") and os.getloadavg()[0] > limit and time.monotonic() < end:
+        time.sleep(1.0)
+
+
 def max_load(where: Result) -> float:
     """The load that does not disturb: beside a GPU one core works, so others may do as they like."""
     return where["cores"] / 2 if where.get("gpu") else MAX_LOAD
@@ -256,10 +264,13 @@ def finish(
     print_report: Callable[[Result], None],
     draw: Callable[[Result, str], None] | None = None,
 ) -> int:
-    """Print a result, and write and draw it where `--output-json` and `--plot` ask for that; -> 0."""
-    print_report(result)
+    """Write a result where `--output-json` asks for that, print it, draw it where `--plot` asks; -> 0.
+
+    In this order: what took an hour to measure is not to be lost with an error of a table.
+    """
     if args.output_json:
         write_json(args.output_json, result)
+    print_report(result)
     if draw is not None and args.plot:
         draw(result, args.plot)
     return 0

@@ -16,7 +16,16 @@ from statistics import median
 from typing import Any
 
 from minivllm.bench.options import workload_text
-from minivllm.bench.report import MIB, Result, Spread, describe, memory_bytes, ratio_text
+from minivllm.bench.report import (
+    MIB,
+    Result,
+    Spread,
+    describe,
+    memory_bytes,
+    paired_ratio,
+    ratio_text,
+    why_no_ratio,
+)
 from minivllm.bench.steps import MatmulBound, TimedStep
 from minivllm.bench.workloads import BenchRequest
 from minivllm.engine import LLMEngine
@@ -154,25 +163,39 @@ def print_memory(memory: dict[str, Any]) -> None:
     )
 
 
-def plot(result: Result, path: str) -> None:
-    """A waterfall from the slowest backend to the fastest: medians, the extremes as error bars."""
-    # Imported here, as in every figure: a study installation may lack matplotlib.
-    from minivllm.viz.style import INK, new_figure
-    from minivllm.viz.throughput import waterfall_bars
+# The four systems that differ in two ideas, by memory and by batching.
+SQUARE = {
+    "static-contiguous": ("contiguous memory", "static batches"),
+    "orca-max": ("contiguous memory", "continuous batching"),
+    "static-paged": ("paged memory", "static batches"),
+    "minivllm": ("paged memory", "continuous batching"),
+}
 
-    spreads = {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
-    spreads = dict(sorted(spreads.items(), key=lambda item: item[1].median))
-    figure = new_figure(8, 1.4 + 0.5 * len(spreads))
-    axes = figure.subplots()
-    waterfall_bars(axes, {name: spread.median for name, spread in spreads.items()})
-    for row, spread in enumerate(spreads.values()):
-        error = [[spread.median - min(spread.values)], [max(spread.values) - spread.median]]
-        axes.errorbar(spread.median, row + 0.2, xerr=error, color=INK, capsize=3, linewidth=1)
-    axes.set_xlabel("output tokens per second")
-    workload, where = result["workload"], result["provenance"]
-    axes.set_title(
+
+def plot(result: Result, path: str) -> None:
+    """Every round of every backend: as a square if they are the 2x2 of the two ideas, else as bars.
+
+    An arrow of the square carries the median ratio of the rounds, and no number where none may be quoted.
+    """
+    # Imported here, as in every figure: a study installation may lack matplotlib.
+    from minivllm.viz.rates import rate_bars, rate_square
+
+    where, workload = result["provenance"], result["workload"]
+    rounds = {name: entry[RATE]["values"] for name, entry in result["backends"].items()}
+
+    def factor(before: list[float], after: list[float]) -> str:
+        old, new = Spread(tuple(before)), Spread(tuple(after))
+        no_ratio = why_no_ratio(where, {"before": old, "after": new})
+        return "no ratio" if no_ratio else f"x {paired_ratio(new, old).median:.2f}"
+
+    if set(rounds) == set(SQUARE):
+        corners = {corner: rounds[name] for name, corner in SQUARE.items()}
+        figure = rate_square(corners, factor, "output tokens per second")
+    else:
+        figure = rate_bars(rounds, "output tokens per second")
+    figure.supxlabel(
         f"{result['model']}, {workload['num_prompts']} requests ({workload['name']}), "
-        f"{where['gpu'] or where['cpu']}, {where['threads']} threads",
+        f"{where['gpu'] or where['cpu']}, {where['threads']} threads; points: the rounds",
         fontsize="small",
     )
     figure.savefig(path)

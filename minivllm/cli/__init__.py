@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of this process.
 
     Returns:
-        0, or 1 after an error in what the user gave; `bench` and `compare` decide for themselves. argparse
+        0, or 1 after an error in what the user gave; `bench` decides for itself. argparse
         exits with 2 for a wrong option.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -103,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         parser = argparse.ArgumentParser(prog="python -m minivllm compare")
         compare.add_arguments(parser)
-        return compare.run(parser.parse_args(argv[1:]))
-    args = make_parser().parse_args(argv)
+        parser.set_defaults(run=compare.run)
+        args = parser.parse_args(argv[1:])
+    else:
+        args = make_parser().parse_args(argv)
     # Errors of input are one line: the text says what to do, and a traceback would bury it. Any other
     # exception is a mistake of ours and keeps its traceback.
     try:

@@ -15,6 +15,8 @@ One switch says whose code is tested: `--impl student | reference | stub | mutan
 reach the code through the fixture `ex` only, so there is no second path by which a shipped solution could be
 graded by mistake. `implementations.py` is that switch.
 
+`project/` is the final project, an engine of the student's own: its tests run in the same way, on one file.
+
 Nothing in the engine imports this package.
 """
 

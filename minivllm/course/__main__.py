@@ -1,10 +1,12 @@
 """The course on the command line: `python -m minivllm.course COMMAND`.
 
 For students:  check 4 | check ex04b | show ex04b | status | reset ex04b | doctor
-For teachers:  grade DIR --format csv | export --student OUT | stubs --check
+               project start DIR | project check 3 | project status | project show
+               project leaderboard
+For teachers:  grade DIR --format csv | project grade DIR | export --student OUT | stubs --check
 
 The exit status is 0 if everything that was asked for is fine, 1 if not (an unsolved exercise included), 2 if
-the command could not be carried out. `grade` exits with 0 whatever the grades are.
+the command could not be carried out. `grade` and `project grade` exit with 0 whatever the grades are.
 
 Each command is a function below that takes the parsed arguments and returns whether all is fine. The work is
 done in other modules; what `check ex04b` sets in motion::
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from minivllm.course import doctor, export, formats, grading, report, solutions_page, stubs
 from minivllm.course.catalog import SOLUTIONS, STUBS, STUDENT, CourseError, Target, chapters, parse_target
+from minivllm.course.project import commands as project
 from minivllm.course.records import PASSED
 from minivllm.course.run import RunOptions, run_tests
 
@@ -162,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("stubs", help="make the stubs from the solutions")
     command.add_argument("--check", action="store_true", help="change nothing; say what would change")
     command.set_defaults(run=make_stubs)
+    project.add_commands(commands.add_parser("project", help="an engine of your own, in six milestones"))
     return parser
 
 

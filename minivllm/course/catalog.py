@@ -46,6 +46,20 @@ CHAPTERS = {
     16: "ch16_guess_and_check",
 }
 
+# The final project. Each milestone is an exercise with a file of tests of its own (here without "test_" and
+# ".py"), and all of them test one file, PROJECT_FILE.
+MILESTONES = {
+    "m1": "project_1_loop",
+    "m2": "project_2_kv_cache",
+    "m3": "project_3_static_batches",
+    "m4": "project_4_continuous",
+    "m5": "project_5_paging",
+    "m6": "project_6_prefix_and_chunks",
+}
+# With what `project leaderboard` runs, which is not a milestone and gives no points.
+PROJECT = MILESTONES | {"speed": "project_speed"}
+PROJECT_FILE = "my_engine.py"
+
 
 class CourseError(Exception):
     """Something the user of a course command has to know; the message says what to do."""
@@ -90,11 +104,15 @@ def chapters() -> list[str]:
 
 @cache
 def exercises_of(chapter: str) -> tuple[Exercise, ...]:
-    """The exercises of a chapter, in the order of its file.
+    """The exercises of a chapter, in the order of its file. A milestone of the project is one exercise.
 
     The file is parsed and not imported, so that the command line can list exercises without loading torch.
     The result is remembered, because a stub does not change while the program runs.
     """
+    for exercise_id, name in PROJECT.items():
+        if chapter == name:
+            title = name.split("_", 2)[-1].replace("_", " ")
+            return (Exercise(exercise_id, chapter, title, "Engine"),)
     tree = ast.parse((STUBS / f"{chapter}.py").read_text(encoding="utf-8"))
     found = []
     for definition in tree.body:

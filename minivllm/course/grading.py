@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from minivllm.course.catalog import TESTS, CourseError, Target, chapters, exercises_of
+from minivllm.course.catalog import (
+    MILESTONES,
+    PROJECT_FILE,
+    TESTS,
+    CourseError,
+    Target,
+    chapters,
+    exercises_of,
+)
+from minivllm.course.implementations import project_files
 from minivllm.course.private_copy import SUBMISSION, CourseFiles
 from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Record
 from minivllm.course.run import RunOptions, run_tests
@@ -56,8 +65,30 @@ class Submission:
         return tuple(record for record in self.records if record.exercise == exercise_id)
 
 
+def chapter_files(folder: Path) -> dict[str, Path]:
+    """The chapter files of one submission: at its top, or where a checkout has them."""
+    places = (folder, folder / "notebooks" / "exercises", folder / "exercises")
+    return {
+        chapter: next(path for place in places if (path := place / f"{chapter}.py").is_file())
+        for chapter in chapters()
+        if any((place / f"{chapter}.py").is_file() for place in places)
+    }
+
+
+def engine_files(folder: Path) -> dict[str, Path]:
+    """The files of one submission of the final project, which lie side by side; none without the engine."""
+    for place in (folder, folder / "project", folder / "notebooks" / "exercises" / "project"):
+        if (place / PROJECT_FILE).is_file():
+            return {path.stem: path for path in project_files(place)}
+    return {}
+
+
 def grade(
-    folder: Path, targets: list[Target], options: RunOptions, progress: TextIO | None = None
+    folder: Path,
+    targets: list[Target],
+    options: RunOptions,
+    progress: TextIO | None = None,
+    files_of: Callable[[Path], dict[str, Path]] = chapter_files,
 ) -> list[Submission]:
     """Grade `folder`: one submission if it holds chapter files, else each folder in it.
 
@@ -65,11 +96,12 @@ def grade(
         targets: what to grade. Empty: every chapter of which at least one submission has a file.
         options: seed and time limits, the same for every submission.
         progress: where to say which submission is done, and with how many points; None: nowhere.
+        files_of: which files of a folder are graded; `engine_files` for the final project.
 
     Raises:
         CourseError: there is nothing to grade.
     """
-    found = find_submissions(folder)
+    found = find_submissions(folder, files_of)
     if not targets:
         present = {name for files in found.values() for name in files}
         targets = [Target(chapter, None) for chapter in chapters() if chapter in present]
@@ -86,7 +118,9 @@ def grade(
     return submissions
 
 
-def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
+def find_submissions(
+    folder: Path, files_of: Callable[[Path], dict[str, Path]] = chapter_files
+) -> dict[str, dict[str, Path]]:
     """Name of each submission -> its chapter files (chapter -> path).
 
     A folder without chapter files is kept, as long as another has some: a student who handed in nothing must
@@ -100,13 +134,13 @@ def find_submissions(folder: Path) -> dict[str, dict[str, Path]]:
         raise CourseError(f"there is no folder {folder}.")
     if TESTS in (folder.resolve(), *folder.resolve().parents):
         raise CourseError(f"{folder} holds the tests and solutions of the course, not a submission.")
-    own = chapter_files(folder)
+    own = files_of(folder)
     if own:
         return {readable(folder.resolve().name): own}
     folders = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
-    found = {readable(each.name): chapter_files(each) for each in folders}
+    found = {readable(each.name): files_of(each) for each in folders}
     if not any(found.values()):
-        expected = ", ".join(f"{chapter}.py" for chapter in chapters())
+        expected = ", ".join([*(f"{chapter}.py" for chapter in chapters()), PROJECT_FILE])
         raise CourseError(
             f"{folder} holds no submission. Expected {folder}/NAME/chNN_topic.py, or the files of one "
             f"submission in {folder} itself. Files are found by name: {expected}."
@@ -120,16 +154,6 @@ def readable(name: str) -> str:
     Archives from Windows have such names. Python keeps the byte as half a surrogate pair.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def chapter_files(folder: Path) -> dict[str, Path]:
-    """The chapter files of one submission: at its top, or where a checkout has them."""
-    places = (folder, folder / "notebooks" / "exercises", folder / "exercises")
-    return {
-        chapter: next(path for place in places if (path := place / f"{chapter}.py").is_file())
-        for chapter in chapters()
-        if any((place / f"{chapter}.py").is_file() for place in places)
-    }
 
 
 def grade_one(
@@ -182,7 +206,7 @@ def chapter_of(record: Record) -> str:
     """The chapter that a record belongs to."""
     return next(
         chapter
-        for chapter in chapters()
+        for chapter in (*chapters(), *MILESTONES.values())
         for exercise in exercises_of(chapter)
         if exercise.id == record.exercise
     )

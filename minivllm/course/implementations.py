@@ -32,7 +32,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minivllm.course.catalog import ROOT, SOLUTIONS, STUBS, STUDENT, TESTS, exercises_of
+from minivllm.course.catalog import (
+    PROJECT,
+    PROJECT_FILE,
+    ROOT,
+    SOLUTIONS,
+    STUBS,
+    STUDENT,
+    TESTS,
+    exercises_of,
+)
 from minivllm.course.records import COPIED
 
 # Audit events whose first arguments are paths that change.
@@ -41,6 +50,7 @@ VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
 OWN = ("minivllm", "kernels", "tests")
 HIDDEN = (SOLUTIONS, *VARIANTS.values())
 WHOLE_FILE = ""
+EMPTY = "empty file"
 # In the copy that grading makes: one line per solution, its `digest`. The solutions themselves are not there.
 DIGESTS = TESTS / "solution_digests.txt"
 # Names that lead to the engine's modules, or to the running tests, without an `import` of them.
@@ -49,6 +59,11 @@ WAYS_AROUND = (
 )  # fmt: skip
 # Packages of the project, and those that find a module, or an object in memory, by other means.
 FOREIGN = ("minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest")
+# What the engine of the final project may import from the project.
+PROJECT_NAMES = {
+    *(f"minivllm.course.project.{name}" for name in ("GlassModel", "Limits", "Model", "ModelMisuse", "Row")),
+    "minivllm.course.project.llama_model.LlamaModel",
+}
 
 
 class SubmissionError(Exception):
@@ -104,11 +119,15 @@ class Implementation:
         Raises:
             SubmissionError: the file is missing, empty, not Python, uses the reference, or fails on import.
         """
-        path = self.folder / f"{chapter}.py"
+        path, *helpers = self.files_of(chapter)
         if self.is_submission:
-            problem = find_problems(path).get(WHOLE_FILE)
-            if problem is not None:
-                raise problem
+            for each in (path, *helpers):
+                problem = find_problems(each).get(WHOLE_FILE)
+                # A helper module may well hold nothing but constants.
+                if problem is not None and (each == path or problem.kind != EMPTY):
+                    raise problem
+        if helpers:
+            sys.path.append(str(path.parent))
         # SystemExit too: a `sys.exit()` at the top of a file is a mistake in that file, not the end of the
         # run. The time limit's exception is neither of the two and passes through.
         try:
@@ -123,11 +142,18 @@ class Implementation:
             vars(module).update(_definitions(_run(self.overlay)))
         return module
 
+    def files_of(self, chapter: str) -> list[Path]:
+        """The file with the answers. For the project: the engine, then the files beside it."""
+        if chapter not in PROJECT.values():
+            return [self.folder / f"{chapter}.py"]
+        inside = self.folder / "project"
+        return project_files(inside if inside.is_dir() else self.folder)
+
     def problem_of(self, chapter: str, definition: str) -> SubmissionError | None:
         """What is wrong with one definition of a submission before it runs; None if nothing is."""
         if not self.is_submission:
             return None
-        return find_problems(self.folder / f"{chapter}.py").get(definition)
+        return find_problems(self.files_of(chapter)[0]).get(definition)
 
 
 def find_problems(path: Path) -> dict[str, SubmissionError]:
@@ -158,15 +184,13 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
         return {WHOLE_FILE: SubmissionError("syntax error", message)}
     if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
         message = f"{path.name} defines nothing. {stub_again(path.stem)}"
-        return {WHOLE_FILE: SubmissionError("empty file", message)}
-    # The stub decides what is allowed, so an author allows an import by writing it into the solution's file.
-    allowed = _imports(ast.parse((STUBS / path.name).read_text(encoding="utf-8")))
-    own = {exercise.definition for exercise in exercises_of(path.stem)}
+        return {WHOLE_FILE: SubmissionError(EMPTY, message)}
+    allowed, own = _rules(path)
     problems = {}
     for statement, found in zip(tree.body, imports, strict=True):
         name = getattr(statement, "name", "")
         where = name if name in own else WHOLE_FILE  # a helper may be called from any exercise
-        for name in sorted(found.keys() - allowed.keys()):
+        for name in sorted(found.keys() - allowed):
             problems[where] = SubmissionError(
                 COPIED,
                 f"{path.name}, line {found[name]}, uses {name}: that is where the answer is, or a way to "
@@ -178,6 +202,25 @@ def find_problems(path: Path) -> dict[str, SubmissionError]:
     return problems
 
 
+def _rules(path: Path) -> tuple[set[str], set[str]]:
+    """What a file may import from this project, and which of its definitions are exercises.
+
+    The stub decides, so an author allows an import by writing it into the solution's file. A file of the
+    final project has no stub.
+    """
+    stub = STUBS / path.name
+    if not stub.exists():
+        return PROJECT_NAMES, set()
+    own = {exercise.definition for exercise in exercises_of(path.stem)}
+    return set(_imports(ast.parse(stub.read_text(encoding="utf-8")))), own
+
+
+def project_files(folder: Path) -> list[Path]:
+    """The engine of a project, even if it is missing, then the Python files beside it that are no tests."""
+    others = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("test_")]
+    return [folder / PROJECT_FILE, *(path for path in others if path.name != PROJECT_FILE)]
+
+
 def digest(tree: ast.Module) -> str:
     """A name for the code of a file: comments and blank lines make no difference, a changed name does."""
     # `ast.dump` leaves out line numbers.
@@ -186,6 +229,8 @@ def digest(tree: ast.Module) -> str:
 
 def stub_again(chapter: str) -> str:
     """How to get a stub back."""
+    if not chapter.startswith("ch"):
+        return "Get a new one with: python -m minivllm.course project start NEW_FOLDER"
     return f"Get the stub back with: python -m minivllm.course reset {chapter[2:4]}"
 
 
@@ -269,7 +314,7 @@ def guard_course(root: Path) -> None:
         root: the folder of the course. The running tests may be a copy of it; both are guarded.
     """
     folders = [place / folder.relative_to(ROOT) for place in {root.resolve(), ROOT} for folder in HIDDEN]
-    hidden = {_number(path) for folder in folders for path in (folder, *folder.glob("*.py"))} - {None}
+    hidden = {_number(path) for folder in folders for path in (folder, *folder.rglob("*.py"))} - {None}
     own = tuple(f"{place / name}/" for place in {root.resolve(), ROOT} for name in OWN)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

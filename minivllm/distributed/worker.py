@@ -26,11 +26,12 @@ from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.backends.linears import tile_linears
 from minivllm.config import EngineConfig
 from minivllm.distributed.communication import TensorParallel
+from minivllm.distributed.drafts import DraftsOfRankZero
 from minivllm.distributed.parallel_layers import parallelize
 from minivllm.kv_cache import KVCache
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.model import Model
-from minivllm.model_runner import ModelRunner, SamplerFunction
+from minivllm.model_runner import Drafter, ModelRunner, SamplerFunction
 from minivllm.outputs import SequenceOutput
 from minivllm.sampler import Sampler
 from minivllm.scheduler_output import SchedulerOutput
@@ -82,13 +83,19 @@ class Worker:
             tile_linears(model)
         if shard.size > 1:
             parallelize(model, self.tp)
-        draft_model = load_draft_model(speculation_of(config), config, model, config.max_model_len)
+        speculation = speculation_of(config)
+        draft_model = None
+        if shard.rank == 0:
+            draft_model = load_draft_model(speculation, config, model, config.max_model_len)
         kv_cache = self._make_kv_cache(model, draft_model)
         graphs = None
         # A sum over ranks inside a graph has not been tried on GPUs yet.
         if shard.size == 1 and can_replay(self.device, self.attention.name, config.enforce_eager):
             graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, config.max_model_len)
-        drafter = None if draft_model is None else DraftModel(draft_model, kv_cache)
+        self.draft = None if draft_model is None else DraftModel(draft_model, kv_cache)
+        drafter: Drafter | None = self.draft
+        if shard.size > 1 and speculation is not None and speculation.model is not None:
+            drafter = DraftsOfRankZero(self.draft, self.tp)
         self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs, drafter)
 
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
@@ -101,7 +108,7 @@ class Worker:
 
     def memory(self) -> MemoryReport:
         """Bytes which this rank holds."""
-        model, kv_cache, drafter = self.runner.model, self.runner.kv_cache, self.runner.drafter
+        model, kv_cache, draft = self.runner.model, self.runner.kv_cache, self.draft
         return MemoryReport(
             weights=model.nbytes,
             kv_cache=kv_cache.nbytes,
@@ -109,8 +116,8 @@ class Worker:
             num_blocks=kv_cache.num_blocks,
             num_tokens=kv_cache.num_blocks * kv_cache.block_size,
             bytes_per_token=model.config.kv_bytes_per_token(self.dtype.itemsize),
-            draft_weights=0 if drafter is None else drafter.model.nbytes,
-            draft_kv_cache=0 if drafter is None else drafter.kv_cache.nbytes,
+            draft_weights=0 if draft is None else draft.model.nbytes,
+            draft_kv_cache=0 if draft is None else draft.kv_cache.nbytes,
         )
 
     def traffic(self) -> dict[str, tuple[int, int]]:
@@ -124,7 +131,7 @@ class Worker:
     def _make_kv_cache(self, model: Model, draft_model: Model | None) -> KVCache:
         """Size and allocate the blocks, on the device and in swap space.
 
-        A draft model has as many blocks of its own, out of the same bytes.
+        A draft model, which is on rank 0, has as many blocks of its own, out of the same bytes.
 
         Example, SmolLM2-135M in float32: a block of 16 takes 737,280 bytes, so swap_space_bytes=10**9 holds
         1,356 blocks. On three ranks a block takes a third on each, so each holds three times as many.
@@ -136,9 +143,9 @@ class Worker:
         num_blocks = derive_num_blocks(
             config, model, self.dtype, self.device, config.max_model_len, block_bytes
         )
-        if self.tp.shard.size > 1:  # the scheduler hands out block ids that exist everywhere
-            num_blocks = self.tp.smallest(num_blocks)
         num_cpu_blocks = config.swap_space_bytes // block_bytes
+        if self.tp.shard.size > 1:  # the scheduler hands out block ids that exist everywhere
+            num_blocks, num_cpu_blocks = self.tp.smallest(num_blocks), self.tp.smallest(num_cpu_blocks)
         if config.preemption_mode == "swap" and num_cpu_blocks == 0:
             raise ValueError(
                 f"swap_space_bytes ({config.swap_space_bytes}) holds no block: one takes {block_bytes} bytes."

@@ -66,8 +66,8 @@ class AsyncLLM:
     """An engine that serves the coroutines of one event loop.
 
     Args:
-        engine: from now on its thread's alone, until `shutdown`. The engine's trace is told about the steps
-            in that thread.
+        engine: from now on its thread's alone; `shutdown` shuts it down. The engine's trace is told about
+            the steps in that thread.
     """
 
     def __init__(self, engine: LLMEngine) -> None:
@@ -186,9 +186,13 @@ class AsyncLLM:
         return await self.call(self._step_if_paused)
 
     def shutdown(self) -> None:
-        """End the thread after the step it is in. Readers get an EngineClosedError. May be called twice."""
+        """End the thread after the step it is in, and then the workers; may be called twice.
+
+        Readers get an EngineClosedError.
+        """
         self._jobs.put(self._close)
         self._thread.join()
+        self.engine.shutdown()
 
     def _leave(self, request_ids: list[str]) -> None:
         """A reader has left, with these requests unfinished; the rest of its requests are over."""

@@ -24,7 +24,9 @@ vLLM V1: `rejection_sample` in `vllm/v1/sample/rejection_sampler.py`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 def accept_or_redraw(
@@ -40,10 +42,8 @@ def accept_or_redraw(
     """
     if u_accept * q[draft] < p[draft]:
         return draft, True
-    left = [max(0.0, a - b) for a, b in zip(p, q, strict=True)]
-    goal, total = u_redraw * sum(left), 0.0
-    for token, mass in enumerate(left):
-        total += mass
-        if total > goal:
-            return token, False
-    raise ValueError("p and q must each sum up to 1, and q[draft] must not be 0.")
+    sums = list(accumulate(max(0.0, a - b) for a, b in zip(p, q, strict=True)))
+    if sums[-1] == 0.0:
+        raise ValueError("p and q must each sum up to 1, and q[draft] must not be 0.")
+    # A share of the last sum, as it was rounded: even the largest u_redraw finds a token that has mass.
+    return bisect_right(sums, u_redraw * sums[-1]), False

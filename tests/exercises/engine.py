@@ -57,6 +57,26 @@ def make_llm(model, **options):
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 
 
+_REMEMBERED = {}
+
+
+def remembered(name, make):
+    """`make()`, done once per run: what answers are compared with is the same for all answers.
+
+    Ask before the code under test is in its place. `name` is whatever tells it from others, the model included.
+    """
+    if name not in _REMEMBERED:
+        _REMEMBERED[name] = make()
+    return _REMEMBERED[name]
+
+
+def print_texts(model, prompts, texts):
+    """Print each prompt and what follows it; nothing for the tiny model, which has no words."""
+    if (tokenizer := tokenizer_of(model)) is not None:
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
+
+
 def generate(model, prompts=None, max_tokens=11, prepare=None, **options):
     """Greedy token ids for each prompt, from an engine with the given parts; its blocks must all come back.
 
@@ -86,7 +106,5 @@ def generate(model, prompts=None, max_tokens=11, prepare=None, **options):
     if kv.pool.num_used:
         pytest.fail(f"{kv.pool.num_used} blocks were never given back to the engine", pytrace=False)
     got = [texts[str(index)] for index in range(len(prompts))]
-    if (tokenizer := tokenizer_of(model)) is not None:
-        for prompt, text in zip(prompts, got, strict=True):
-            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
+    print_texts(model, prompts, got)
     return got

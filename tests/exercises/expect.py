@@ -51,27 +51,43 @@ def expect_close(got, expected, what, tolerance):
     worst = difference.max().item() if difference.numel() else 0.0
     if not worst <= tolerance:
         index = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        pair = [each[index].item() for each in (expected, got)]
+        shown = [f"{number:.6g}" for number in pair]
+        if shown[0] == shown[1]:
+            shown = [repr(number) for number in pair]
         raise AssertionError(
-            f"{what}\n  expected  {expected[index].item():.6g} at index {index}"
-            f"\n  got       {got[index].item():.6g}   (the largest of all differences; {tolerance:g} is allowed)"
+            f"{what}\n  expected  {shown[0]} at index {index}"
+            f"\n  got       {shown[1]}   (the largest of all differences; {tolerance:g} is allowed)"
         )
 
 
 def expect_unchanged(after, before, what):
     """Arguments that the text of the exercise says are not changed; tensors bit by bit, NaN included."""
-    import torch
-
     __tracebackhide__ = True
     for got, expected in zip(after, before, strict=True):
-        same = (
-            torch.equal(got.nan_to_num(7e7), expected.nan_to_num(7e7))
-            if isinstance(got, torch.Tensor)
-            else got == expected
-        )
-        if not same:
+        if (shown := changes(got, expected)) is not None:
             raise AssertionError(
-                f"{what} leaves its arguments as they were\n  before    {expected}\n  after     {got}"
+                f"{what} leaves its arguments as they were\n  before    {shown[0]}\n  after     {shown[1]}"
             )
+
+
+def changes(after, before):
+    """(before, after) as text, if an argument has changed; of a tensor the first number that has."""
+    import torch
+
+    if not isinstance(after, torch.Tensor):
+        return None if after == before else (f"{before}", f"{after}")
+    if after.shape != before.shape:
+        return f"shape {tuple(before.shape)}", f"shape {tuple(after.shape)}"
+    places = (after.nan_to_num(7e7) != before.nan_to_num(7e7)).nonzero().tolist()
+    if not places:
+        return None
+    index = tuple(places[0])
+    where = f"at index {index} of a tensor of shape {tuple(before.shape)}"
+    return (
+        f"{before[index].item():.6g} {where}",
+        f"{after[index].item():.6g}, and {len(places)} numbers in all",
+    )
 
 
 def same_text(got, expected, what):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.exercises.engine import generate, make_llm
-from tests.exercises.expect import expect, expect_close, same_text
+from tests.exercises.engine import generate, make_llm, remembered
+from tests.exercises.expect import expect, expect_close, expect_unchanged, same_text
 
 TOLERANCE = 1e-5  # float32, outputs of size 1
 
@@ -91,9 +91,10 @@ def run_in_parts(ex, query, key, value, parts):
     caches, outputs, start = empty_caches(len(query) + 2), [], 0
     for count in parts:
         rows = slice(start, start + count)
-        outputs.append(
-            ex.decode_step(query[rows].clone(), key[rows].clone(), value[rows].clone(), *caches, start)
-        )
+        new = [each[rows].clone() for each in (query, key, value)]
+        outputs.append(ex.decode_step(*new, *caches, start))
+        call = f"decode_step of {count} new tokens, num_cached = {start}"
+        expect_unchanged(new, [each[rows] for each in (query, key, value)], call)
         start += count
     return torch.cat(outputs), caches
 
@@ -118,7 +119,7 @@ def test_a_generated_token_sees_the_past_and_itself(ex, rng):
     query, key, value = drawn(rng, 6)
     caches = empty_caches(8)
     caches[0][:5], caches[1][:5] = key[:5], value[:5]
-    got = ex.decode_step(query[5:], key[5:], value[5:], *caches, 5)
+    got = ex.decode_step(query[5:].clone(), key[5:], value[5:], *caches, 5)
     expect_close(got, oracle(query, key, value)[5:], "decode_step of the token at position 5", TOLERANCE)
 
 
@@ -152,7 +153,7 @@ def test_the_scores_are_scaled_by_the_head_size(ex, rng):
     for heads, dim in ((1, 4), (3, 64)):
         query, key, value = drawn(rng, 4, heads, dim)
         caches = empty_caches(4, heads, dim)
-        got = ex.decode_step(query, key, value, *caches, 0)
+        got = ex.decode_step(query.clone(), key, value, *caches, 0)
         expect_close(
             got, oracle(query, key, value), f"decode_step with {heads} heads of size {dim}", TOLERANCE
         )
@@ -164,7 +165,9 @@ def test_the_scores_are_scaled_by_the_head_size(ex, rng):
     hint="Subtract each row's own maximum before exp; what is masked becomes -inf, not -100.",
 )
 def test_neither_garbage_nor_large_scores_disturb(ex, rng):
-    """Heads whose scores lie hundreds apart, a future that scores higher, and rows that were never written."""
+    """Heads whose scores lie far apart, a future that scores higher, a past below -10,000, rows never written."""
+    import torch
+
     for garbage in (float("nan"), float("inf"), float("-inf"), 1e4):
         query, key, value = drawn(rng, 6)
         query[:, :, 0] = 1.0
@@ -176,6 +179,11 @@ def test_neither_garbage_nor_large_scores_disturb(ex, rng):
         got = ex.decode_step(*new, *caches, 2)
         call = f"decode_step with scores from -600 to 600 and more, and {garbage} in the rows behind"
         expect_close(got, oracle(query, key, value)[2:], call, 1e-3)
+    ramp = torch.linspace(-40_000.0, 40_000.0, 6)
+    key[:, 0, 0], key[:, 1, 0] = ramp, -ramp
+    got, _ = run_in_parts(ex, query, key, value, [2, 4])
+    call = "decode_step with scores from -20,000 to 20,000, rising in one head and falling in the other"
+    expect_close(got, oracle(query, key, value), call, 1e-3)
 
 
 class ContiguousAttention:
@@ -202,11 +210,15 @@ class ContiguousAttention:
 
 
 @pytest.mark.exercise("ex02b", points=2, hint="The engine calls it once per layer, step and sequence.")
-def test_the_engine_generates_with_it(ex, tmp_path):
+def test_the_engine_generates_with_it(ex, tmp_path_factory):
     """Inside the engine, prompts in parts of at most 8 tokens: the same text as from the engine's own attention."""
     from minivllm.weights.random_model import random_llama
 
-    model = random_llama(tmp_path / "mha", num_key_value_heads=4)
+    def make():
+        model = random_llama(tmp_path_factory.mktemp("models") / "mha", num_key_value_heads=4)
+        return model, generate(model)
+
+    model, expected = remembered("as many KV heads as query heads", make)
     options = {"block_size": 64, "num_blocks": 8, "max_num_batched_tokens": 8, "max_num_seqs": 8}
     got = generate(model, attention_backend=ContiguousAttention(ex.decode_step), **options)
-    same_text(got, generate(model), "the engine with your decode_step")
+    same_text(got, expected, "the engine with your decode_step")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.scheduler import Scheduler
 from tests.exercises.engine import default_prompts, generate
-from tests.exercises.expect import expect, expect_that, same_text
+from tests.exercises.expect import expect, expect_that, expect_unchanged, same_text
 from tests.exercises.simulate import Job, draw_jobs, simulate
 from tests.helpers import make_group, step
 
@@ -85,8 +85,10 @@ def test_the_engine_counts_the_same(ex):
 
 
 def check_steps(ex, expected, lengths, batch_size):
-    got = ex.static_batch_steps(list(lengths), batch_size)
-    expect(tuple(got), expected, f"static_batch_steps({list(lengths)}, batch_size={batch_size})")
+    given, call = list(lengths), f"static_batch_steps({list(lengths)}, batch_size={batch_size})"
+    got = ex.static_batch_steps(given, batch_size)
+    expect(tuple(got), expected, call)
+    expect_unchanged([given], [list(lengths)], call)
 
 
 @pytest.mark.exercise("ex03b", points=1, hint="A batch takes as many steps as its longest request.")
@@ -127,8 +129,9 @@ def steps_of(lengths, batch_size):
 
 
 def check_order(ex, lengths, batch_size):
-    order = list(ex.order_by_length(list(lengths), batch_size))
-    call = f"order_by_length({list(lengths)}, batch_size={batch_size})"
+    given, call = list(lengths), f"order_by_length({list(lengths)}, batch_size={batch_size})"
+    order = list(ex.order_by_length(given, batch_size))
+    expect_unchanged([given], [list(lengths)], call)
     expect(sorted(order), list(range(len(lengths))), f"request numbers, sorted, of {call}")
     return order, call
 

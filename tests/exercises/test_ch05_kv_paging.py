@@ -6,22 +6,30 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.exercises.engine import generate
+from tests.exercises.engine import generate, remembered
 from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 # -- ex05a ------------------------------------------------------------------------------------------
 
 
+def slots_of(ex, table, start, end, block_size):
+    """The student's slots, and the call; the table has to be as it was."""
+    given, call = list(table), f"slot_mapping({list(table)}, {start}, {end}, block_size={block_size})"
+    got = list(ex.slot_mapping(given, start, end, block_size))
+    expect_unchanged([given], [list(table)], call)
+    return got, call
+
+
+def check_slots(ex, expected, *arguments):
+    got, call = slots_of(ex, *arguments)
+    expect(got, expected, call)
+
+
 @pytest.mark.exercise("ex05a", points=1, hint="block_table[p // block_size] * block_size + p % block_size")
 def test_the_example_request_has_these_slots(ex):
     """The request that runs through the whole course: slots 28 to 31, then 8 and 9."""
-    expect(
-        list(ex.slot_mapping([7, 2], 0, 6, 4)),
-        [28, 29, 30, 31, 8, 9],
-        "slot_mapping([7, 2], 0, 6, block_size=4)",
-    )
-    got = list(ex.slot_mapping([7, 2, 5], 0, 6, 4))
-    expect(got, [28, 29, 30, 31, 8, 9], "slot_mapping([7, 2, 5], 0, 6, block_size=4): a table that goes on")
+    check_slots(ex, [28, 29, 30, 31, 8, 9], [7, 2], 0, 6, 4)
+    check_slots(ex, [28, 29, 30, 31, 8, 9], [7, 2, 5], 0, 6, 4)  # a table that goes on
 
 
 @pytest.mark.exercise(
@@ -29,9 +37,9 @@ def test_the_example_request_has_these_slots(ex):
 )
 def test_a_new_token_goes_behind_the_last(ex):
     """An engine had its decode position off by one for months: each token is written one place too far."""
-    expect(list(ex.slot_mapping([7, 2], 6, 7, 4)), [10], "slot_mapping([7, 2], 6, 7, block_size=4)")
-    expect(list(ex.slot_mapping([7, 2, 5], 7, 9, 4)), [11, 20], "slot_mapping([7, 2, 5], 7, 9, block_size=4)")
-    expect(list(ex.slot_mapping([7, 2], 6, 6, 4)), [], "slot_mapping([7, 2], 6, 6, block_size=4)")
+    check_slots(ex, [10], [7, 2], 6, 7, 4)
+    check_slots(ex, [11, 20], [7, 2, 5], 7, 9, 4)
+    check_slots(ex, [], [7, 2], 6, 6, 4)
 
 
 @pytest.mark.exercise("ex05a", points=2, hint="Block number and offset: which of the two is p // block_size?")
@@ -41,8 +49,7 @@ def test_every_position_has_a_slot_of_its_own(ex, data, block_size, num_blocks):
     table = data.draw(st.permutations(range(num_blocks)))
     end = data.draw(st.integers(0, num_blocks * block_size))
     start = data.draw(st.integers(0, end))
-    got = list(ex.slot_mapping(list(table), start, end, block_size))
-    call = f"slot_mapping({table}, {start}, {end}, block_size={block_size})"
+    got, call = slots_of(ex, table, start, end, block_size)
     expect_that(
         all(0 <= slot < num_blocks * block_size for slot in got), f"{call} gives slots that exist", got=got
     )
@@ -81,13 +88,15 @@ def test_the_engine_writes_where_it_says(ex, tiny_model, reference_text, monkeyp
 # -- ex05b ------------------------------------------------------------------------------------------
 
 
-def paged(rng, block_tables, seq_lens, block_size=4, num_blocks=9):
-    """(cache, tables, lengths, the packed keys that went in): what is not written holds 1e6."""
+def paged(rng, block_tables, seq_lens, dtype="float32", block_size=4, num_blocks=9, garbage=1e6):
+    """(cache, tables, lengths, the packed keys that went in): what is not written holds `garbage`."""
     import torch
 
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    contiguous = torch.randn(sum(seq_lens), 2, 3, generator=generator)  # (tokens, Hkv, D)
-    cache = torch.full((num_blocks, block_size, 2, 3), 1e6)
+    dtype = getattr(torch, dtype)
+    # Drawn in float64, which has more digits than float32 holds. (tokens, Hkv, D)
+    contiguous = (9 * torch.randn(sum(seq_lens), 2, 3, generator=generator, dtype=torch.float64)).to(dtype)
+    cache = torch.full((num_blocks, block_size, 2, 3), garbage, dtype=torch.float64).to(dtype)
     rows = iter(contiguous)
     for table, seq_len in zip(block_tables, seq_lens, strict=True):
         for position in range(seq_len):
@@ -98,16 +107,13 @@ def paged(rng, block_tables, seq_lens, block_size=4, num_blocks=9):
 
 
 def check_gather(ex, rng, block_tables, seq_lens, dtype="float32", **sizes):
-    import torch
-
-    cache, tables, lengths, contiguous = paged(rng, block_tables, seq_lens, **sizes)
-    cache, contiguous = (each.to(getattr(torch, dtype)) for each in (cache, contiguous))
-    before = cache.clone(), tables.clone()
+    cache, tables, lengths, contiguous = paged(rng, block_tables, seq_lens, dtype, **sizes)
+    before = cache.clone(), tables.clone(), lengths.clone()
     got = ex.gather_kv(cache, tables, lengths)
     call = f"gather_kv with block_tables {tables.tolist()} and seq_lens {seq_lens}"
     expect_close(got, contiguous, call, 0.0)
     expect(got.dtype, contiguous.dtype, f"dtype of {call}, key_cache in {dtype}")
-    expect_unchanged((cache, tables), before, call)
+    expect_unchanged((cache, tables, lengths), before, call)
 
 
 @pytest.mark.exercise("ex05b", points=1, hint="key_cache.flatten(0, 1) is the same memory as a row of slots.")
@@ -119,9 +125,10 @@ def test_one_sequence_comes_back_in_order(ex, rng):
 
 @pytest.mark.exercise("ex05b", points=1, hint="Cut to seq_len tokens after the blocks are put in order.")
 def test_nothing_behind_the_end_comes_along(ex, rng):
-    """The rest of the last block holds old data (here 1e6): attention to it is attention to another sequence."""
+    """The rest of the last block holds old data (1e6, or NaN): attention to it is attention to another sequence."""
     check_gather(ex, rng, [[7, 2]], [6])
     check_gather(ex, rng, [[3]], [1])
+    check_gather(ex, rng, [[7, 2], [3]], [6, 1], garbage=float("nan"))
 
 
 @pytest.mark.exercise(
@@ -149,8 +156,8 @@ def test_block_zero_is_a_block_like_any_other(ex, rng):
     "ex05b", points=1, hint="Index or concatenate the cache itself: nothing is computed here."
 )
 def test_the_dtype_of_the_cache_is_kept(ex, rng):
-    """A result made by torch.zeros is float32: twice the memory, and attention refuses two dtypes. Empty ones too."""
-    for dtype in ("float16", "bfloat16", "float64"):
+    """A result made by torch.zeros is float32: twice the memory of float16, half the digits of float64. Empty ones too."""
+    for dtype in ("float16", "bfloat16", "float64", "int8"):
         check_gather(ex, rng, [[7, 2], [5]], [6, 3], dtype)
         check_gather(ex, rng, [[7, 2], [5]], [0, 0], dtype)
 
@@ -210,10 +217,14 @@ def test_the_engine_of_this_chapter_counts_the_same(ex, tiny_model):
     """Measured, not believed: what an engine holds after each step, for three block sizes."""
     from minivllm.viz.trace import Trace
 
-    for block_size in (1, 4, 16):
+    def measure(block_size):
         trace = Trace()
         generate(tiny_model, trace=trace, block_size=block_size, num_blocks=256 // block_size)
-        for record in trace.steps:
+        return trace.steps
+
+    for block_size in (1, 4, 16):
+        steps = remembered(("steps", tiny_model, block_size), lambda size=block_size: measure(size))
+        for record in steps:
             held = sum(record.reserved.values()), sum(len(table) for table in record.block_tables.values())
             filled = list(record.filled.values())
             check_sweep(ex, {block_size: (held[0] - sum(filled), held[1])}, filled)

@@ -11,7 +11,7 @@ from minivllm import scheduler
 from minivllm.scheduler import Scheduler
 from minivllm.sequence import SequenceStatus
 from tests.exercises.engine import generate
-from tests.exercises.expect import expect, expect_that, same_text
+from tests.exercises.expect import expect, expect_that, expect_unchanged, same_text
 from tests.exercises.simulate import Job, draw_jobs, expected_tokens, simulate
 from tests.helpers import make_group, make_scheduler
 
@@ -41,9 +41,10 @@ def walk(waiting, seats, budget, blocks, block_size=4):
 
 
 def check_admit(ex, expected, waiting, seats, budget, blocks, block_size=4):
-    call = call_of(waiting, seats, budget, blocks, block_size)
-    got = ex.admit(list(waiting), seats, budget, blocks, block_size)
+    given, call = list(waiting), call_of(waiting, seats, budget, blocks, block_size)
+    got = ex.admit(given, seats, budget, blocks, block_size)
     expect(list(got), expected, "\n  ".join([call, *walk(waiting, seats, budget, blocks, block_size)]))
+    expect_unchanged([given], [list(waiting)], call)
 
 
 @pytest.mark.exercise("ex06a", points=1, hint="Keep three numbers that count down: seats, budget, blocks.")
@@ -153,9 +154,11 @@ def test_the_engine_admits_with_it(ex, tiny_model, reference_text):
 
 
 def check_finish(ex, expected, token_ids, num_prompt_tokens, max_tokens, stop_token_ids):
-    got = ex.finish_reason(list(token_ids), num_prompt_tokens, max_tokens, set(stop_token_ids))
+    given = list(token_ids), set(stop_token_ids)
+    got = ex.finish_reason(given[0], num_prompt_tokens, max_tokens, given[1])
     call = f"finish_reason({token_ids}, num_prompt_tokens={num_prompt_tokens}, max_tokens={max_tokens}, {stop_token_ids})"
     expect(got, expected, call)
+    expect_unchanged(given, (list(token_ids), set(stop_token_ids)), call)
 
 
 @pytest.mark.exercise(
@@ -272,6 +275,20 @@ def test_a_job_that_comes_back_is_as_long_as_its_rest(ex):
         ["half way", "new"],
         "jobs that wait after that step",
     )
+
+
+@pytest.mark.exercise(
+    "ex06c",
+    points=1,
+    hint="A job that is preempted comes back to the head of the queue: is it the shortest there?",
+)
+def test_the_order_holds_after_a_preemption(ex):
+    """The queue changes in two places: a queue sorted only where requests join lets a long victim block a short job."""
+    jobs = [Job(0, 4, 16), Job(0, 4, 20), Job(2, 2, 3)]
+    # Job 1 is preempted in step 10, when job 0 needs its fourth block; job 2 has waited for a seat until then.
+    got = order_of_completion(ex.ShortestJobFirst, jobs, num_blocks=6, max_num_seqs=2)
+    expect(got, [2, 0, 1], "order in which jobs of 16, 20 and 3 output tokens finish, in 6 blocks of 4 on two seats; "
+           "the third comes later, and gets the seat of the second, which is preempted with 11 tokens to go")  # fmt: skip
 
 
 @pytest.mark.exercise(

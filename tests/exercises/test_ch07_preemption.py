@@ -9,7 +9,7 @@ from minivllm.block_table import BlockTable, cdiv
 from minivllm.scheduler import Scheduler
 from minivllm.scheduler_output import StepDraft
 from tests.exercises.engine import BLOCK_SIZE, generate
-from tests.exercises.expect import expect, expect_that, same_text
+from tests.exercises.expect import expect, expect_that, expect_unchanged, same_text
 from tests.helpers import check_invariants, check_plan, make_group, make_scheduler, run_model
 
 # -- ex07a ------------------------------------------------------------------------------------------
@@ -219,7 +219,8 @@ def test_the_engine_preempts_with_it(ex, tiny_model, reference_text):
 
 def check_chunks(ex, expected, running, waiting, budget):
     """All of the result; or, if `expected` is a list of numbers, only how many tokens each request computes."""
-    got = ex.next_chunks(list(running), list(waiting), budget)
+    given = list(running), list(waiting)
+    got = ex.next_chunks(*given, budget)
     call = f"next_chunks({running}, {waiting}, token_budget={budget})"
     expect_that(
         isinstance(got, list) and all(isinstance(row, list | tuple) and len(row) == 2 for row in got),
@@ -230,6 +231,7 @@ def check_chunks(ex, expected, running, waiting, budget):
         expect([count for count, _ in got], expected, f"numbers of tokens in the result of {call}")
     else:
         expect([tuple(row) for row in got], expected, call)
+    expect_unchanged(given, (list(running), list(waiting)), call)
 
 
 @pytest.mark.exercise("ex07b", points=1, hint="tokens - computed tokens, or the budget if that is less.")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.exercises.engine import generate
+from tests.exercises.engine import generate, remembered
 from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 TOLERANCE = 1e-5  # float32 probabilities
@@ -47,10 +47,14 @@ def asking(logits, rows, **options):
     return Sampler()(logits, [replace(row, sampling=replace(row.sampling, params=params)) for row in rows])
 
 
-def expected_text(model, sampler):
+def expected_text(name, model, sampler):
     """What the engine writes with this sampler; printed nowhere, since it is not the student's."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return generate(model, sampler=sampler)
+
+    def make():
+        with contextlib.redirect_stdout(io.StringIO()):
+            return generate(model, sampler=sampler)
+
+    return remembered((name, model), make)
 
 
 def draw_from(probs, place):
@@ -201,7 +205,9 @@ def test_the_engine_draws_the_same_tokens_with_it(ex, tiny_model, reference_text
     def student(logits, place, request):
         return ex.sample(logits, 0.0 if request % 2 == 0 else 0.8, uniform(*place, 0))
 
-    hot = expected_text(tiny_model, lambda logits, rows: asking(logits, rows, temperature=0.8))
+    hot = expected_text(
+        "temperature 0.8", tiny_model, lambda logits, rows: asking(logits, rows, temperature=0.8)
+    )
     expected = [reference_text[i] if i % 2 == 0 else hot[i] for i in range(len(hot))]
     same_text(generate(tiny_model, sampler=choosing(student)), expected, "the engine with your sample")
 
@@ -413,7 +419,7 @@ def test_the_engine_writes_with_your_cut(ex, tiny_model, reference_text):
     got = generate(tiny_model, sampler=cutting(ex.top_p, 1e-6))
     same_text(got, reference_text, "the engine with your top_p, p=1e-6")
     oracle = cutting(lambda probs, p: torch.tensor(cut_oracle(probs.tolist(), p)), 0.8)
-    expected = expected_text(tiny_model, oracle)
+    expected = expected_text("top_p 0.8", tiny_model, oracle)
     same_text(
         generate(tiny_model, sampler=cutting(ex.top_p, 0.8)), expected, "the engine with your top_p, p=0.8"
     )
@@ -534,5 +540,5 @@ def test_the_engine_samples_with_your_rule(ex, tiny_model, reference_text):
     same_text(got, reference_text, "the engine with your top_n_sigma, n=0, temperature 3")
     oracle = cutting(lambda logits, n: torch.tensor(sigma_oracle(logits.tolist(), n)), 1.0)
     got = generate(tiny_model, sampler=cutting(ex.top_n_sigma, 1.0))
-    expected = expected_text(tiny_model, oracle)
+    expected = expected_text("top_n_sigma 1", tiny_model, oracle)
     same_text(got, expected, "the engine with your top_n_sigma, n=1, temperature 3")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.exercises.engine import PROMPTS, generate
-from tests.exercises.expect import expect, expect_close, expect_that, same_text
+from tests.exercises.engine import PROMPTS, generate, remembered
+from tests.exercises.expect import expect, expect_close, expect_that, expect_unchanged, same_text
 
 NAN = math.nan
 INF = math.inf
@@ -59,6 +59,14 @@ def check_close(got, expected, what, tolerance):
 # -- ex10a ------------------------------------------------------------------------------------------
 
 
+def merge(ex, a, b, what):
+    """The student's merge; both parts have to be as they were."""
+    before = [each.clone() for each in (*a, *b)]
+    got = ex.merge(a, b)
+    expect_unchanged((*a, *b), before, what)
+    return got
+
+
 def check_merged(got, scores, values, what, tolerance=1e-9):
     """`got` has to be the part of these scores and values, and so give their attention."""
     expect_that(isinstance(got, tuple | list) and len(got) == 3, f"{what} gives (m, l, acc)", got=got)
@@ -77,8 +85,9 @@ def test_the_example_merges_by_hand(ex):
     for first in (1, 2):
         a, b = (part_of(scores[cut], values[cut]) for cut in (slice(first), slice(first, 3)))
         what = f"merge(part of keys 0..{first - 1}, part of keys {first}..2) of the example"
-        check_merged(ex.merge(a, b), scores, values, what, 1e-5)
-        check_merged(ex.merge(b, a), scores, values, what + ", the other way round", 1e-5)
+        check_merged(merge(ex, a, b, what), scores, values, what, 1e-5)
+        what += ", the other way round"
+        check_merged(merge(ex, b, a, what), scores, values, what, 1e-5)
 
 
 @pytest.mark.exercise("ex10a", points=2, hint="Keep acc unnormalised: divide by l once, at the very end.")
@@ -107,9 +116,11 @@ def test_a_part_without_keys_changes_nothing(ex, rng):
     full = part_of(scores, values)
     for garbage in (NAN, INF, -INF, 1e30):
         empty = part_of(scores[:, :0], values[:, :0], garbage)
-        note = f" (its acc holds {garbage})"
-        check_merged(ex.merge(full, empty), scores, values, "merge(a part, a part without keys)" + note)
-        check_merged(ex.merge(empty, full), scores, values, "merge(a part without keys, a part)" + note)
+        what = f"merge(a part, a part without keys) (its acc holds {garbage})"
+        check_merged(merge(ex, full, empty, what), scores, values, what)
+        what = f"merge(a part without keys, a part) (its acc holds {garbage})"
+        check_merged(merge(ex, empty, full, what), scores, values, what)
+        note = f" (acc holds {garbage})"
         m, l, _ = both = ex.merge(empty, empty)  # noqa: E741
         numbers = [[float(each) for each in row] for row in (m, l)]
         expect(numbers, [[-INF] * 2, [0.0] * 2], "m and l of merge(without keys, without keys)" + note)
@@ -241,14 +252,20 @@ class Batch:
     """
 
     def __init__(self, rng, lens, tables, heads=(4, 2), head_dim=16, block_size=4, key_step=0.0, key_offset=0.0,
-                 one_tensor=False, garbage=NAN):  # fmt: skip
+                 layout="slots", garbage=NAN):  # fmt: skip
         import torch
 
         num_heads, num_kv_heads = heads
         num_blocks = max((block for table in tables for block in table), default=0) + 2
-        # (B, 2, S, Hkv, D): K and V of a block side by side, so that a block is further from the next
-        shape = (num_blocks, 2 if one_tensor else 1, block_size, num_kv_heads, head_dim)
-        caches = [guarded(torch.full(shape, garbage), garbage)[0] for _ in range(1 if one_tensor else 2)]
+        # "blocks" is (B, 2, S, Hkv, D): K and V of a block side by side, so that a block is further from the next.
+        # "heads" is (B, Hkv, S, D): the slots of a head side by side.
+        is_shared = layout == "blocks"
+        shape = [num_blocks, 2 if is_shared else 1, block_size, num_kv_heads, head_dim]
+        if layout == "heads":
+            shape[2:4] = num_kv_heads, block_size
+        caches = [guarded(torch.full(shape, garbage), garbage)[0] for _ in range(1 if is_shared else 2)]
+        if layout == "heads":
+            caches = [cache.transpose(2, 3) for cache in caches]
         self.key_cache, self.value_cache = caches[0][:, 0], caches[-1][:, -1]
         self.query = guarded(draw(rng, len(lens), num_heads, head_dim, dtype="float32"), NAN)[0]
         self.query[:, :, 0] = 1.0 if key_step or key_offset else self.query[:, :, 0]
@@ -331,11 +348,13 @@ def check_kernel(ex, batch, block_n=16, tolerance=1e-4):
     )
     out, buffer = guarded(torch.full_like(batch.query, UNTOUCHED), UNTOUCHED)
     tensors = (batch.query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
+    before = [tensor.clone() for tensor in tensors]
     with told_as_it_is(), reads_outside(batch.block_tables) as entries:
         ex.decode_attention(*tensors, batch.scale, block_n, out)
     expect_that(
         entries == [0], f"{what} reads no entry outside of block_tables", entries_read_there=entries[0]
     )
+    expect_unchanged(tensors, before, what)
     outside = torch.cat([buffer[:GUARD], buffer[-GUARD:]]) != UNTOUCHED
     expect_that(not outside.any().item(), f"{what} writes to out only", numbers_elsewhere=int(outside.sum()))
     missing = [tuple(i) for i in (out == UNTOUCHED).any(-1).nonzero().tolist()]
@@ -388,11 +407,16 @@ def test_the_table_is_read_under_a_mask(ex, rng):
     hint="m starts at -inf and not at 0; what does not exist has the score -inf and not -100.",
 )
 def test_scores_far_from_zero_count_as_any_other(ex, rng):
-    """All scores near -200, or 200: beside a maximum of 0, or a mask of -100, exp(-200) is nothing at all."""
+    """All scores near -200, or -20,000: beside a maximum of 0, or a mask of -100 or -10,000, exp(-200) is nothing."""
     for offset in (-800.0, 800.0):  # times the scale, 1/4
-        batch = Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(2, 1), key_offset=offset)
+        batch = Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(1, 1), key_offset=offset)
         check_kernel(ex, batch, tolerance=1e-3)
         check_kernel(ex, batch, block_n=4, tolerance=1e-3)
+    for offset in (-64_000.0, 64_000.0):
+        steps = {"key_offset": offset, "key_step": offset / 80}  # so far apart that rounding decides nothing
+        check_kernel(
+            ex, Batch(rng, [6, 17], [[7, 2], [5, 0, 3, 1, 4]], heads=(1, 1), **steps), tolerance=1e-3
+        )
 
 
 @pytest.mark.exercise(
@@ -414,11 +438,12 @@ def test_query_heads_read_the_kv_head_of_their_group(ex, rng):
 
 
 @pytest.mark.exercise(
-    "ex10b", points=1, hint="Multiply by stride_block and stride_slot; do not work them out."
+    "ex10b", points=1, hint="Multiply by stride_block, stride_slot and stride_head; do not work them out."
 )
 def test_addresses_use_the_strides(ex, rng):
-    """K and V of a block lie side by side in vLLM's cache: from one block to the next is twice as far as it seems."""
-    check_kernel(ex, Batch(rng, [10, 3], [[4, 1, 2], [0]], one_tensor=True))
+    """In one cache of vLLM's K and V of a block lie side by side, in another the slots of each head: ask the strides."""
+    for layout in ("blocks", "heads"):
+        check_kernel(ex, Batch(rng, [10, 3], [[4, 1, 2], [0]], layout=layout))
 
 
 @pytest.mark.exercise("ex10b", points=1, hint="softmax(q . K * scale): multiply the scores, or q, once.")
@@ -481,9 +506,10 @@ class KernelAttention:
 )
 def test_the_engine_attends_with_the_kernel(ex, tiny_model):
     """Inside the engine: every attention of two requests by your kernel, prompts too; the same text."""
-    prompts, options = [PROMPTS[0], PROMPTS[2]], {"max_tokens": 3, "num_blocks": 6, "dtype": "float32"}
+    prompts, options = [PROMPTS[4], PROMPTS[1]], {"max_tokens": 3, "num_blocks": 6, "dtype": "float32"}
+    expected = remembered(("two short texts", tiny_model), lambda: generate(tiny_model, prompts, **options))
     got = generate(tiny_model, prompts, attention_backend=KernelAttention(ex.decode_attention), **options)
-    same_text(got, generate(tiny_model, prompts, **options), "the engine with your decode_kernel")
+    same_text(got, expected, "the engine with your decode_kernel")
 
 
 # -- ex10c ------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Chapter 12: admission control, clients that give up, and a queue that is fair to users."""
 
+from collections import deque
+
 import pytest
 
-from tests.exercises.expect import expect, expect_that, same_text
+from minivllm.scheduler_output import StepDraft
+from tests.exercises.expect import expect, expect_that, expect_unchanged, same_text
 from tests.exercises.simulate import Job, expected_tokens
 from tests.helpers import add, check_invariants, make_group, make_scheduler, step
 
@@ -13,8 +16,9 @@ SLOW = 400  # steps after which a run is given up
 
 
 def check_wait(ex, expected, running, waiting, seats):
-    got = ex.steps_until_seat(list(running), list(waiting), seats)
-    expect(got, expected, f"steps_until_seat({running}, {waiting}, seats={seats})")
+    given, call = (list(running), list(waiting)), f"steps_until_seat({running}, {waiting}, seats={seats})"
+    expect(ex.steps_until_seat(*given, seats), expected, call)
+    expect_unchanged(given, (list(running), list(waiting)), call)
 
 
 def by_counting(running, waiting, seats):
@@ -118,6 +122,56 @@ def test_patience_begins_when_a_request_comes(ex):
 
 
 @pytest.mark.exercise(
+    "ex12b", points=1, hint="self.patience; and what you note belongs to `self`, not to the class."
+)
+def test_each_engine_has_its_own_patience(ex):
+    """A 10 in the code is another engine's patience, and arrivals that are kept in the class are another engine's."""
+
+    class Hasty(ex.Impatient):
+        patience = 3
+
+    scheduler = scheduler_of(Hasty)
+    add(scheduler, 0, 3, 9)
+    late = add(scheduler, 1, 8, 5)
+    for number in range(1, 6):
+        step(scheduler)
+        what = f"how a request that waits for the only seat has ended after step {number}, patience 3"
+        expect(status(late), "abort" if number > 3 else None, what)
+    run(scheduler)
+    scheduler = scheduler_of(Hasty)
+    add(scheduler, 0, 3, 8)
+    for _ in range(6):
+        step(scheduler)
+    second = add(scheduler, 1, 3, 4)
+    run(scheduler)
+    what = 'how request "1" of a second engine has ended, which comes at step 6 and has waited for 2 steps at step 8'
+    expect(status(second), "length", what)
+
+
+@pytest.mark.exercise(
+    "ex12b",
+    points=1,
+    hint="Go through self.waiting only; what tells whether a client has seen something is a token.",
+)
+def test_only_the_queue_is_left(ex):
+    """A prompt whose computation was begun in time is not thrown away; one that has lost it waits like a new one."""
+    for is_preempted in (False, True):
+        scheduler = scheduler_of(ex.Impatient, max_num_batched_tokens=8)
+        add(scheduler, 0, 3, 9)
+        long = add(scheduler, 1, 40, 2)  # gets the seat after 9 steps, and needs 5 more for its prompt
+        for _ in range(10):
+            step(scheduler)
+        expect_that(0 < long.seqs[0].num_computed_tokens < 40, "the second request is in the middle of its prompt",
+                    computed=long.seqs[0].num_computed_tokens)  # fmt: skip
+        if is_preempted:
+            scheduler.preempt(long, StepDraft(0))
+        step(scheduler)
+        what = "how a request has ended after 11 steps whose prompt was begun in step 10"
+        expect(status(long), "abort" if is_preempted else None, what + (" and then preempted" * is_preempted))
+        run(scheduler)
+
+
+@pytest.mark.exercise(
     "ex12b", points=2, hint="len(group.seqs[0]) > group.num_prompt_tokens: it has tokens already."
 )
 def test_a_client_that_reads_already_is_not_left(ex):
@@ -174,6 +228,22 @@ def test_one_request_of_another_user_does_not_wait_for_forty(ex):
 
 
 @pytest.mark.exercise(
+    "ex12c",
+    points=1,
+    hint='request_id.split("/")[0] is the user; of equals the one that came first, as in the queue.',
+)
+def test_names_do_not_decide(ex):
+    """Users whose names begin alike are two users, and neither the alphabet nor a number in a name is an arrival."""
+    for text, wanted in (
+        ("ann/0:5 ann/1:5 anna/0:5", ["ann/0", "anna/0", "ann/1"]),
+        ("zoe/0:5 ben/1:5 ben/0:5 ann/0:5", ["zoe/0", "ben/1", "ann/0", "ben/0"]),
+    ):
+        scheduler = scheduler_of(ex.FairQueue)
+        groups = ask(scheduler, text)
+        expect(order_of_first_tokens(scheduler, groups), wanted, f"order of admission, one seat, of {text}")
+
+
+@pytest.mark.exercise(
     "ex12c", points=2, hint="Tokens, not requests: two long answers may be more than six short ones."
 )
 def test_tokens_count_and_not_requests(ex):
@@ -186,6 +256,12 @@ def test_tokens_count_and_not_requests(ex):
         wanted,
         "order of admission: ann asks for 20 each, ben for 4",
     )
+    # What counts is the promise: after 6 steps ann has got as many tokens as ben, and has been promised more.
+    scheduler = scheduler_of(ex.FairQueue, max_num_seqs=2)
+    groups = ask(scheduler, "ann/0:20 ben/0:6 ann/1:6 ben/1:6")
+    order = order_of_first_tokens(scheduler, groups)
+    what = "order of admission, two seats, of ann/0:20 ben/0:6 ann/1:6 ben/1:6"
+    expect(order, ["ann/0", "ben/0", "ben/1", "ann/1"], what)
 
 
 @pytest.mark.exercise(
@@ -197,6 +273,8 @@ def test_within_one_step_too(ex):
     groups = ask(scheduler, "ann/0:6 ann/1:6 ann/2:6 ann/3:6 ben/0:6 cleo/0:6")
     first = [row.request_id for row in step(scheduler).scheduled]
     expect(first, ["ann/0", "ben/0", "cleo/0", "ann/1"], "requests admitted in the first step, four seats")
+    kind = type(scheduler.waiting).__name__
+    expect_that(isinstance(scheduler.waiting, deque), "self.waiting is still a collections.deque", got=kind)
     run(scheduler)
     expect([status(group) for group in groups], ["length"] * 6, "how all have ended")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.exercises.engine import make_llm
+from tests.exercises.engine import make_llm, remembered
 from tests.exercises.expect import expect, expect_close, expect_raises, expect_that, expect_unchanged
 
 TOLERANCE = 1e-10  # float64
@@ -281,7 +281,11 @@ def test_the_engine_sends_as_much(ex, tiny_model):
     plan = SchedulerOutput(1, tuple(
         ScheduledSequence(str(i), i, 0, ids, (i,), num_candidates=wanted) for i, (ids, wanted) in enumerate(rows)
     ))  # fmt: skip
-    counted = on_ranks(2, lambda tp: (Worker(config, tp).execute_model(plan), tp.nbytes)[1])
+
+    def measure():
+        return on_ranks(2, lambda tp: (Worker(config, tp).execute_model(plan), tp.nbytes)[1])
+
+    counted = remembered(("bytes of two ranks", tiny_model), measure)
     expect_that(
         counted[0] == counted[1], "both ranks send as much (this is not about your function)", counted=counted
     )

@@ -21,7 +21,9 @@ def expect_flip(ex, ours, theirs, row, gap):
     got, call = flip(ex, ours, theirs)
     expect_that(got is not None, f"{call} finds a difference", got=got)
     expect(int(got[0]), row, f"the row of {call}")
-    expect_that(abs(float(got[1]) - gap) < 1e-5, f"the gap of {call} is {gap}", got=got[1])
+    what = f"{call} gives two numbers and no tensors"
+    expect_that(not any(isinstance(each, torch.Tensor) for each in got), what, got=got)
+    expect_that(abs(got[1] - gap) < 1e-5 * gap, f"the gap of {call} is {gap}", got=got[1])
 
 
 @pytest.mark.exercise("ex14a", points=1, hint="argmax over the last dimension of both, then compare.")
@@ -36,6 +38,13 @@ def test_the_gap_is_between_two_tokens_of_theirs(ex):
     """A gap across two programs mixes their rounding with the question of how close the call was."""
     expect_flip(ex, [[9.0, 8, 0]], [[2.0, 2.25, 7]], 0, 5.0)
     expect_flip(ex, [[1.0, 100, 0]], [[6.0, 4, 5.5]], 0, 2.0)
+
+
+@pytest.mark.exercise("ex14a", points=1, hint="Compare the choices; no torch.allclose, no tolerance.")
+def test_a_tie_is_a_difference_too(ex):
+    """This is the case the question is about: rows that agree to six digits, and the text parts all the same."""
+    bit = 2.0**-20
+    expect_flip(ex, [[0.0, 1], [1, 1 + bit]], [[0.0, 1], [1 + bit, 1]], 1, bit)
 
 
 @pytest.mark.exercise("ex14a", points=1, hint="None only if the choices agree in every row.")
@@ -85,15 +94,19 @@ def test_each_row_gets_its_own_result(ex):
     "ex14b", points=1, hint="Zeros for the rows that are missing: torch.zeros, not torch.empty."
 )
 def test_what_fills_the_tile_up_is_zero(ex):
-    """A copy of a real row would do no harm here; memory that was not written may hold a NaN."""
-    seen = []
+    """Memory that was not written may hold a NaN; zeros in float32 would make a bfloat16 layer's rows float32 as well."""
+    for dtype in (torch.float32, torch.bfloat16):
+        seen = []
 
-    def product(rows):
-        seen.append(rows.clone())
-        return rows
+        def product(rows, seen=seen):
+            seen.append(rows.clone())
+            return rows
 
-    ex.in_tiles(torch.ones(5, 2), product, 4)
-    expect(torch.cat(seen).sum(dim=1).tolist(), [2.0] * 5 + [0.0] * 3, "sum of each row that product saw")
+        got = ex.in_tiles(torch.ones(5, 2, dtype=dtype), product, 4)
+        dtypes = {rows.dtype for rows in (*seen, got)}
+        expect(dtypes, {dtype}, f"dtypes of the rows that product saw, and of the result; x is {dtype}")
+        sums = torch.cat(seen).sum(dim=1).tolist()
+        expect(sums, [2.0] * 5 + [0.0] * 3, f"sum of each row that product saw; x is {dtype}")
 
 
 @pytest.mark.exercise("ex14b", points=2, hint="Inside the engine a tile has 16 rows.")

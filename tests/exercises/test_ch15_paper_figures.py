@@ -7,7 +7,7 @@ import pytest
 from minivllm.bench.evaluation.events import System, arrive
 from minivllm.bench.evaluation.setups import DEPLOYMENTS
 from minivllm.bench.evaluation.step_time import work_of
-from tests.exercises.expect import expect, expect_that
+from tests.exercises.expect import expect_that, expect_unchanged
 
 
 def machine(ex, **changed):
@@ -84,8 +84,10 @@ CURVE = [(1.0, 0.2), (2.0, 0.3), (3.0, 1.3)]
 
 
 def expect_rate(ex, expected, points, limit):
-    got = ex.sustained_rate(list(points), limit)
-    expect_that(abs(got - expected) < 1e-9, f"sustained_rate({points}, {limit}) is {expected}", got=got)
+    given, call = list(points), f"sustained_rate({points}, {limit})"
+    got = ex.sustained_rate(given, limit)
+    expect_that(abs(got - expected) < 1e-9, f"{call} is {expected}", got=got)
+    expect_unchanged([given], [list(points)], call)
 
 
 @pytest.mark.exercise(
@@ -111,8 +113,9 @@ def test_the_ends_of_the_curve(ex):
 def test_the_first_crossing_counts(ex):
     """Latency can fall again by luck. The last crossing would sell a rate at which users have waited."""
     expect_rate(ex, 1.5, [(1.0, 0.0), (2.0, 1.0), (3.0, 0.0), (4.0, 1.0)], 0.5)
-    expect(
-        ex.sustained_rate([(1.0, 0.0), (2.0, 1.0), (3.0, 0.0)], 0.5),
-        1.5,
-        "sustained_rate of a curve with a hump",
-    )
+    expect_rate(ex, 1.5, [(1.0, 0.0), (2.0, 1.0), (3.0, 0.0)], 0.5)
+    # As many points as a figure has: a search by halving never looks at the hump.
+    latencies = [0.1, 0.1, 0.2, 0.2, 0.8, 0.3, 0.4, 0.5, 0.6, 1.2]
+    expect_rate(ex, 4.5, [(float(rate), latency) for rate, latency in enumerate(latencies, 1)], 0.5)
+    # Touched at 2, and left again: the limit is crossed between 3 and 4.
+    expect_rate(ex, 3.5, [(1.0, 0.25), (2.0, 0.75), (3.0, 0.5), (4.0, 1.0)], 0.75)

@@ -1,6 +1,7 @@
 """Chapter 16: propose, accept_or_redraw, after_check; the first one inside the engine, too."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,8 @@ from minivllm import SamplingParams
 from minivllm.outputs import SequenceOutput
 from minivllm.speculative import speculator
 from minivllm.speculative.ngram import propose_ngram, propose_ngram_reference
-from tests.exercises.engine import make_llm
-from tests.exercises.expect import expect, expect_that
+from tests.exercises.engine import make_llm, remembered
+from tests.exercises.expect import expect, expect_that, expect_unchanged
 from tests.helpers import add, make_scheduler
 
 GUESSING = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -49,10 +50,12 @@ def test_the_latest_place_is_copied(ex):
 
 @pytest.mark.exercise("ex16a", points=1, hint="for n in range(longest, 0, -1): the longest n first.")
 def test_the_longest_run_decides(ex):
-    """Many things follow "the", few follow "once upon a"."""
+    """Many things follow "the", few follow "once upon a"; and 21, 3 is not 1, 3, nor is 65537 in two bytes."""
     check_propose(ex, [7, 1, 2, 3, 9, 4, 1, 2, 3], 2, 4, [9, 4])
     check_propose(ex, [1, 2, 3, 9, 6, 3, 8, 1, 2, 3], 2, 3, [9, 6])
     check_propose(ex, [1, 2, 3, 9, 6, 3, 8, 1, 2, 3], 2, 1, [8, 1])
+    check_propose(ex, [21, 3, 8, 3, 9, 1, 3], 1, 2, [9])
+    check_propose(ex, [65_537, 4, 8, 4, 9, 1, 4], 1, 2, [9])
 
 
 @pytest.mark.exercise("ex16a", points=1, hint="Append each copied token to the text, and copy on from there.")
@@ -89,7 +92,7 @@ def test_the_engine_needs_as_few_steps_with_it(ex, tiny_model, monkeypatch):
             texts |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
         return texts, engine.stats()
 
-    texts, stats = with_guesses_of(propose_ngram)
+    texts, stats = remembered(("guesses", tiny_model), lambda: with_guesses_of(propose_ngram))
     got_texts, got = with_guesses_of(lambda ids, count, most, _: tuple(ex.propose(list(ids), count, most)))
     expect(got_texts, texts, "the tokens which the engine generates with your guesses")
     numbers = (got.num_steps, got.num_draft_tokens, got.num_accepted_tokens)
@@ -129,8 +132,9 @@ def test_the_example_by_hand(ex):
     """The four cases of the docstring."""
     p, q = [0.7, 0.3], [0.4, 0.6]
     for draft, u_accept, expected in ((0, 0.99, 0), (1, 0.49, 1), (1, 0.51, 0), (1, 0.99, 0)):
-        got = ex.accept_or_redraw(list(p), list(q), draft, u_accept, 0.6)
-        expect(got, expected, f"accept_or_redraw({p}, {q}, {draft}, {u_accept}, 0.6)")
+        given, call = (list(p), list(q)), f"accept_or_redraw({p}, {q}, {draft}, {u_accept}, 0.6)"
+        expect(ex.accept_or_redraw(*given, draft, u_accept, 0.6), expected, call)
+        expect_unchanged(given, (p, q), call)
 
 
 @pytest.mark.exercise(
@@ -151,12 +155,21 @@ def test_a_guesser_like_the_model_is_always_right(ex):
 
 
 @pytest.mark.exercise("ex16b", points=1, hint="u_accept may be 0: is it below a probability of 0?")
-def test_what_the_model_excludes_never_comes(ex):
+def test_what_the_model_excludes_never_comes(ex, rng):
     """A forbidden token has probability 0 (a bad word, top_k); a guesser may propose it all the same."""
     p, q = [0.5, 0.0, 0.5], [0.2, 0.6, 0.2]
     for u_accept, u_redraw in itertools.product((0.0, 0.5, 0.99), repeat=2):
         got = ex.accept_or_redraw(list(p), list(q), 1, u_accept, u_redraw)
         expect_that(got in (0, 2), "a draft with p = 0 is rejected", u_accept=u_accept, got=got)
+    # The first and the last of 40 tokens are forbidden: neither end of [0, 1) may lead to them.
+    for _ in range(20):
+        p, q = ([rng.random() for _ in range(40)] for _ in "pq")
+        p[0] = p[-1] = 0.0
+        p, q = ([mass / math.fsum(row) for mass in row] for row in (p, q))
+        for draft, u_redraw in itertools.product((0, 39), (0.0, 1 - 2**-53)):
+            got = ex.accept_or_redraw(list(p), list(q), draft, 0.0, u_redraw)
+            what = f"after a forbidden draft, with u_redraw {u_redraw!r}, a token comes of which something is left over"
+            expect_that(got in range(40) and p[got] > q[got], what, got=got)
 
 
 @pytest.mark.exercise("ex16b", points=2, hint="With q = 1 at the draft, what is left over is p without it.")
@@ -171,10 +184,12 @@ def test_a_guesser_that_is_certain(ex):
 
 def check_after(ex, arguments, expected):
     num_known, drafts, chosen, block_size = arguments
-    got = ex.after_check(num_known, list(drafts), list(chosen), block_size)
+    given = list(drafts), list(chosen)
+    got = ex.after_check(num_known, *given, block_size)
     call = f"after_check({num_known}, {drafts}, {chosen}, block_size={block_size})"
     expect_that(isinstance(got, tuple | list) and len(got) == 3, f"{call} gives three things", got=got)
     expect((list(got[0]), got[1], list(got[2])), expected, f"{call}: new tokens, num_computed, full blocks")
+    expect_unchanged(given, (list(drafts), list(chosen)), call)
 
 
 @pytest.mark.exercise("ex16c", points=1, hint="Without drafts it is an ordinary step: one new token.")

@@ -95,7 +95,7 @@ def controls() -> list[dict]:
 @pytest.fixture(scope="module")
 def variants() -> list[dict]:
     """The attention kernels with each switch turned on, and with a hint to the L2 cache."""
-    return compile_in_processes([["variants", "80", "90"], ["evict_first", "90"]])
+    return compile_in_processes([["variants", "90"], ["evict_first", "90"]])
 
 
 def assert_fits(records: list[dict]) -> None:

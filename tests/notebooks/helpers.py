@@ -62,10 +62,10 @@ def differences(stored, fresh):
     ]
 
 
-def run_and_compare(source):
+def run_and_compare(source, kernel=None):
     """Execute a notebook within its limits; it must say what the committed page says, and claim as much."""
     executed = build.load_source(source)
-    build.execute(executed)
+    build.execute(executed, kernel)
     committed = nbformat.read(build.notebook_path(source), as_version=4)
     different = differences(committed, executed)
     assert not different, "\n\n".join(

@@ -1,13 +1,37 @@
-"""The notebooks with the toy model run from top to bottom, each in a kernel of its own. Apart from the others, to share out."""
+"""The notebooks with the toy model run from top to bottom, one after the other in one kernel.
+
+Each is built in a kernel of its own (`notebooks/build.py`), and has to say the same here. What one kernel for all
+saves is to import torch a dozen times, half of the time of these tests.
+"""
 
 import pytest
+from jupyter_client import KernelManager
 
-from tests.notebooks.helpers import SOURCES, TIMED, run_and_compare
+from tests.notebooks.helpers import NOTEBOOKS, SOURCES, TIMED, build, run_and_compare
+
+# Before each notebook: no name is left of the one before, and no figure.
+CLEAN = "get_ipython().run_line_magic('reset', '-f')\nimport gc, sys\nif 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')\ndel sys\ngc.collect()\ndel gc"
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    manager = KernelManager(kernel_name="python3")
+    # The kernels of chapter 10 run in Triton's interpreter, which has to be asked for before Triton is imported.
+    environment = build.kernel_environment(timed=False) | {"TRITON_INTERPRET": "1"}
+    manager.start_kernel(env=environment, cwd=str(NOTEBOOKS))
+    yield manager
+    manager.shutdown_kernel(now=True)
 
 
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=source.stem) for source in SOURCES if source not in TIMED]
 )
-def test_notebook_runs_from_top_to_bottom(source):
+def test_notebook_runs_from_top_to_bottom(source, kernel):
     """Would catch a notebook that no longer runs, and a page whose numbers the code of today no longer gives."""
-    run_and_compare(source)
+    client = kernel.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=120)
+    reply = client.execute_interactive(CLEAN, store_history=False, timeout=60)
+    client.stop_channels()
+    assert reply["content"]["status"] == "ok"
+    run_and_compare(source, kernel)

@@ -1,5 +1,6 @@
 """Sampled tokens have the distribution of the model: chi-squared over 20,000 draws, and wrong rules are noticed."""
 
+import math
 import random
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_certain_draft_needs_no_second_draw():
         counts, accepted = count(accept_or_redraw, q)
         assert fits(counts, P)
         assert counts[draft] == accepted
+
+
+def test_both_ends_of_the_interval_draw_a_token_that_has_a_share():
+    """Would catch a sum that rounding leaves below the goal: a ValueError, or a forbidden token, once in 2**53 draws."""
+    r = random.Random(0)
+    for _ in range(50):
+        p, q = ([0.0, *(r.random() for _ in range(38)), 0.0] for _ in "pq")
+        q[0] = q[-1] = 1.0
+        p, q = ([mass / math.fsum(row) for mass in row] for row in (p, q))
+        for draft, u_redraw in ((0, 0.0), (0, 1 - 2**-53), (39, 0.0), (39, 1 - 2**-53)):
+            token, was_accepted = accept_or_redraw(p, q, draft, 0.0, u_redraw)
+            assert p[token] > q[token] and not was_accepted
 
 
 # -- the engine's rule, with the engine's sampler ---------------------------------------------------

@@ -125,10 +125,9 @@ def print_report(result: report.Result) -> None:
     for point in result["points"]:
         rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
         for name, rate in rates.items():
-            theirs = rates[SYSTEMS[0]]
-            reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: theirs})
-            ratio = reason or f"{report.paired_ratio(rate, theirs):.2f}"
-            text = "1" if name == SYSTEMS[0] else ratio
+            first = rates[SYSTEMS[0]]
+            reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: first})
+            text = "1" if name == SYSTEMS[0] else reason or f"{report.paired_ratio(rate, first):.2f}"
             lines.append(
                 (f"{point['ratio']:g}", name.ljust(12), f"{point['batch'][name]:.1f}", f"{rate:.1f}", text)
             )

@@ -4,8 +4,7 @@
 def eviction_order(history, num_blocks):
     queue, counts = dict.fromkeys(range(num_blocks)), [0] * num_blocks
     for event, block_ids in history:
-        while block_ids:
-            block_id = block_ids.pop()
+        for block_id in reversed(block_ids):
             if event == "take":
                 queue.pop(block_id, None)
                 counts[block_id] += 1

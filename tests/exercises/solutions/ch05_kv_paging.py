@@ -26,7 +26,7 @@ def slot_mapping(block_table: list[int], start: int, end: int, block_size: int) 
 
     Args:
         block_table: physical block numbers in logical order. It covers position end - 1, and may go on behind
-            that position.
+            that position. Not changed.
         start: first position.
         end: one past the last position.
         block_size: tokens per block.
@@ -43,7 +43,7 @@ def gather_kv(key_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> Tens
     """ex05b. Read the keys of all sequences out of the blocks, in the order of the text.
 
     The result is packed: the tokens of sequence 0, then those of sequence 1, and so on, without padding. Slots
-    behind the end of a sequence hold old data, of which nothing may appear.
+    behind the end of a sequence hold old data, even NaN, of which nothing may appear.
 
     Example: block_size 4, block_tables [[7, 2], [5, 0]], seq_lens [6, 3]: the result has 9 rows, from slots
     28, 29, 30, 31, 8, 9, then 20, 21, 22. (The 0 in the second table is padding. But block 0 is a block like
@@ -54,7 +54,7 @@ def gather_kv(key_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> Tens
     Args:
         key_cache: (B, S, Hkv, D), of any dtype. Not changed.
         block_tables: (R, max_blocks) int32. Not changed.
-        seq_lens: (R,) int32, 0 or more.
+        seq_lens: (R,) int32, 0 or more. Not changed.
 
     Returns:
         (sum of seq_lens, Hkv, D), in the dtype of key_cache.

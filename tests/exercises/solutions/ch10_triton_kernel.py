@@ -31,7 +31,8 @@ def merge(a: Part, b: Part) -> Part:
         acc  (..., D)  sum of exp(S_j - m) * V_j
 
     so acc / l is the attention over these keys alone. The leading dimensions are the same for all three, for
-    example one row for each head. Both parts were measured against their own m; put them on one scale first.
+    example one row for each head. Both parts were measured against their own m; put them on one scale first, and
+    leave the tensors of both as they are.
 
     In some rows a part may be without keys: there m is -inf and l is 0, and acc was not written. Such an acc may
     hold anything, even NaN or infinity, and 0 times either is NaN. Rows in which both parts are without keys stay
@@ -66,9 +67,9 @@ def decode_kernel(
     seq_lens_ptr,  # (R,)
     scale,
     max_blocks,  # entries in a row of block_tables
-    stride_block,  # numbers from one block to the next; for contiguous caches it is S * stride_slot
-    stride_slot,
-    stride_head,
+    stride_block,  # numbers from one block to the next; S * stride_slot if the cache is contiguous, but it need not be
+    stride_slot,  # from one slot to the next
+    stride_head,  # from one KV head to the next
     S: tl.constexpr,  # block size, not always a power of two
     G: tl.constexpr,  # query heads for each KV head: query head h reads KV head h // G
     D: tl.constexpr,  # head size, a power of two
@@ -90,9 +91,9 @@ def decode_kernel(
     Load everything under a mask and with `other`, the table too: a slot that holds no token of this sequence holds
     NaN or infinity here, table entries behind its last block lead into such slots, and behind the end of a tensor
     lies foreign memory. Masking what is loaded is not enough: a key that was loaded as 0 has the score 0, and
-    exp(0 - m) is not 0. Scores may be of any size: all of them may be near -200, or near 200.
+    exp(0 - m) is not 0. Scores may be anything from -20,000 to 20,000: all of them may be near the one, or the other.
 
-    Write to no tensor but out, once. Without a GPU the kernel runs in Triton's interpreter, where you may `print` any
+    Write to no tensor but out. Without a GPU the kernel runs in Triton's interpreter, where you may `print` any
     tile. A kernel's addresses are not checked: one that is far outside of a tensor ends the whole process.
     """
     # BEGIN SOLUTION ex10b

@@ -24,6 +24,7 @@ def steps_until_seat(running: list[int], waiting: list[int], seats: int) -> int:
     Args:
         running: steps that each running request still needs, 1 or more; at most `seats` requests.
         waiting: steps that each waiting request will need once it has a seat, 1 or more, head of the queue first.
+            Neither list is changed.
         seats: requests that may run at once, 1 or more.
 
     Returns:
@@ -46,9 +47,9 @@ class Impatient(Scheduler):
     Each client waits `patience` steps for its first token and then goes away. To compute its prompt after that is
     work for the bin, and while a server does it, the next clients lose their patience, too.
 
-    A request that has been in the queue for `patience` steps without ever having run is aborted, before the step is
-    planned. One which has run before (it was preempted, and waits again) stays: its client has seen a token and
-    reads on.
+    A request which waits, came `patience` steps ago, and has no token yet is aborted, before the step is planned.
+    One that is running is computed to its end, even if its long prompt takes some steps more. One that has a token
+    and waits again (it was preempted) stays: its client reads on.
 
     What you can look at and use:
 
@@ -58,7 +59,7 @@ class Impatient(Scheduler):
         self.abort(request_id)  ends a request, whatever its state
     """
 
-    patience = 10
+    patience = 10  # steps; a subclass may set another number
 
     def schedule(self) -> SchedulerOutput:
         """Drop the waiting requests whose clients have left, then plan the step as `Scheduler` does."""

@@ -50,12 +50,13 @@ def decode_step(
         query at 3      x x x x .
         query at 4      x x x x x
 
-    Scores may be of any size, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
+    Scores may be anything from -20,000 to 20,000, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
 
     Args:
-        query, key, value: (T, H, D), of the new tokens. (As many KV heads as query heads, to keep it simple.)
-        key_cache, value_cache: (max_len, H, D), changed in place. Rows from num_cached + T on hold garbage, which
-            may be NaN or infinite.
+        query, key, value: (T, H, D), of the new tokens. Not changed. (As many KV heads as query heads, to keep it
+            simple.)
+        key_cache, value_cache: (max_len, H, D), changed in place, in the rows of the new tokens only. Rows from
+            num_cached + T on hold garbage, which may be NaN or infinite.
         num_cached: positions 0, ..., num_cached - 1 are in the cache.
 
     Returns:

@@ -49,7 +49,7 @@ def static_batch_steps(output_lengths: list[int], batch_size: int) -> tuple[int,
     That makes 8 steps of 2 seats, and 10 tokens: 16 - 10 = 6 times a seat was empty.
 
     Args:
-        output_lengths: 1 or more tokens for each request.
+        output_lengths: 1 or more tokens for each request. Not changed.
         batch_size: seats, 1 or more. All of them count in every step, in a smaller last batch too.
 
     Returns:
@@ -62,7 +62,8 @@ def order_by_length(output_lengths: list[int], batch_size: int) -> list[int]:
     """ex03c. In which order to hand in requests, so that static batching takes as few steps as possible.
 
     Requests of similar length in one batch wait little for each other. Return the numbers of the requests (0 for
-    the first of `output_lengths`), each once, in the order in which they are to be handed in.
+    the first of `output_lengths`), each once, in the order in which they are to be handed in; do not sort the list
+    itself.
 
     Target: the smallest number of steps that any order can reach, for every list of lengths. Mind the last
     batch, which may be smaller than the others: which requests should be in it?

@@ -26,7 +26,7 @@ def admit(waiting: list[int], seats: int, token_budget: int, free_blocks: int, b
     up. With free_blocks=4 the answer is [6]: 10 tokens need 3 blocks and 2 are left.
 
     Args:
-        waiting: tokens that each waiting request has to compute, 1 or more, head of the queue first.
+        waiting: tokens that each waiting request has to compute, 1 or more, head of the queue first. Not changed.
         seats: how many more sequences may run.
         token_budget: how many tokens this step may still compute.
         free_blocks: blocks that no sequence holds.
@@ -51,7 +51,7 @@ def finish_reason(
     "stop". After [5, 9, 4, 8, 8]: "length".
 
     Args:
-        token_ids: the prompt, then all output tokens; at least one of these. The last one is the newest.
+        token_ids: the prompt, then all output tokens; at least one of these. The last one is the newest. Not changed.
         num_prompt_tokens: how many of `token_ids` are the prompt. It may contain stop tokens; they end nothing.
         max_tokens: output tokens the request asked for, 1 or more.
         stop_token_ids: tokens that end the text.
@@ -77,7 +77,8 @@ class ShortestJobFirst(Scheduler):
         `self.waiting` is a `collections.deque` of sequence groups, its head on the left; it must stay one.
         A group whose sequence is `group.seqs[0]` has `len(group.seqs[0])` tokens now (prompt and output) and
         `group.max_num_tokens` when it is done. A job's length is the number of tokens it has yet to generate:
-        even a long prompt is computed in a step or two. Requests may join the queue at any time.
+        even a long prompt is computed in a step or two. Requests join the queue at any time, and come back to its
+        head when they are preempted.
 
         `super().schedule()` does the rest: it admits from the head of `self.waiting`.
         """

@@ -73,8 +73,8 @@ def next_chunks(
     [(1, True), (8, True), (5, True)].
 
     Args:
-        running: (tokens, computed tokens) of each running request, oldest first; computed < tokens.
-        waiting: tokens of each waiting request, head of the queue first; none of them is computed.
+        running: (tokens, computed tokens) of each running request, oldest first; computed < tokens. Not changed.
+        waiting: tokens of each waiting request, head of the queue first; none of them is computed. Not changed.
         token_budget: most tokens of this step, 0 or more.
 
     Returns:

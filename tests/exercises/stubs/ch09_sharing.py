@@ -16,9 +16,9 @@ def block_names(token_ids: list[int], block_size: int) -> list[Hashable]:
     """ex09a. A name for the content of each full block of a sequence, in order.
 
     K and V of a token depend on all tokens before it. So the name of block i stands for the tokens of block i
-    *and all before them*, the first (i + 1) * block_size of the sequence. Two names, of two sequences or of one,
-    are equal exactly if they stand for the same tokens in the same order. A block that is not full has no name:
-    it is still written to.
+    *and all before them*, the first (i + 1) * block_size of the sequence. Two names for one block_size, of two
+    sequences or of one, are equal exactly if they stand for the same tokens in the same order. A block that is not
+    full has no name: it is still written to.
 
     Example, block_size 4: `a = block_names([0, 1, 2, 3, 4, 5], 4)` has one name, and
     `b = block_names([0, 1, 2, 3, 9, 9, 9, 9], 4)` has two; a[0] == b[0].
@@ -26,12 +26,13 @@ def block_names(token_ids: list[int], block_size: int) -> list[Hashable]:
     the same four tokens follow another beginning.
 
     Any names will do that can be compared and be keys of a dictionary. "Equal exactly if" is meant: there are more
-    blocks than 16 or 32 bits have numbers, and if two blocks share a name, one prompt gets the text of another. The
-    engine uses `hashlib.sha256` of the parent's name and the tokens: 32 bytes per block, also for a long sequence.
-    Equal sequences must get equal names in every call.
+    blocks than 16 or 32 bits have numbers, and if two blocks share a name, one prompt gets the text of another. Nor
+    is Python's `hash` of the tokens a name: it has 64 bits, but two prompts with the same one can be worked out.
+    The engine uses `hashlib.sha256` of the parent's name and the tokens: 32 bytes per block, also for a long
+    sequence. Equal sequences must get equal names in every call.
 
     Args:
-        token_ids: 0 or more token ids, each in [0, 2**31).
+        token_ids: 0 or more token ids, each in [0, 2**31). Not changed.
         block_size: tokens per block, 1 or more.
     """
     raise NotImplementedError("ex09a")
@@ -114,7 +115,7 @@ def eviction_order(history: list[tuple[str, list[int]]], num_blocks: int) -> lis
       ... ("free", [0, 3])                                [4, 2, 1, 3, 0]
 
     Args:
-        history: the events, oldest first.
+        history: the events, oldest first. Not changed.
         num_blocks: blocks are numbered from 0 to num_blocks - 1.
 
     Returns:

@@ -25,7 +25,8 @@ class MyScheduler(Scheduler):
         stage 2   of the users served badly, you serve at least two thirds well       (about 0.88)
 
     In every stage each request gets all its tokens, and no request is left out for good. Shortest job first passes
-    stage 1. Then think about the requests for which it is already too late.
+    stage 1, and on most workloads stage 2. What it leaves to be gained is in the requests for which it is already too
+    late.
 
     Any method of `Scheduler` may be overridden; `super()` does what it always did. What you can look at:
 

@@ -60,9 +60,9 @@ def split_heads(num_heads: int, num_kv_heads: int, size: int) -> list[tuple[list
         (query heads, KV heads) of each rank, both rising.
 
     Raises:
-        ValueError: the query heads cannot be dealt out equally, or the ranks would hold unequally many KV heads:
-            then their caches would need unequal memory. `split_heads(6, 3, 2)` is such a case: queries 0, 1, 2 read
-            KV heads 0 and 1, queries 3, 4, 5 read 1 and 2, and the middle one would be there twice.
+        ValueError: the query heads cannot be dealt out equally; or the KV heads cannot: all ranks have to hold equally
+            many of them, and each has to be on equally many ranks. `split_heads(6, 3, 2)` is such a case: queries
+            0, 1, 2 read KV heads 0 and 1, queries 3, 4, 5 read 1 and 2, and only the middle one would be there twice.
     """
     raise NotImplementedError("ex13b")
 

@@ -53,14 +53,16 @@ def sustained_rate(points: list[tuple[float, float]], limit: float) -> float:
     """ex15b. Read a figure like the paper's 12: which request rate keeps the latency at `limit`?
 
     The points are joined by straight lines. Go along the curve from the left: the answer is the rate at which it
-    first rises above the limit. A curve that stays at or below it to its end sustains the last rate that was
-    measured; more cannot be said. A curve that begins above it sustains no rate: 0.0.
+    first rises above the limit. (Where it only touches the limit and falls again, it has not risen above it.) A curve
+    that stays at or below it to its end sustains the last rate that was measured; more cannot be said. A curve that
+    begins above it sustains no rate: 0.0.
 
     Example: points [(1, 0.2), (2, 0.3), (3, 1.3)]. With limit 0.8 the answer is 2.5, half way up the last line. With
     limit 2 it is 3, with limit 0.1 it is 0.0.
 
     Args:
-        points: (requests per second, latency), at least one, by increasing rate. Latency may fall in between.
+        points: (requests per second, latency), at least one, by increasing rate. Latency may fall in between. Not
+            changed.
         limit: in the unit of the latencies.
 
     Returns:
