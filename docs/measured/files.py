@@ -57,14 +57,12 @@ COMMANDS = {
 
 
 def name_of(path: Path) -> str:
-    """Which measurement a file is of: the longest name that it begins with. "cpu_vllm_sharegpt_zen3.json" is one
-    of "cpu_vllm_sharegpt.json", and not of "cpu_vllm.json".
+    """Which measurement a file is of: the longest name that it begins with. "cpu_vllm_sharegpt_zen3.json" is
+    one of "cpu_vllm_sharegpt.json", and not of "cpu_vllm.json".
     """
     stems = [Path(name).stem for name in COMMANDS]
-    return (
-        max((stem for stem in stems if f"{path.stem}_".startswith(f"{stem}_")), key=len, default=path.stem)
-        + ".json"
-    )
+    found = [stem for stem in stems if f"{path.stem}_".startswith(f"{stem}_")]
+    return f"{max(found, key=len, default=path.stem)}.json"
 
 
 def paths_of(data: Path, name: str) -> list[Path]:
