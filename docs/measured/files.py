@@ -3,7 +3,7 @@
 A measurement may be there once, on several processors, or not at all::
 
     cpu_vllm.json              the first processor
-    cpu_vllm.zen4.json         the same on another one: any word between two dots
+    cpu_vllm_zen3.json         the same on another one: a word more at the end
     (cpu_headline.json)        not there: the page shows the command that makes it
 
 A page must say where a number comes from, so nothing here knows numbers, only where they are.
@@ -56,10 +56,18 @@ COMMANDS = {
 }
 
 
+def name_of(path: Path) -> str:
+    """Which measurement a file is of: the longest name that it begins with. "cpu_vllm_sharegpt_zen3.json" is
+    one of "cpu_vllm_sharegpt.json", and not of "cpu_vllm.json".
+    """
+    stems = [Path(name).stem for name in COMMANDS]
+    found = [stem for stem in stems if f"{path.stem}_".startswith(f"{stem}_")]
+    return f"{max(found, key=len, default=path.stem)}.json"
+
+
 def paths_of(data: Path, name: str) -> list[Path]:
     """The files of one measurement, the one with the plain name first; none if it has not been made."""
-    paths = data.glob(f"{Path(name).stem}.*json")
-    return sorted(paths, key=lambda path: (path.name != name, path.name))
+    return sorted(path for path in data.glob(f"{Path(name).stem}*.json") if name_of(path) == name)
 
 
 def results_of(data: Path, name: str) -> list[Result]:

@@ -55,7 +55,7 @@ def test_every_measurement_has_a_section():
     """Would catch a file of results that no page shows, and one which no page says how to make again."""
     shown = "".join(path.read_text() for path in (DOCS / "measured").glob("*.jinja"))
     for path in DATA.glob("*.json"):
-        name = f"{path.name.partition('.')[0]}.json"
+        name = files.name_of(path)
         assert f'"{name}"' in shown and (name in files.COMMANDS or name.startswith("gpu_")), path.name
 
 
@@ -122,12 +122,12 @@ def test_each_processor_has_a_table_and_its_own_ratio(tmp_path):
     ours, theirs = (100.0, 102.0, 104.0), (50.0, 50.0, 50.0)
     write(tmp_path, "cpu_vllm", throughput({"minivllm": ours, "vllm": theirs}, cpu="Xeon"))
     write(
-        tmp_path, "cpu_vllm.zen4", throughput({"minivllm": theirs, "vllm": (100.0, 99.0, 98.0)}, cpu="EPYC")
+        tmp_path, "cpu_vllm_zen4", throughput({"minivllm": theirs, "vllm": (100.0, 99.0, 98.0)}, cpu="EPYC")
     )
     write(tmp_path, "cpu_vllm_sharegpt", throughput({"minivllm": theirs, "vllm": theirs}, cpu="EPYC"))
     assert [path.name for path in files.paths_of(tmp_path, "cpu_vllm.json")] == [
         "cpu_vllm.json",
-        "cpu_vllm.zen4.json",
+        "cpu_vllm_zen4.json",
     ]
     xeon, epyc = tables.engines(tmp_path).split("**EPYC, 2 cores**")
     assert "**Xeon, 2 cores**" in xeon and "**2.04x** (2.00 to 2.08)" in xeon
