@@ -14,7 +14,7 @@ The speed of that read depends on the order of W in memory, and the best order d
                 |d |e |f |
                 +--+--+--+
 
-All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Cascade Lake: Intel Xeon):
+All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Cascade Lake: Intel Xeon)::
 
     rows   F.linear   mm    MKL   oneDNN       F.linear   mm    MKL   oneDNN        F.linear   mm    MKL
     1      41         29    35    27           33         24    29    19            25         21    23

@@ -28,8 +28,8 @@ working on eight at once. `exp` here is arithmetic only::
            = 2^k * 2^r              2^k: k + 127 are the exponent bits of a float32
                                     2^r: a polynomial of degree 6, Taylor's
 
-Its error, for x from -87 to 0, is at most 3e-7 + 8e-8 |x| of the result (t is rounded); below -87 it stays at
-2^-126 and does not reach 0. All x here are 0 or less, so nothing overflows.
+Its error, for x from -87 to 0, is at most 3e-7 + 8e-8 abs(x) of the result (t is rounded); below -87 it stays
+at 2^-126 and does not reach 0. All x here are 0 or less, so nothing overflows.
 
 Oracles: `rms_norm_reference`, `rotary_embedding_reference` and `silu_and_mul_reference`, beside the Triton
 kernels. vLLM V1: `csrc/cpu/layernorm.cpp`, `pos_encoding.cpp`, `activation.cpp`, `cpu_types_x86.hpp` (its

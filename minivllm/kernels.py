@@ -1,6 +1,6 @@
 """The kernels of minivllm, one file per kernel, in the order of a lesson.
 
-Read them in this order; each adds one idea to the one before. The files are in the folder `kernels/`:
+Read them in this order; each adds one idea to the one before. The files are in the folder `kernels/`::
 
 | file | idea it adds |
 |---|---|

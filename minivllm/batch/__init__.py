@@ -1,4 +1,4 @@
-"""Many requests from a file: `python -m minivllm run-batch`, by one engine or by replicas on a cluster.
+"""Many requests from a file: `python -m minivllm run-batch`, by one engine or by replicas on a cluster::
 
     in.jsonl  --lines-->  run_batch.py  --at most so many at once-->  replica.py          one engine
                                |                                      ray_replicas.py     many, on Ray

@@ -1,4 +1,4 @@
-"""OpenAI's batch format: requests in one file, answers in another, a line each.
+"""OpenAI's batch format: requests in one file, answers in another, a line each::
 
     in.jsonl    {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi"}}
     out.jsonl   {"id": "batch_req_1_5d41402a", "custom_id": "a",

@@ -27,6 +27,7 @@ from minivllm.bench.workloads import ALPACA_LIKE, SHAREGPT_LIKE, LengthModel
 # For the annotations alone: this module can be imported where matplotlib is missing.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,16 @@ BAR = {"edgecolor": "white", "linewidth": 0.8}
 
 
 def draw(result: Result, path: str) -> None:
-    """Write the panels for which there are results into an image file; "2" gives two, "scheduler" none."""
+    """Write the figure of a result into an image file."""
+    figure_of(result["figures"]).savefig(path)
+
+
+def figure_of(figures: dict[str, list[Row]]) -> Figure:
+    """The panels for which there are results; "2" gives two, "scheduler" none."""
     from minivllm.viz.style import new_figure
 
     panels = [(draw_usage, "2"), (draw_batch, "2"), (draw_savings, "15"), (draw_block_sizes, "18b")]
-    panels = [(panel, result["figures"][key]) for panel, key in panels if key in result["figures"]]
+    panels = [(panel, figures[key]) for panel, key in panels if key in figures]
     columns, rows = min(2, len(panels)), (len(panels) + 1) // 2
     figure = new_figure(6.4 * columns, 4.2 * rows)
     for number, (panel, rows_of_panel) in enumerate(panels, start=1):
@@ -131,7 +137,7 @@ def draw(result: Result, path: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         below = -0.16 if ax.get_xlabel() else -0.08
         ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False, fontsize=8)
-    figure.savefig(path)
+    return figure
 
 
 def draw_usage(ax: Axes, rows: list[Row]) -> None:

@@ -38,6 +38,14 @@ COMMIT_VARIABLE = "MINIVLLM_COMMIT"  # which code this is, where a copy of it ha
 MAX_SPREAD = 0.15  # (largest - smallest) / median over the rounds of one backend
 MIB = 1 << 20
 PACKAGES = ("minivllm", "torch", "triton", "transformers", "numpy")
+# Kind of core by vendor, family and model of /proc/cpuinfo: rented machines often say no more than "AMD
+# EPYC", and on another kind of core every ratio is another.
+CORES = {
+    ("AuthenticAMD", "23", "49"): "Zen 2", ("AuthenticAMD", "25", "1"): "Zen 3",
+    ("AuthenticAMD", "25", "17"): "Zen 4", ("AuthenticAMD", "26", "2"): "Zen 5",
+    ("GenuineIntel", "6", "85"): "Skylake or Cascade Lake", ("GenuineIntel", "6", "106"): "Ice Lake",
+    ("GenuineIntel", "6", "143"): "Sapphire Rapids", ("GenuineIntel", "6", "207"): "Emerald Rapids",
+}  # fmt: skip
 Result = dict[str, Any]
 T = TypeVar("T")
 
@@ -50,6 +58,12 @@ def proc_value(path: str, key: str) -> str | None:
             if name.strip() == key:
                 return value.strip()
     return None
+
+
+def processor_name(path: str = "/proc/cpuinfo") -> str | None:
+    """ "AMD EPYC (Zen 3)": what the system says, and the kind of core if it is in `CORES`. None: nothing."""
+    name, *kind = (proc_value(path, key) for key in ("model name", "vendor_id", "cpu family", "model"))
+    return f"{name} ({CORES[tuple(kind)]})" if tuple(kind) in CORES else name
 
 
 def memory_bytes(key: str) -> int | None:
@@ -108,7 +122,7 @@ def provenance() -> Result:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "command_line": sys.argv[1:],
-        "cpu": proc_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name() or platform.processor() or platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": driver_version() if torch.cuda.is_available() else None,
         "cores": len(available_cores()),

@@ -17,6 +17,9 @@ grows for as long as the run lasts. A better engine moves the knee to the right:
 
     $ python -m minivllm bench serve --request-rate 0.25 0.5 1 2 --num-prompts 64 --plot serve.png
 
+Each point is measured `--repeats` times, each time with arrivals drawn anew. What is reported is the median
+round; the others stand beside it and in the figure, where they show how much of a difference is chance.
+
 There is no HTTP server: one loop adds the requests whose time has come, and steps. `--goodput ttft:2000
 tpot:200` counts the requests that meet all limits (milliseconds). Times are in seconds, except in `..._ms`.
 Paper: section 6.1 and figure 12. vLLM V1: `vllm/benchmarks/serve.py`, whose table this prints.
@@ -43,6 +46,7 @@ from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 # Those that a request has one value of. ITL has many, and vLLM has no limit on it either.
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+ROUNDS = "rounds_normalized_latency"  # of a point: the mean of every round, in seconds per token
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--burstiness", type=float, default=1.0, help="1: Poisson; below: bunched; above: regular")
     text = "limits, e.g. ttft:2000 tpot:200 e2el:9000"
     add("--goodput", nargs="+", default=[], metavar="METRIC:MS", help=text)
+    options.add_counts(parser, repeats=(3, "rounds per point"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every policy at every rate, in turns, with the same requests at the same moments; -> 0."""
+    """Measure every policy at every rate, in turns, with the same requests at the same moments; -> 0.
+
+    Each round draws its arrivals anew, so the rounds differ by chance as two days of traffic would.
+    """
     limits, requests = parse_goodput(args.goodput), options.requests_from(args)
     workload = options.describe_workload(args, requests)
     result = new_result("serve", model=args.model, workload=workload, goodput_limits_ms=limits, points=[])
@@ -92,17 +100,25 @@ def run(args: argparse.Namespace) -> int:
     for engine in engines.values():
         serve(engine, requests[:2])  # to warm up: first use of memory and kernels is no part of a latency
     for rate in args.request_rate:
-        arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
-        for name, engine in engines.items():
-            point = {
-                "backend": name,
-                "request_rate": rate if math.isfinite(rate) else None,
-            }
-            point |= summarize(*serve(engine, arriving), limits)
+        rounds: dict[str, list[Result]] = {name: [] for name in engines}
+        for number in range(args.repeats):
+            arriving = with_arrivals(requests, rate, args.burstiness, args.seed + number)
+            for name, engine in engines.items():
+                rounds[name].append(summarize(*serve(engine, arriving), limits))
+        for name, points in rounds.items():
+            point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None}
+            point |= median_round(points)
             result["points"].append(point)
             print(f"\n{name}\n{vllm_table(point)}")
     print()
     return finish(args, result, print_report, plot)
+
+
+def median_round(points: Sequence[Result]) -> Result:
+    """The round of the middle normalized latency, with that of every round: [3, 1, 2] gives the last one."""
+    latencies = [point["normalized_latency"]["mean"] for point in points]
+    middle = sorted(range(len(points)), key=latencies.__getitem__)[len(points) // 2]
+    return {**points[middle], ROUNDS: latencies}
 
 
 def serve(engine: LLMEngine, requests: list[BenchRequest]) -> tuple[list[Served], float]:
@@ -225,33 +241,39 @@ def vllm_table(point: dict[str, Any]) -> str:
 
 
 def overview(points: Sequence[dict[str, Any]]) -> str:
-    """The curve of figure 12 in numbers. Where TTFT p99 leaves p50 behind, the queue has begun to grow."""
-    rows = [("policy", "req/s", "ms/token", "TTFT p50", "TTFT p99", "TPOT p50", "tok/s")]
+    """The curve of figure 12 in numbers. Where TTFT p99 leaves p50 behind, the queue has begun to grow.
+
+    Of several rounds this is the median one, and a column more gives the latency of all.
+    """
+    several = any(len(point.get(ROUNDS, ())) > 1 for point in points)
+    heads = ("policy", "req/s", "ms/token", "TTFT p50", "TTFT p99", "TPOT p50", "tok/s")
+    rows = [(*heads, "ms/token of the rounds") if several else heads]
     times = (("normalized_latency", "mean"), ("ttft", "median"), ("ttft", "p99"), ("tpot", "median"))
     for point in points:
         cells = [f"{1e3 * point[key][statistic]:.1f}" for key, statistic in times]
-        tokens = f"{point['output_tokens_per_second']:.1f}"
-        rows.append((point["backend"], f"{(point['request_rate'] or math.inf):.2f}", *cells, tokens))
+        cells.append(f"{point['output_tokens_per_second']:.1f}")
+        if several:
+            cells.append(" ".join(f"{1e3 * latency:.0f}" for latency in point.get(ROUNDS, ())))
+        rows.append((point["backend"], f"{(point['request_rate'] or math.inf):.2f}", *cells))
     return table(rows)
 
 
 def plot(result: Result, path: str) -> None:
-    """Figure 12: a line for each policy; the infinite rate has no place on the axis."""
-    from minivllm.viz.style import INK, PALETTE, new_figure
+    """Figure 12: a line for each policy, a mark for each round; an infinite rate has no place on the axis."""
+    from minivllm.viz.rates import rate_curves
 
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, dict[float, Sequence[float]]] = {}
     for point in result["points"]:
         if (rate := point["request_rate"]) is not None:
-            curves.setdefault(point["backend"], []).append((rate, point["normalized_latency"]["mean"]))
-    # Told apart in grey as well; from the palette's end, because a thin yellow line is hard to see.
-    looks = zip(PALETTE[::-1], "os^DvP", ("-", "--", ":", "-.", "-", "--"), strict=False)
-    for (name, points), (colour, marker, dash) in zip(curves.items(), looks, strict=False):
-        look = {"color": colour, "linestyle": dash, "marker": marker, "markeredgecolor": INK}
-        axes.plot(*zip(*points, strict=True), label=name, **look)
-    axes.set(xlabel="request rate (requests/s)", ylabel="normalized latency (s/token)")
-    axes.set_ylim(bottom=0)  # so that twice the height is twice the wait
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend()
+            rounds = point.get(ROUNDS) or [point["normalized_latency"]["mean"]]
+            curves.setdefault(point["backend"], {})[rate] = rounds
+    figure = rate_curves(curves)
+    most = max((len(rounds) for curve in curves.values() for rounds in curve.values()), default=0)
+    figure.axes[0].set(xlabel="request rate (requests/s)", ylabel="normalized latency (s/token)")
+    where, workload = result["provenance"], result["workload"]
+    counted = (
+        "one round" if most == 1 else f"marks: {most} rounds, each with arrivals of its own; line: medians"
+    )
+    text = f"{workload['num_prompts']} requests per point; {counted}\n{where['gpu'] or where['cpu']}"
+    figure.axes[0].set_title(text, fontsize="small")
     figure.savefig(path)

@@ -16,7 +16,16 @@ from statistics import median
 from typing import Any
 
 from minivllm.bench.options import workload_text
-from minivllm.bench.report import MIB, Result, Spread, describe, memory_bytes, ratio_text
+from minivllm.bench.report import (
+    MIB,
+    Result,
+    Spread,
+    describe,
+    memory_bytes,
+    paired_ratio,
+    ratio_text,
+    why_no_ratio,
+)
 from minivllm.bench.steps import MatmulBound, TimedStep
 from minivllm.bench.workloads import BenchRequest
 from minivllm.engine import LLMEngine
@@ -136,7 +145,11 @@ def print_bound(bound: dict[str, Any]) -> None:
 
 
 def print_memory(memory: dict[str, Any]) -> None:
-    """Where the memory is, and, on Linux, what the process took at its peak."""
+    """Where the memory is, and, on Linux, what the process took at its peak.
+
+    Linux gives a page of memory when it is first written, so blocks that no request reached took none, and
+    only the blocks that were written are taken off.
+    """
     print(f"\nmemory: {memory['report']}")
     if memory["peak_rss"] is None:
         return
@@ -144,31 +157,45 @@ def print_memory(memory: dict[str, Any]) -> None:
     print(
         f"  peak RSS {mib['peak_rss']:.1f} MiB while running, {mib['peak_rss_loading']:.1f} while loading, "
         f"{mib['resident_before_loading']:.1f} before it (Python and torch)\n"
-        f"  while running, beyond weights and KV cache: {mib['peak_over_weights_and_kv_cache']:.1f} MiB\n"
-        f"  ({mib['peak_over_weights_and_kv_written']:.1f} MiB if only the {memory['num_blocks_written']} KV "
-        f"blocks that were written count, {mib['kv_written']:.1f} MiB)"
+        f"  the {memory['num_blocks_written']} blocks of the KV cache that were written take "
+        f"{mib['kv_written']:.1f} MiB; beyond them and the weights: "
+        f"{mib['peak_over_weights_and_kv_written']:.1f} MiB"
     )
 
 
-def plot(result: Result, path: str) -> None:
-    """A waterfall from the slowest backend to the fastest: medians, the extremes as error bars."""
-    # Imported here, as in every figure: a study installation may lack matplotlib.
-    from minivllm.viz.style import INK, new_figure
-    from minivllm.viz.throughput import waterfall_bars
+# The four systems that differ in two ideas, by memory and by batching.
+SQUARE = {
+    "static-contiguous": ("contiguous memory", "static batches"),
+    "orca-max": ("contiguous memory", "continuous batching"),
+    "static-paged": ("paged memory", "static batches"),
+    "minivllm": ("paged memory", "continuous batching"),
+}
 
-    spreads = {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
-    spreads = dict(sorted(spreads.items(), key=lambda item: item[1].median))
-    figure = new_figure(8, 1.4 + 0.5 * len(spreads))
-    axes = figure.subplots()
-    waterfall_bars(axes, {name: spread.median for name, spread in spreads.items()})
-    for row, spread in enumerate(spreads.values()):
-        error = [[spread.median - min(spread.values)], [max(spread.values) - spread.median]]
-        axes.errorbar(spread.median, row + 0.2, xerr=error, color=INK, capsize=3, linewidth=1)
-    axes.set_xlabel("output tokens per second")
-    workload, where = result["workload"], result["provenance"]
-    axes.set_title(
+
+def plot(result: Result, path: str) -> None:
+    """Every round of every backend: as a square if they are the 2x2 of the two ideas, else as bars.
+
+    An arrow of the square carries the median ratio of the rounds, and no number where none may be quoted.
+    """
+    # Imported here, as in every figure: a study installation may lack matplotlib.
+    from minivllm.viz.rates import rate_bars, rate_square
+
+    where, workload = result["provenance"], result["workload"]
+    rounds = {name: entry[RATE]["values"] for name, entry in result["backends"].items()}
+
+    def factor(before: list[float], after: list[float]) -> str:
+        old, new = Spread(tuple(before)), Spread(tuple(after))
+        no_ratio = why_no_ratio(where, {"before": old, "after": new})
+        return "no ratio" if no_ratio else f"x {paired_ratio(new, old).median:.2f}"
+
+    if set(rounds) == set(SQUARE):
+        corners = {corner: rounds[name] for name, corner in SQUARE.items()}
+        figure = rate_square(corners, factor, "output tokens per second")
+    else:
+        figure = rate_bars(rounds, "output tokens per second")
+    figure.supxlabel(
         f"{result['model']}, {workload['num_prompts']} requests ({workload['name']}), "
-        f"{where['gpu'] or where['cpu']}, {where['threads']} threads",
+        f"{where['gpu'] or where['cpu']}, {where['threads']} threads; points: the rounds",
         fontsize="small",
     )
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""More than one worker: one scheduler, several processes which each hold a part of the model.
+"""More than one worker: one scheduler, several processes which each hold a part of the model::
 
     engine.py          plan = scheduler.schedule()                     one scheduler, which knows of no rank
                           |  pickled, once

@@ -1,4 +1,4 @@
-"""One process per rank: start them, call them, notice at once if one is gone, and leave none behind.
+"""One process per rank: start them, call them, notice at once if one is gone, and leave none behind::
 
     engine's process                              children, spawned
     MultiprocExecutor --- WorkerGroup ==pipe====> rank 0 <--broadcast, sums--> rank 1 <--> rank 2

@@ -17,7 +17,7 @@ are free before the next step begins.
 
 A step that raises ends the requests which were in the engine with that error, and the thread goes on with the
 next. `pause` keeps the thread from stepping while jobs go on; `step` then runs one step, for a teacher who
-walks through `schedule()` with a class.
+walks through `schedule()` with a class::
 
     engine = AsyncLLM(LLMEngine(EngineConfig(model="smollm2-135m-instruct")))
     async for output in engine.generate("The capital of France is", SamplingParams(), "request 1"):

@@ -1,4 +1,4 @@
-"""`python -m minivllm serve [MODEL]`: options, the engine, uvicorn, signals.
+"""`python -m minivllm serve [MODEL]`: options, the engine, uvicorn, signals::
 
     $ python -m minivllm serve --num-blocks 24        a pool so small that the second request is preempted
     $ curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\

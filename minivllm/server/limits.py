@@ -1,4 +1,4 @@
-"""What a client may do, and in what time: `Limits`, and the guard that holds every request to them.
+"""What a client may do, and in what time: `Limits`, and the guard that holds every request to them::
 
     who        no API key, or a wrong one                        401
                a page of another host that calls ours            403     (a browser says so in `Origin`)

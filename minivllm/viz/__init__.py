@@ -7,11 +7,12 @@ manager that a reader has written is drawn by the same code as ours.
 |---|---|
 | `block_grid` | the pool of blocks at some steps, request ids in the slots |
 | `three_panel` | one request: logical blocks with words, block table, physical blocks |
-| `slot_map` | position in the sequence against physical slot |
+| `slot_map` | every slot of the pool, and the position of the token in it |
 | `gantt` | seats and steps, memory bars below, the peak and preemptions marked |
 | `memory_area` | every slot by kind, step by step: used, reserved, wasted, free |
 | `request_area` | bytes of K and V each request holds, step by step |
 | `throughput_waterfall` | tokens per step and per second, idea by idea |
+| `rate_bars`, `rate_square`, `rate_curves` | measured rates with all of their rounds |
 | `trace_player` | a run as a moving picture: tables, pool, copies, hits |
 
 `trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need
@@ -43,12 +44,15 @@ _HOME = {
     "new_figure": "style",
     "num_output_tokens": "usage",
     "png_bytes": "style",
+    "rate_bars": "rates",
+    "rate_curves": "rates",
+    "rate_square": "rates",
     "request_area": "memory",
     "request_style": "style",
     "seating": "usage",
     "show": "style",
     "slot_map": "blocks",
-    "three_panel": "blocks",
+    "three_panel": "table_panels",
     "throughput_waterfall": "throughput",
     "tokens_per_second": "throughput",
     "tokens_per_step": "throughput",

@@ -10,20 +10,27 @@ bar: a request was preempted in that step::
     seat 1   B b . . E e e        static batching: E waits for A. Capitals: prompts
     blocks   # # # # # # #
 
-Several traces of one workload are drawn under each other on the same axis of steps.
+Several traces of one workload are drawn under each other, on the same axis of steps and with bars of memory
+on the same scale, which the highest of them nearly fills. A legend below all names the marks that occur.
 
 The memory bars under the plan, with the peak marked, are taken from Sasha Rush's LLM Training Puzzles.
 """
 
 from __future__ import annotations
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from minivllm.viz.style import GRID, INK, MEMORY_STYLE, PEAK, new_figure, request_order, request_style
 from minivllm.viz.trace import Trace
 from minivllm.viz.usage import Work, seating, tables_during
+
+# Above the highest bar of memory, half of its height holds the text and the marks.
+ROOM_FOR_TEXT = 1.5
+LEGEND_HEIGHT = 0.4  # inches
 
 
 def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
@@ -46,13 +53,17 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
     # Inches: a seat is 0.2 high, a step 0.21 wide, between a readable width and that of a page. 30 steps give
     # 7.7 inches; from 44 on it is 10.5 and the cells get narrower.
     heights = [0.42 + 0.2 * num_seats, 1.0] * len(traces)
-    fig = new_figure(min(10.5, max(6.0, 1.4 + 0.21 * num_steps)), sum(heights) + 0.5)
+    width = min(10.5, max(6.0, 1.4 + 0.21 * num_steps))
+    fig = new_figure(width, sum(heights) + 0.5 + LEGEND_HEIGHT)
     axes = fig.subplots(2 * len(traces), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    top = ROOM_FOR_TEXT * max(max(blocks_in_use(trace)) for trace in traces.values())
     for number, (title, trace) in enumerate(traces.items()):
         axes[2 * number].set_xlim(-0.6, num_steps - 0.4)
         _draw_seats(axes[2 * number], title, trace, plans[title], num_seats)
-        _draw_memory(axes[2 * number + 1], trace)
+        _draw_memory(axes[2 * number + 1], trace, top)
     axes[-1].set_xlabel("step")
+    fig.legend(handles=_legend(traces, plans, num_seats, top), loc="outside lower center", ncols=3,
+               fontsize=7, frameon=False)  # fmt: skip
     return fig
 
 
@@ -89,14 +100,7 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
                 bbox={"facecolor": style.fill, "edgecolor": "none", "pad": 0.4},
             )  # fmt: skip
         before[work.seat] = work.request_id
-    busy = {(work.step, work.seat) for work in plan}
-    # Only while a request waits: a seat that no request wants is not the scheduler's fault.
-    idle = [
-        (step, seat)
-        for step, record in enumerate(trace.steps)
-        for seat in range(num_seats)
-        if (step, seat) not in busy and record.waiting
-    ]
+    idle = _idle_seats(trace, plan, num_seats)
     dots = ax.scatter(
         [step for step, _ in idle], [seat + 0.5 for _, seat in idle], s=5, color=GRID, marker="o", zorder=1
     )
@@ -111,10 +115,21 @@ def _draw_seats(ax: Axes, title: str, trace: Trace, plan: list[Work], num_seats:
     )  # fmt: skip
 
 
-def _draw_memory(ax: Axes, trace: Trace) -> None:
-    """Blocks in use, step by step; the peak and the preemptions marked.
+def _idle_seats(trace: Trace, plan: list[Work], num_seats: int) -> list[tuple[int, int]]:
+    """(step, seat) of every empty seat, while a request waits: one that no request wants is no loss."""
+    busy = {(work.step, work.seat) for work in plan}
+    return [
+        (step, seat)
+        for step, record in enumerate(trace.steps)
+        for seat in range(num_seats)
+        if (step, seat) not in busy and record.waiting
+    ]
 
-    The dashed line is the size of the pool. Above it, a space of half a pool holds the text and the marks.
+
+def _draw_memory(ax: Axes, trace: Trace, top: float) -> None:
+    """Blocks in use, step by step, on an axis up to `top`; the peak and the preemptions marked.
+
+    The dashed line is the size of the pool, where it is not far above all bars.
     """
     used = blocks_in_use(trace)
     peak = max(used)
@@ -124,17 +139,40 @@ def _draw_memory(ax: Axes, trace: Trace) -> None:
         bar.set_gid("memory")
         if blocks == peak:
             bar.set(facecolor=PEAK, hatch="///")
-    ax.axhline(trace.num_blocks, color=INK, lw=0.8, ls="--")
+    if trace.num_blocks < top:
+        ax.axhline(trace.num_blocks, color=INK, lw=0.8, ls="--")
     ax.text(
         0.995, 0.97, f"peak {peak} of {trace.num_blocks} blocks", transform=ax.transAxes, ha="right",
         va="top", fontsize=7, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
     for step, record in enumerate(trace.steps):
         if record.preempted:
+            # A preemption means that the pool is full, so its line is the top of the bars.
             ax.text(step, trace.num_blocks * 1.03, "P", ha="center", fontsize=8, weight="bold", color=PEAK)
-    ax.set_ylim(0, trace.num_blocks * 1.5)
+    ax.set_ylim(0, top)
     ax.set_ylabel("blocks")
     ax.tick_params(labelsize=7)
+
+
+def _legend(
+    traces: dict[str, Trace], plans: dict[str, list[Work]], num_seats: int, top: float
+) -> list[Artist]:
+    """An entry for each mark that occurs in one of the panels."""
+    colour, _ = MEMORY_STYLE["used"]
+    every = traces.values()
+    prompt = Patch(facecolor="white", edgecolor=INK, lw=1.3, label="several tokens at once: a prompt")
+    marks: list[Artist] = [prompt]
+    if any(_idle_seats(trace, plans[title], num_seats) for title, trace in traces.items()):
+        label = "empty seat while a request waits"
+        marks.append(Line2D([], [], ls="", marker="o", ms=2.5, color=GRID, label=label))
+    marks.append(Patch(facecolor=colour, edgecolor=INK, lw=0.3, label="blocks in use"))
+    marks.append(Patch(facecolor=PEAK, edgecolor=INK, lw=0.3, hatch="///", label="the most blocks in use"))
+    if any(trace.num_blocks < top for trace in every):
+        marks.append(Line2D([], [], color=INK, lw=0.8, ls="--", label="all blocks of the pool"))
+    if any(record.preempted for trace in every for record in trace.steps):
+        label = "a request is preempted"
+        marks.append(Line2D([], [], ls="", marker="$\\mathbf{P}$", ms=5, color=PEAK, label=label))
+    return marks
 
 
 def blocks_in_use(trace: Trace) -> list[int]:

@@ -55,10 +55,11 @@ def memory_area(traces: dict[str, Trace]) -> Figure:
         if waiting:
             end, longest = waiting[-1] + 1, max(len(each.steps) for each in traces.values())
             ax.axvline(end, color=GRID, lw=1, ls="--")
-            # On the side of the line that has more room.
-            text, side = ("requests wait ", "right") if 2 * end > longest else (" no request waits", "left")
+            # On the side of the line that has more room; the words are true on both.
+            side = "right" if 2 * end > longest else "left"
             ax.text(
-                end, 0.985 * uses[0].capacity, text, fontsize=7, va="top", ha=side, color=INK,
+                end, 0.985 * uses[0].capacity, " from this line on no request waits ", fontsize=7, va="top",
+                ha=side, color=INK,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             )  # fmt: skip
         ax.set_title(f"{title}\n{wasted_share(trace):.0%} of the held slots hold no token", fontsize=10)

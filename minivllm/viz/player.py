@@ -36,7 +36,7 @@ from typing import Any
 from minivllm.viz.animation import animate
 from minivllm.viz.style import mix_with_white, request_order, request_style
 from minivllm.viz.trace import ScheduledRecord, StepRecord, Trace
-from minivllm.viz.usage import filled_during, sequences_of, slot_of, slot_words, tables_during
+from minivllm.viz.usage import filled_during, sequences_of, slot_of, slot_words, tables_during, visible
 
 Tables = dict[int, tuple[int, ...]]
 """Block tables by sequence id."""
@@ -172,11 +172,6 @@ def cells_of(slots: range, num_filled: int, words: dict[int, str], new: set[int]
         {"word": visible(words.get(slot, "")) if offset < num_filled else "", "new": slot in new}
         for offset, slot in enumerate(slots)
     ]
-
-
-def visible(word: str) -> str:
-    """A word as it stands in its cell: no spaces around it; a sign for a space or a line break."""
-    return word.strip(" ").replace("\n", "\u21b5") or ("\u2423" if word else "")
 
 
 def touched_blocks(trace: Trace) -> list[int]:

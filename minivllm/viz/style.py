@@ -5,11 +5,12 @@ written in the cells. The palette is Okabe and Ito's, which colour-blind readers
 with white, so that black text stays readable on it. And every figure carries a sentence that says what it
 shows, with the measured numbers, for readers who cannot see it::
 
-    request      0         1         2         3         4     ...
-    colour       orange    blue      yellow    green     sky
-    hatch        (none)    //        ..        xx        (none)
+    request   0        1      2        3       ...   7              8           ...
+    colour    orange   blue   yellow   green         pale orange    pale blue
+    hatch     (none)   ///    ...      xxx           +++            |||
 
-Seven colours and four hatches have no common divisor, so 28 requests pass before a pair repeats.
+Seven colours come once strong and once pale with dark strokes, so fourteen requests have fourteen fills. The
+pale ones have four hatches of their own. A pair of fill and hatch repeats after 28 requests.
 
 The pictures are PNG of 128 colours: hatches make SVG files five times as large. The bytes depend on the
 figure only (no date, no program version), so a notebook that is built twice is the same file twice.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # Okabe-Ito without black, ordered so that neighbours differ in lightness as well as in hue.
 PALETTE = ("#E69F00", "#0072B2", "#F0E442", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
 HATCHES = ("", "///", "...", "xxx")
+PALE_HATCHES = ("|||", "ooo", "\\\\\\", "+++")
 # Roles other than "belongs to request i": each has a colour and a hatch, the same in every figure.
 EMPTY = "#FFFFFF"
 INK = "#222222"
@@ -66,11 +68,20 @@ def mix_with_white(colour: str, share: float) -> str:
     return to_hex([channel * (1 - share) + share for channel in to_rgb(colour)])
 
 
+def darkened(colour: str, share: float) -> str:
+    """The colour mixed with black: `share` of black, from 0 (unchanged) to 1 (black)."""
+    return to_hex([channel * (1 - share) for channel in to_rgb(colour)])
+
+
 def request_style(index: int) -> RequestStyle:
     """Style of the `index`-th request of a trace. Negative indices are a ValueError."""
     if index < 0:
         raise ValueError(f"the index of a request is at least 0, got {index}.")
-    colour = PALETTE[index % len(PALETTE)]
+    round_of_colours, number = divmod(index, len(PALETTE))
+    colour = PALETTE[number]
+    if round_of_colours % 2:
+        hatch = PALE_HATCHES[index % len(PALE_HATCHES)]
+        return RequestStyle(mix_with_white(colour, 0.75), darkened(colour, 0.35), hatch)
     return RequestStyle(mix_with_white(colour, 0.45), colour, HATCHES[index % len(HATCHES)])
 
 

@@ -22,6 +22,7 @@ Paper: section 3.1 and Figure 2 (rounding is its external fragmentation). vLLM V
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minivllm.scheduler_output import BlockPair
@@ -163,6 +164,11 @@ def slot_words(trace: Trace, step: int) -> dict[int, str]:
     return device
 
 
+def visible(word: str) -> str:
+    """A word as it stands in its cell: no spaces around it; a sign for a space or a line break."""
+    return word.strip(" ").replace("\n", "\u21b5") or ("\u2423" if word else "")
+
+
 def _move_words(
     source: dict[int, str], target: dict[int, str], pairs: tuple[BlockPair, ...], size: int
 ) -> None:
@@ -185,6 +191,37 @@ def sequences_of(record: StepRecord) -> dict[int, str]:
     """seq_id -> request id, for all sequences that hold blocks while the step runs."""
     names = dict(record.requests) | {row.seq_id: row.request_id for row in record.scheduled}
     return {seq_id: names[seq_id] for seq_id in sorted(tables_during(record))}
+
+
+def slot_owners(trace: Trace, step: int) -> dict[int, tuple[str, ...]]:
+    """Slot -> request ids whose token is there; `(id, "")` if the owner has not filled it yet.
+
+    Free slots are left out. Example: table (7, 2), block size 4, 6 tokens: slots 28 to 31, 8 and 9 -> ("0",),
+    slots 10 and 11 -> ("0", "").
+    """
+    record = trace.steps[step]
+    filled, names = filled_during(record), sequences_of(record)
+    owners: dict[int, tuple[str, ...]] = {}
+    for seq_id, block_ids in tables_during(record).items():
+        for position in range(len(block_ids) * trace.block_size):
+            slot = slot_of(block_ids, position, trace.block_size)
+            # What other holders have said of this slot. Holders of a shared block may have filled it to
+            # different depths; a holder with a token there counts for more than one with the place only.
+            before = tuple(name for name in owners.get(slot, ()) if name)
+            if position < filled[seq_id]:
+                # Each name once, in order: two sequences of one request are one owner.
+                owners[slot] = tuple(dict.fromkeys((*before, names[seq_id])))
+            elif not before:
+                owners[slot] = (names[seq_id], "")
+    return owners
+
+
+def check_steps(trace: Trace, steps: Iterable[int]) -> None:
+    """ValueError unless all are indices of records, and there is one at least."""
+    steps = list(steps)
+    wrong = [step for step in steps if not 0 <= step < len(trace.steps)]
+    if wrong or not steps:
+        raise ValueError(f"steps must be in [0, {len(trace.steps)}), got {steps}.")
 
 
 @dataclass(frozen=True)

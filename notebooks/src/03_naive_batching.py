@@ -142,7 +142,7 @@ print("sum:", idle_by_formula)
 
 # %%
 show(
-    memory_area({"MAX": policies["MAX"], "ORACLE": policies["ORACLE"]}),
+    memory_area({"longest allowed length reserved": trace, "exact length known beforehand": policies["ORACLE"]}),
     alt=f"Slots by kind over {len(trace.steps)} steps. Reserving the maximum, {wasted_share(trace):.0%} of the held "
     f"slots hold no token; knowing each length beforehand, still {wasted_share(policies['ORACLE']):.0%}.",
 )

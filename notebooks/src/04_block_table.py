@@ -36,6 +36,20 @@ seed_all()
 # time, any block, when it needs it. Keep a **block table** for each sequence: entry $i$ names the physical block that
 # holds positions $i \cdot S$ to $(i + 1) \cdot S - 1$.
 #
+# Here is the real model, SmolLM2, with eight blocks of 4 slots. Its two requests take a block when they need one. Left
+# is what request 0 sees, right is the memory:
+
+# %% tags=["machine"]
+story = real_llm()
+answers = story.generate(["The capital of France is", "Water boils at a"], [greedy(7), greedy(9)], use_tqdm=False)
+print(*[output.prompt + output.outputs[0].text for output in answers], sep="\n")
+now = story.llm_engine.trace.steps[5]
+tables = [list(row.block_ids) for row in now.scheduled]
+show(three_panel(story.llm_engine.trace, 5, "0"), alt=f"SmolLM2, step 5: two requests with the block tables {tables}.")
+
+# %% [markdown]
+# The rest of this chapter counts, and so it uses the toy, whose words are noise and whose steps take a millisecond.
+#
 # ## Predict, then run
 #
 # A sequence has 6 tokens in blocks of 4, so it holds 2 blocks. It grows one token at a time. How many tokens will it
@@ -147,18 +161,10 @@ show(three_panel(trace, 0, "0"), alt=describe(0))
 show(three_panel(trace, 3, "0"), alt=describe(3))
 
 # %% [markdown]
-# Now step through all of it. Watch the free queue: blocks leave on the left and come back on the right.
-
-# %%
-trace_player(trace)
-
-# %% [markdown]
-# The toy's words are noise, because its weights are random. The real model, SmolLM2, in the same number of blocks:
+# Now step through all of it, with the real model from above. Watch the free queue: blocks leave on the left and come
+# back on the right.
 
 # %% tags=["machine"]
-story = real_llm()
-answers = story.generate(["The capital of France is", "Water boils at a"], [greedy(7), greedy(9)], use_tqdm=False)
-print(*[output.prompt + output.outputs[0].text for output in answers], sep="\n")
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]
@@ -249,7 +255,7 @@ claim(
 # <details><summary>Why not blocks of one slot? Then nothing would be wasted.</summary>
 #
 # The table would have an entry for every token, and attention would jump in memory for every token. Blocks are a
-# compromise: large enough to read in one go, small enough to waste little. Exercise ex05c measures it.
+# compromise: large enough to read in one go, small enough to waste little. Chapter 05 says why 16 is a good one.
 # </details>
 #
 # <details><summary>What would happen if `allocate_slots` took the free blocks first, and then noticed that one is

@@ -11,12 +11,15 @@
 # **Minutes:** 35 to read and run, 40 for the exercises.
 
 # %%
+import json
 import random
 
 import torch
 
 from minivllm.attention import AttentionMetadata, paged_attention_reference
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
+from minivllm.bench import paper
+from minivllm.course.catalog import ROOT
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import (
     WORKLOAD,
@@ -24,9 +27,11 @@ from minivllm.course.toy import (
     encode,
     example_llm,
     greedy,
+    real_llm,
     run_workload,
     toy_llm,
 )
+from minivllm.course.turn import turn
 from minivllm.kv_cache import KVCache
 from minivllm.model_runner import ModelRunner
 from minivllm.viz import blocks_in_use, memory_area, memory_use, show, slot_map, wasted_share
@@ -46,6 +51,19 @@ seed_all()
 # If either goes to a wrong slot, nothing crashes. The text is just wrong, in a way that depends on which other requests
 # are running. So we will insist on equality to the last bit.
 #
+# Here is SmolLM2, with a pool of 8 blocks in which 7, 2 and 4 are the next free ones. Behind each token is the slot of
+# its keys and values. To choose the word after "is", all 30 layers read slots 28 to 31 and slot 8, in this order:
+
+# %% tags=["machine"]
+story, scattered_order = real_llm(), (7, 2, 4, 1, 0, 3, 6, 5)
+arrange_free_blocks(story, scattered_order)
+(told,) = story.generate("The capital of France is", greedy(7), use_tqdm=False)
+row, word_of = story.llm_engine.trace.steps[-1].scheduled[0], story.llm_engine.trace.word_of
+words = [word_of(token) for token in (*told.prompt_token_ids, *told.outputs[0].token_ids)]
+print("block table", list(row.block_ids))
+print(*[f"{words[p]!r} {row.block_ids[p // 4] * 4 + p % 4}," for p in range(row.start + 1)])
+
+# %% [markdown]
 # ## Predict, then run
 #
 # The workload of chapter 03 again: twelve requests, static batches of four, a pool of 256 slots. There 70 % of the
@@ -83,7 +101,7 @@ show_source(ModelRunner.prepare_inputs)
 
 # %% [markdown]
 # That is most of what paging costs: a few small arrays of integers for each step, made once and used by all layers.
-# For the example request with its six words:
+# For the example request with its six words, and a companion with three:
 
 
 # %%
@@ -106,13 +124,17 @@ class PrintingRunner(ModelRunner):
 llm = example_llm()
 engine = llm.llm_engine
 engine.executor.runner = PrintingRunner(engine.runner.model, engine.runner.kv_cache, engine.runner.sampler)
-prompt = encode("Four score and seven years ago")
-outputs = llm.generate({"prompt_token_ids": prompt}, greedy(4), use_tqdm=False)
+prompts = [{"prompt_token_ids": encode(text)} for text in ("Four score and seven years ago", "all men are")]
+outputs = llm.generate(prompts, greedy(4), use_tqdm=False)
 
 # %% [markdown]
-# Step 0 writes six keys to slots 28 to 31, 8 and 9. Steps 1 and 2 write one each, to slots 10 and 11, in the block
-# that is already there. Step 3 needs a new one. `seq_lens` says how far attention may look, `query_start_loc` where
-# each sequence begins in the row of tokens.
+# Step 0 writes the six keys of the first request to slots 28 to 31, 8 and 9. Steps 1 and 2 write one each, to slots 10
+# and 11, in the block that is already there. Step 3 needs a new one. `seq_lens` says how far attention may look,
+# `query_start_loc` where each sequence begins in the row of tokens.
+#
+# So all block tables of a step are *one* tensor of int32: a row for each sequence, as wide as the longest table. The
+# companion's table is `[4]`, its row `[4, 0]`. The 0 is padding, although there is a block 0; `seq_lens` ends at 3, so
+# it is never looked up.
 #
 # Writing is one indexed copy (chapter 02 showed it). Reading is the interesting half. The slow, obvious version of
 # attention spells out what every fast one must do: collect the slots of a sequence through its table, in order of
@@ -170,16 +192,21 @@ print(
 )
 
 # %% [markdown]
+# This is also why freed blocks are not zeroed. An earlier request's keys lie in slots behind `seq_lens`, and a slot
+# comes before `seq_lens` only when its owner has written it. The rubbish above is a hundred times as large as a key, and
+# it has moved no bit.
+#
 # ## The picture
 #
-# Every filled slot of the pool as a point, in the middle of the workload. Left, reservations: each request is one
-# straight line, far from the next. Right, blocks: pieces of line of at most four points, wherever there was room.
+# Every slot of the pool, in the middle of the workload; a number is the position of a token in its sequence. Left,
+# reservations: each request fills the beginning of 64 slots in a row. Right, blocks: at most four neighbours, wherever
+# there was room.
 
 # %%
 show(
     slot_map({"reserved": reserved, "paged": paged}, [33, 33]),
-    alt=f"Position against slot at step 33. Reserved: four unbroken lines spread over {64 * 4} slots. Paged: the same "
-    f"{memory_use(paged)[33].used} tokens in pieces of 4, within {blocks_in_use(paged)[33]} blocks.",
+    alt=f"The 256 slots at step 33. Reserved: four requests hold all of them and fill {memory_use(reserved)[33].used}. "
+    f"Paged: the same {memory_use(paged)[33].used} tokens in pieces of 4, within {blocks_in_use(paged)[33]} blocks.",
 )
 
 # %% [markdown]
@@ -244,8 +271,59 @@ claim(
 )
 
 # %% [markdown]
-# The paper reports the same for real traffic: less than 4 % waste with vLLM, against 60 to 80 % before. With blocks of
-# 16 and texts of hundreds of tokens the last block matters even less than here (chapter 11 does the sum).
+# Last, the real model, whose first request lay in blocks 7, 2 and 4. Now the same blocks are handed out in order:
+
+# %% tags=["machine"]
+arrange_free_blocks(story, range(8))
+(again,) = story.generate(told.prompt, greedy(7), use_tqdm=False)
+claim(
+    "SmolLM2 writes the same text in blocks 7, 2, 4 and in blocks 0, 1, 2",
+    again.outputs[0].token_ids == told.outputs[0].token_ids and row.block_ids == scattered_order[:3],
+    measured=again.outputs[0].text,
+)
+
+# %% [markdown]
+# ## Why 16?
+#
+# vLLM's blocks have 16 slots, ours here 4. Half a block is lost at the end of each sequence, so small blocks waste
+# less. Turn the size: at 64 a block is as long as a request may get, which is a reservation again.
+
+
+# %%
+def in_blocks_of(block_size=16):
+    """The workload in the same 256 slots: where they stand, and how long the tables get."""
+    blocks = {"block_size": block_size, "num_blocks": 256 // block_size}
+    trace, _ = run_workload(toy_llm(**(options | blocks)))
+    entries = max(len(row.block_ids) for record in trace.steps for row in record.scheduled)
+    return memory_area({f"blocks of {block_size}": trace}), (
+        f"In blocks of {block_size} {wasted_share(trace):.0%} of the held slots hold no token, and the longest block "
+        f"table has {entries} entries."
+    )
+
+
+turn(in_blocks_of, block_size=(1, 2, 4, 8, 16, 32, 64))
+
+# %% [markdown]
+# The other side: tables get longer (a text of 1,024 tokens has 64 entries at size 16, and 1,024 at size 1), and a
+# kernel reads shorter pieces. With lengths as in the paper (`bench memory`, simulated with this scheduler and this
+# memory manager, lower right), blocks of 16 leave little empty, and longer ones soon more. The paper measured speed
+# (section 7.2): on chats 16 to 128 are equally good, on short instructions 16 and 32.
+
+# %%
+saved = json.loads((ROOT / "docs" / "data" / "memory.json").read_text(encoding="utf-8"))["figures"]
+used = {each["system"]: each["used"] for each in saved["2"] if each["dataset"] == "ShareGPT"}
+waste = {(each["dataset"], each["block_size"]): each["waste"] for each in saved["18b"]}
+show(
+    paper.figure_of(saved),
+    alt=f"Of all slots, reserving the longest length fills {used['max']:.1%} (in the paper 20.4%), paging "
+    f"{used['paged']:.1%} (96.3%). Empty slots of held blocks: {waste['ShareGPT', 16]:.1%} at size 16 and "
+    f"{waste['ShareGPT', 128]:.1%} at 128 with chats, {waste['Alpaca', 16]:.1%} and {waste['Alpaca', 128]:.1%} with short "
+    "instructions.",
+)
+
+# %% [markdown]
+# Upper left is the paper's main point: with real lengths the last block matters even less than with our short ones
+# (chapter 11 does the sum). What sharing saves, lower left, is chapter 09.
 #
 # ## Exercises
 #

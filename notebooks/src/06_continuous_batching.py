@@ -11,7 +11,11 @@
 # **Minutes:** 40 to read and run, 45 for the exercises.
 
 # %%
+import torch
+
 from minivllm.baselines import StaticBatchScheduler
+from minivllm.bench.report import proc_value
+from minivllm.bench.steps import MatmulBound, median_seconds
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import (
     WORKLOAD,
@@ -32,8 +36,28 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Chapter 05 repaired the memory. The other half of chapter 03 is still there: static batches. The same twelve
-# requests, now with paging, four seats:
+# Chapter 05 repaired the memory. The other half of chapter 03 is still there: static batches. Three requests to SmolLM2,
+# two seats:
+
+# %% tags=["machine"]
+texts_in = ["The capital of France is", "Water boils at a", "The opposite of hot is cold, and the opposite of small is"]
+lengths = [greedy(8), greedy(3), greedy(4)]
+
+
+def tell(llm):
+    """Let SmolLM2 answer the three, and print in which steps each of them ran."""
+    answers = llm.generate(texts_in, lengths, use_tqdm=False)
+    for number, answer in enumerate(answers):
+        rows = [(r.step, row) for r in llm.llm_engine.trace.steps for row in r.scheduled]
+        mine = [step for step, row in rows if row.request_id == str(number)]
+        print(f"request {number}, steps {mine[0]} to {mine[-1]}: {answer.prompt + answer.outputs[0].text!r}")
+
+
+tell(real_llm(max_num_seqs=2, scheduler_cls=StaticBatchScheduler))
+
+# %% [markdown]
+# Request 1 is done after step 2, and its seat stays empty: request 2 has to wait until request 0 is done, too. The
+# twelve requests of chapter 03, now with paging, four seats, on the toy:
 
 # %%
 options = {"num_blocks": 64, "block_size": 4, "max_num_seqs": 4, "max_model_len": 64}
@@ -145,6 +169,37 @@ for record in small.steps:
 # matrix product takes the eight rows as they are; attention alone looks at the borders, and at the block table of each
 # sequence. A rectangle of two rows would have had 14 cells, six of them empty.
 #
+# ### What a step costs
+#
+# Why is it a good idea to mix? A step reads every weight once, whether one row goes through it or sixty. Here are all
+# matrix products of SmolLM2's 30 layers, timed on one thread:
+
+# %% tags=["machine"]
+story = real_llm(max_num_seqs=2, max_num_batched_tokens=6)
+bound, counts = MatmulBound(story.llm_engine.runner.model, []), (1, 2, 4, 8, 16, 32, 64)
+with torch.inference_mode():
+    ms = [1e3 * median_seconds(bound.layers_function(count)) for count in counts]
+bend = counts[-1] * ms[0] / ms[-1]  # where the two roofs meet
+fig = new_figure(6.5, 3)
+ax = fig.subplots()
+ax.loglog(counts, ms, "o-", base=2, color="#0072B2", label="measured")
+ax.loglog(counts, [ms[0] for _ in counts], "--", base=2, color="#D55E00", label="reading the weights")
+ax.loglog(counts, [ms[-1] * count / 64 for count in counts], ":", base=2, color="#222222", label="computing")
+ax.set_xticks(counts, [str(count) for count in counts])
+ax.set_yticks([ms[0], ms[-1]], [f"{ms[0]:.0f}", f"{ms[-1]:.0f}"])
+ax.set(xlabel="rows (tokens) in a step", ylabel="ms")
+ax.legend(fontsize=8)
+times = ", ".join(f"{count}: {each:.0f} ms" for count, each in zip(counts, ms, strict=True))
+show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}, one thread: {times}. The roofs meet at {bend:.0f}.")
+
+# %% [markdown]
+# This is the **roofline** of this machine. No step is below the two roofs: reading the weights (dashed) and arithmetic
+# (dotted). Left of the bend where they meet, the weights are the price, and all rows share it; right of it each row
+# pays for its own arithmetic. Decode steps of few requests are on the left, so a piece of a prompt rides along for less
+# than it would cost alone. An H100 computes 295 operations in the time of reading a byte, so in bfloat16 its bend is
+# near 300 rows: that is why batches there are large. Keys and values, of which each request reads its own, gain nothing
+# from a batch.
+#
 # ## The picture
 #
 # The same requests, the same seats, the same colours.
@@ -185,13 +240,11 @@ show(
 )
 
 # %% [markdown]
-# With real words: SmolLM2, two seats, three requests, at most 6 tokens per step. Step through it. In which step does
-# request 2 get the seat of request 1, and in how many pieces is its prompt computed?
+# The three requests from the beginning again: SmolLM2, two seats, continuous batching, at most 6 tokens per step. Step
+# through it. In which step does request 2 get the seat of request 1, and in how many pieces is its prompt computed?
 
 # %% tags=["machine"]
-story = real_llm(max_num_seqs=2, max_num_batched_tokens=6)
-texts_in = ["The capital of France is", "Water boils at a", "The opposite of hot is cold, and the opposite of small is"]
-answers = story.generate(texts_in, [greedy(8), greedy(3), greedy(4)], use_tqdm=False)
+tell(story)
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]

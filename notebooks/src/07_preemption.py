@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import WORKLOAD, encode, greedy, real_llm, run_workload, toy_llm, workload_prompts
+from minivllm.course.turn import turn
 from minivllm.scheduler import Scheduler
 from minivllm.viz.trace import Trace
 from minivllm.viz import blocks_in_use, gantt, new_figure, show, trace_player
@@ -25,8 +26,18 @@ seed_all()
 # ## The problem
 #
 # Blocks are handed out when they are needed, and no request has to say how long its answer will get. That is why paging
-# wastes so little. It has a price: the pool can run out *in the middle of an answer*. Chapter 06 ended with twelve
-# seats and 64 blocks. How many blocks did that take?
+# wastes so little. It has a price: the pool can run out *in the middle of an answer*. SmolLM2, with six blocks:
+
+# %% tags=["machine"]
+story = real_llm(num_blocks=6)
+answers = story.generate(["The capital of France is", "Water boils at a"], greedy(10), use_tqdm=False)
+print(*[answer.prompt + answer.outputs[0].text for answer in answers], sep="\n")
+steps = story.llm_engine.trace.steps
+print("preempted:", *[f"request {name} in step {step.step}" for step in steps for name in step.preempted])
+
+# %% [markdown]
+# The text shows nothing of it. How is that possible? Chapter 06 ended with twelve seats and 64 blocks. How many blocks
+# did that take?
 
 
 # %%
@@ -223,16 +234,22 @@ for budget, trace in late.items():
 #
 # ## The picture
 #
-# The twelve requests in 24 blocks. A heavy frame is a step of more than one token: a prompt, or a request which catches
-# up after a preemption. Below, `P` marks a step in which blocks were taken back; in the orange bars the pool is full.
-# Requests 9, 8 and 7 are preempted, the newest first.
+# The twelve requests in 24 blocks. A heavy frame is a prompt, or a request which catches up after a preemption.
+# Requests 9, 8 and 7 are preempted, the newest first. Turn the pool and the budget: what becomes of the work?
+
 
 # %%
-victims = " ".join(request_id for record in tight.steps for request_id in record.preempted)
-show(
-    gantt({"24 blocks": tight}),
-    alt=f"12 requests in 24 blocks: {len(tight.steps)} steps, {num_preemptions} preemptions, of requests {victims}.",
-)
+def twelve(num_blocks=24, budget=2048):
+    """The plan of the twelve requests with this pool and this token budget."""
+    trace, _, _ = run(num_blocks, max_num_batched_tokens=budget)
+    gone = [name for record in trace.steps for name in record.preempted]
+    return gantt({f"{num_blocks} blocks": trace}), (
+        f"12 requests in {num_blocks} blocks, at most {budget} tokens per step: {len(trace.steps)} steps, "
+        f"{tokens_computed(trace)} tokens computed, {len(gone)} preemptions, of requests {' '.join(gone) or '-'}."
+    )
+
+
+turn(twelve, num_blocks=(11, 16, 24, 32, 37, 64), budget=(12, 16, 32, 2048))
 
 # %% [markdown]
 # Next, what one step costs every request in it. Each bar is a step; its height is the wait of all generating requests.
@@ -273,14 +290,9 @@ show(
 )
 
 # %% [markdown]
-# A preemption in words: SmolLM2 with six blocks. The newest request loses its blocks; their content stays (grey).
+# And the preemption of the beginning: the newest request loses its blocks; their content stays (grey).
 
 # %% tags=["machine"]
-story = real_llm(num_blocks=6)
-texts_in = ["The capital of France is", "Water boils at a"]
-answers = story.generate(texts_in, [greedy(10), greedy(10)], use_tqdm=False)
-steps = story.llm_engine.trace.steps
-print("preempted:", *[f"request {name} in step {step.step}" for step in steps for name in step.preempted])
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]
@@ -372,8 +384,7 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # ## In real vLLM
 #
 # [`vllm/v1/core/sched/scheduler.py`] has the same loop: `allocate_slots` until it is not `None`, `self.running.pop()`,
-# `_preempt_request`, and no request is admitted in a step that preempted. With the policy `priority` the victim is the
-# request of least priority instead, wherever it stands; if it has a place in the step already, that is undone. Swap
+# `_preempt_request`, and no request is admitted in a step that preempted. Swap
 # went away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above
 # is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was admitted
 # again and again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a

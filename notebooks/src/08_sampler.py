@@ -11,14 +11,13 @@
 # **Minutes:** 35 to read and run, 45 for the exercises.
 
 # %%
-from fractions import Fraction
-
 import numpy as np
 import torch
 
 from minivllm import SamplingParams
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode, encode, toy_llm, word, workload_prompts
+from minivllm.course.toy import decode, encode, real_llm, toy_llm, word, workload_prompts
+from minivllm.course.turn import turn
 from minivllm.outputs import SequenceOutput
 from minivllm.sampler import apply_min_p, draw, draw_top_p, invert_cdf, kept_tokens_reference, uniform
 from minivllm.viz.trace import Trace
@@ -30,9 +29,25 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# The model gives a score, a **logit**, to each of its 258 tokens, and softmax makes probabilities of them. One token
-# has to be chosen. All chapters so far were **greedy**: they took the token with the largest logit. Here is what comes
-# of it with the example request: the first words, and those from the 29th on.
+# SmolLM2 goes on four times: twice with the likeliest token each time, twice by chance.
+
+# %% tags=["machine"]
+story = real_llm(num_blocks=64, max_model_len=64)
+
+
+def tell(**options):
+    """Print what SmolLM2 makes of a prompt."""
+    params = SamplingParams(max_tokens=16, **options)
+    print(options, repr(story.generate("My cat is called", params, use_tqdm=False)[0].outputs[0].text))
+
+
+for options in ({"temperature": 0}, {"temperature": 0}, {"seed": 1}, {"seed": 2}):
+    tell(**options)
+
+# %% [markdown]
+# A model gives a score, a **logit**, to each of its tokens (the toy has 258), and softmax makes probabilities of them.
+# One token has to be chosen. All chapters so far were **greedy**: they took the token with the largest logit. Here is
+# what comes of it with the toy and the example request: the first words, and later ones.
 
 # %%
 llm = toy_llm(max_logprobs=258, max_num_seqs=4096, max_num_batched_tokens=4096)
@@ -199,25 +214,31 @@ for seed in (11, 12, 13):
 #
 # ## The picture
 #
-# Your prediction, drawn, with the tokens sorted:
+# Your prediction, drawn, with the tokens sorted. What is kept is blue. Turn both numbers:
+
 
 # %%
-fig, ranks = new_figure(9, 3.2), np.arange(1, 81)
-for ax, step in zip(fig.subplots(1, 2, sharey=True), (0, 6), strict=True):
-    sums, count = np.sort(steps[step])[::-1].cumsum()[:80], len(kept_by(step, 0.9))
-    ax.bar(ranks[:count], sums[:count], 1, color="#0072B2", label=f"kept: {count} tokens")
-    ax.bar(ranks[count:], sums[count:], 1, color="#DDDDDD", label=f"dropped: {258 - count}")
-    ax.axhline(0.9, color="#222222", ls="--", lw=1, label="top_p = 0.9")
-    ax.axvline(10.5, color="#D55E00", ls=":", lw=2, label="top_k = 10 would cut here")
-    ax.set(title=f"step {step}", xlabel="token, likeliest first", xlim=(0, 80), ylim=(0, 1.02))
-    ax.legend(loc="lower right", framealpha=1)
-fig.axes[0].set_ylabel("probability, summed up")
-masses = [np.sort(steps[step])[::-1][:10].sum() for step in (0, 6)]
-show(
-    fig,
-    alt=f"Sorted probabilities of two steps. top_p = 0.9 keeps {len(kept_by(0, 0.9))} tokens in step 0 and "
-    f"{len(kept_by(6, 0.9))} in step 6; top_k = 10 would keep {masses[0]:.0%} and {masses[1]:.0%} of the probability.",
-)
+def cut(temperature=1.0, top_p=0.9):
+    """The likeliest 80 tokens in two steps, those that top_p keeps, and the sum of the probabilities."""
+    fig, ranks, told = new_figure(9, 3.2), np.arange(1, 81), []
+    for ax, step in zip(fig.subplots(1, 2, sharey=True), (0, 6), strict=True):
+        row = np.sort(steps[step] ** (1 / temperature))[::-1]
+        row /= row.sum()
+        count, best = len(kept_tokens_reference(row.tolist(), 258, top_p)), row[:80]
+        ax.axvspan(0.5, count + 0.5, color="#56B4E9", alpha=0.25, label=f"kept: {count} tokens")
+        ax.bar(ranks[:count], best[:count], 1, color="#0072B2", edgecolor="white", lw=0.3)
+        ax.bar(ranks[count:], best[count:], 1, color="#BBBBBB", label=f"dropped: {258 - count}")
+        ax.plot(ranks, row.cumsum()[:80], color="#222222", label="summed up")
+        ax.axhline(top_p, color="#222222", ls="--", lw=1, label=f"top_p = {top_p}")
+        ax.axvline(10.5, color="#D55E00", ls=":", lw=2, label="top_k = 10 would cut here")
+        ax.set(title=f"step {step}", xlabel="token, likeliest first", xlim=(0.5, 80), ylim=(0, 1.02))
+        ax.legend(loc="center right", framealpha=1, fontsize=8)
+        told.append(f"{count} tokens in step {step}, where top_k = 10 would keep {row[:10].sum():.0%}")
+    fig.axes[0].set_ylabel("probability")
+    return fig, f"Temperature {temperature}: top_p = {top_p} keeps {told[0]}, and {told[1]} of the probability."
+
+
+turn(cut, temperature=(0.5, 0.75, 1.0, 1.5, 2.0), top_p=(0.5, 0.7, 0.8, 0.9, 0.95, 0.99))
 
 # %% [markdown]
 # top_k keeps ten, whether the model is sure or not. top_p follows the model. A temperature comes *before* the cuts.
@@ -241,8 +262,6 @@ text = ", ".join(f"{kept[3]} and {kept[7]} with {name}" for name, kept in lines.
 show(fig, alt=f"Tokens kept in step 2 at temperatures 1 and 2: {text}.")
 
 # %% [markdown]
-# Exercise ex08c is a rule that follows the model, and still keeps the same tokens at every temperature.
-#
 # Last, does chance do what softmax says? 4,000 completions of one token each, with seeds 0 to 3,999, after the words
 # "... ago door add", that is, in step 2. The bars reach three standard deviations (sd) up and down from what is
 # expected of 4,000 draws.
@@ -322,29 +341,6 @@ claim(
 )
 
 # %% [markdown]
-# For the five tokens the refusals can be followed exactly, with fractions, through all branches:
-
-# %%
-weights = (40, 25, 20, 10, 5)
-
-
-def outcome(num_left):
-    """Probability of each token when one of the `num_left` likeliest is drawn, refused, drawn again ..."""
-    result = np.zeros(5, dtype=object)
-    for i in range(num_left):
-        after = outcome(i) if sum(weights[:i]) >= 70 else np.eye(5, dtype=object)[i]
-        result = result + Fraction(weights[i], sum(weights[:num_left])) * after
-    return result
-
-
-# %%
-claim(
-    "by refusals a, b and c get exactly 8/17, 5/17 and 4/17",
-    list(outcome(5)) == [Fraction(8, 17), Fraction(5, 17), Fraction(4, 17), 0, 0],
-    measured=", ".join(map(str, outcome(5))),
-)
-
-# %% [markdown]
 # And the promise of chapter 06, now with chance in it:
 
 # %%
@@ -358,6 +354,13 @@ claim(
     measured=f"{preempted} preemptions",
 )
 claim("one generator for the batch breaks that", one_alone != one_in_batch)
+
+# %% [markdown]
+# SmolLM2 with one seed, at temperature 0.5, at 2, and at 2 with a cut:
+
+# %% tags=["machine"]
+for options in ({"temperature": 0.5}, {"temperature": 2.0}, {"temperature": 2.0, "min_p": 0.1}):
+    tell(seed=1, **options)
 
 # %% [markdown]
 # ## Exercises
@@ -399,9 +402,9 @@ claim("one generator for the batch breaks that", one_alone != one_in_batch)
 # [`vllm/v1/sample/sampler.py`] has the same order, penalties before temperature before min_p before top_k before top_p,
 # and takes log-probabilities from the untouched logits, as here. [`vllm/v1/sample/ops/topk_topp_sampler.py`] cuts in two
 # ways. On an NVIDIA GPU it uses FlashInfer's kernels, which refuse as we do, but know no seed of a request. With a
-# seeded request in the batch, or elsewhere, it masks the row (by sorting it, or with a Triton kernel), divides each
-# probability by an exponential random number and takes the largest quotient; a request with a seed has a generator of
-# its own for that, with a state. So a seed repeats a text within one engine; another engine gives another.
+# seeded request in the batch, or elsewhere, it masks the row, divides each probability by an exponential random number
+# and takes the largest quotient; a request with a seed has a generator of its own for that, with a state. So a seed
+# repeats a text within one engine; another engine gives another.
 #
 # [`vllm/v1/sample/sampler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/sampler.py
 # [`vllm/v1/sample/ops/topk_topp_sampler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/ops/topk_topp_sampler.py

@@ -30,8 +30,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Six people use one chat server. The same instruction of 16 words stands before each question. Count the tokens that go
-# through the model, and the blocks held in the fullest step:
+# SmolLM2 completes one prompt twice, and then gets another prompt with the same beginning. For each step: how many
+# entries the block tables have, and how many different blocks are named in them.
 
 
 # %%
@@ -47,6 +47,19 @@ def blocks_used(trace):
     return [(len(blocks), len(set(blocks))) for blocks in rows]
 
 
+# %% tags=["machine"]
+story = real_llm()
+twice = SamplingParams(n=2, temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
+(told,) = story.generate("The capital of France is", twice, use_tqdm=False)
+story.generate("The capital of France is Paris. Italy's is", greedy(3), use_tqdm=False)
+print(*[told.prompt + each.text for each in told.outputs], sep="\n")
+print("entries, blocks:", *blocks_used(story.llm_engine.trace))
+
+# %% [markdown]
+# Six people use one chat server. The same instruction of 16 words stands before each question. Count the tokens that go
+# through the model, and the blocks held in the fullest step:
+
+# %%
 instruction = "Four score and seven years ago our fathers brought forth on this continent a new nation"
 questions = "we engaged great civil war,can long endure,testing whether any so,have come,red green blue,apple"
 chats = [{"prompt_token_ids": encode(f"{instruction} {question}")} for question in questions.split(",")]
@@ -58,8 +71,7 @@ print(f"prompt tokens computed: {num_prompt_tokens}, of which 5 x 16 = 80 again;
 
 # %% [markdown]
 # The keys and values of the instruction are the same six times, for they depend on nothing but the tokens and their
-# positions. They are computed six times and stored six times. The same happens when *one* person asks for several
-# answers to one prompt (`n=4`).
+# positions. They are computed six times and stored six times.
 #
 # Block tables offer a way out. A table is a list of numbers. Let two tables contain the same number, and the block is
 # **shared**.
@@ -93,11 +105,10 @@ for record in records:
 print("completions:", ", ".join(completions))
 
 # %% [markdown]
-# The prompt was computed once, in step 0, by one sequence. From the logits of its last token four words were drawn at
-# random (chapter 08 says how; a high `temperature` makes them differ). Then the sequence **forked**: blocks 7 and 2
-# have four holders each. In step 1 each wants to write position 6. Afterwards block 7 has four holders, the other
-# blocks have one: five blocks, where four separate requests hold eight. In step 2, position 7 goes into blocks with one
-# holder each, so nothing is copied.
+# The prompt was computed once, in step 0. From the logits of its last token four words were drawn (chapter 08). Then
+# the sequence **forked**: blocks 7 and 2 have four holders each. In step 1 each wants to write position 6. Afterwards
+# block 7 has four holders, the others one: five blocks, where separate requests hold eight. In step 2 each writes into
+# a block of its own, so nothing is copied.
 #
 # ## How the code does it
 #
@@ -125,26 +136,11 @@ show_source(KVCacheManager._copy_on_write)
 #
 # Beam search keeps the `w` likeliest continuations, the **beams**. In each step every beam offers its likeliest next
 # words, and of all the longer texts the `w` likeliest are the next beams. A beam chosen twice forks, a beam not chosen
-# is dropped and gives its blocks back. For four beams:
+# is dropped and gives its blocks back. How much sharing saves depends on the lengths and on how often beams fork. The
+# workload of chapter 03, each request with four completions, then with four beams:
 
 # %%
-beams = toy_llm(trace=Trace())
-four_beams = BeamSearchParams(beam_width=4, max_tokens=8, ignore_eos=True)
-beams.beam_search([prompt], four_beams)
-trace = beams.llm_engine.trace
-for record, (entries, held) in zip(trace.steps, blocks_used(trace), strict=True):
-    before, after = {row.seq_id for row in record.scheduled}, set(record.block_tables)
-    copied, forked, dropped = len(record.blocks_to_copy), len(after - before), len(before - after)
-    print(f"step {record.step}: {copied} copied, {entries:>2} in tables, {held:>2} held", end="; ")
-    print(f"then {forked} forked, {dropped} dropped")
-
-# %% [markdown]
-# "In tables" is what the beams would hold if they shared nothing. (In the last step all four are dropped: the search is
-# over.) How much is saved depends on the lengths and on how often beams fork. The workload of chapter 03, each request
-# with four completions, then with four beams:
-
-# %%
-savings = {}
+savings, four_beams = {}, BeamSearchParams(beam_width=4, max_tokens=8, ignore_eos=True)
 for name, kind in (("4 completions", several), ("4 beams", four_beams)):
     engine = toy_llm(num_blocks=512, trace=Trace()).llm_engine
     for index, (tokens, (_, answer)) in enumerate(zip(workload_prompts(), WORKLOAD, strict=True)):
@@ -157,8 +153,7 @@ for name, kind in (("4 completions", several), ("4 beams", four_beams)):
 
 # %% [markdown]
 # The paper counts the same share on real lengths: 6.09 to 9.79 % for completions and 37.56 to 55.16 % for beams
-# (Alpaca, 2 to 6 of them). Ours is a toy with random weights: look at which is larger, not at the numbers. Beams save
-# more: they also share what they have generated.
+# (Alpaca, 2 to 6 of them). Beams save more: they also share what they have generated.
 #
 # ### The prefix cache
 #
@@ -170,8 +165,13 @@ show_source(Sequence.block_hash)
 
 # %% [markdown]
 # The name of the block before goes into the name of this one, so a name stands for the whole beginning. It has to: the
-# same four words after another beginning have other keys and values. The search goes from the front and ends at the
-# first block that is not found:
+# same four words after another beginning have other keys and values.
+#
+# Can two beginnings get one name, and a user read from the prompt of another? With SHA-256 a collision is likely only
+# among some $2^{128}$ blocks, and none is known. What leaks is *time*: a first word that comes sooner tells a user that
+# another has sent this beginning. vLLM's `cache_salt`, a secret in the first name, keeps groups of users apart.
+#
+# The search goes from the front and ends at the first block that is not found:
 
 # %%
 show_source(KVCacheManager.get_computed_blocks)
@@ -191,6 +191,8 @@ print(f"hit rate: {hit_rate:.1%}; blocks held: {max(used)[1]}, not {most_alone}"
 # %% [markdown]
 # All six came in the same step. The first computes blocks 0 to 3, and the others read them in that step already: in
 # each layer all keys and values are written before any are read. The **hit rate** is the share of prompt tokens found.
+# In practice it is a matter of the traffic: SGLang's authors [report](https://arxiv.org/abs/2312.07104) 50 to 99 % for
+# agents, chats and prompts with examples; unrelated questions find nothing.
 #
 # The search stops before the last token (`max_tokens` is the length minus one), because a step that computes nothing
 # has no logits, and without logits there is no next word. A prompt of 9 that is known completely computes 1 token. A
@@ -218,9 +220,8 @@ hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), l
 
 # %% [markdown]
 # The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a sequence is overwritten
-# before its beginning. In line 3 the nine words come again, and the
-# hit moves 2 and 7 to the end, behind block 1, which until then was the last one used. What was used longest ago is
-# overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
+# before its beginning. In line 3 the nine words come again, and the hit moves 2 and 7 to the end, behind block 1. What
+# was used longest ago is overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
 # them. So "river stone cloud green" is lost, and "years ago our fathers".
 #
 # ## The picture
@@ -230,20 +231,13 @@ hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), l
 
 # %%
 def draw(step):
-    """The three panels; beside each held block, how many tables hold it, before and after this step."""
-    fig, record = three_panel(trace, step, "0"), trace.steps[step]
-    for block, count in record.ref_counts.items():
-        before = trace.steps[step - 1].ref_counts.get(block, count) if step else count
-        badge = f"holders: {count}" if before == count else f"holders: {before} → {count}"
-        style = {"boxstyle": "round", "facecolor": "#F0E442" if count > 1 else "white"}
-        fig.axes[2].text(8.1, trace.num_blocks - 0.6 - block, badge, va="center", fontsize=8, bbox=style)
-    fig.axes[2].set_xlim(-1.2, 11.2)
-    for row, name in ((1.9, "completion 0"), (4.9, "completion 1")):
-        fig.axes[0].text(-1, trace.num_blocks - row, name, rotation=90, fontsize=8)
+    """The three panels, with a sentence about them."""
+    record = trace.steps[step]
     tables = " and ".join(str(list(table)) for table in record.block_tables.values())
     holders = ", ".join(f"block {block} has {count}" for block, count in record.ref_counts.items())
     copies = "; ".join(f"block {old} is copied to block {new}" for old, new in record.blocks_to_copy)
-    show(fig, alt=f"Step {step}: tables {tables}; holders: {holders}; {copies or 'no block is copied'}.")
+    text = f"Step {step}: tables {tables}; holders: {holders}; {copies or 'no block is copied'}."
+    show(three_panel(trace, step, "0"), alt=text)
 
 
 two = example_llm(trace=Trace(word_of=word))
@@ -256,8 +250,8 @@ draw(0)
 draw(1)
 
 # %% [markdown]
-# One step later the upper completion has block 4, with a copy of "years ago", and has written behind that.
-# The lower completion wrote into block 2. Block 7, full and unchanged, still belongs to both. And what the six chats
+# One step later completion 0 has block 4, with a copy of "years ago", and has written behind that.
+# Completion 1 wrote into block 2. Block 7, full and unchanged, still belongs to both. And what the six chats
 # found:
 
 # %%
@@ -279,14 +273,9 @@ shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
 
 # %% [markdown]
-# The same in motion: SmolLM2 completes one prompt twice, then gets another with the same beginning. Watch the holders
-# (×2), the copy on its way, and the block which is found.
+# SmolLM2's run, in motion: watch the holders (×2), the copy on its way, and the block which is found.
 
 # %% tags=["machine"]
-story = real_llm()
-twice = SamplingParams(n=2, temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
-story.generate("The capital of France is", twice, use_tqdm=False)
-story.generate("The capital of France is Paris. Italy's is", greedy(3), use_tqdm=False)
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]
@@ -358,7 +347,7 @@ for length in range(1, 17):
     again = [{"prompt_token_ids": list(range(length))}] * 2
     computed.append(length - known.generate(again, greedy(1), use_tqdm=False)[1].num_cached_tokens)
 claim("a prompt known completely still computes a token", min(computed) == 1, computed)
-pools = [llm.llm_engine.scheduler.kv.pool for llm in (alone, four, beams, cached, old, two, known)]
+pools = [llm.llm_engine.scheduler.kv.pool for llm in (alone, four, cached, old, two, known, story)]
 claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for pool in pools), len(pools))
 
 # %% [markdown]
@@ -401,8 +390,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # ## In real vLLM
 #
 # [`vllm/v1/core/block_pool.py`] and `kv_cache_utils.py` there have the same chain of hashes over full blocks (images in
-# the prompt go in as well) and the same LRU queue; a request's blocks are freed in reverse, and a hit never covers the
-# last token. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
+# the prompt go in as well) and the same LRU queue. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
 # ([`vllm/v1/engine/parallel_sampling.py`]) that meet in the prefix cache, and beam search is a loop outside the engine
 # that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in
 # version 0.1, [`vllm/core/block_manager.py`].
@@ -419,6 +407,5 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # - A block's name is a hash of its tokens and of the name before it: it stands for the whole beginning.
 # - Free blocks stay findable until they are taken: least recently used first, the end of a sequence before its
 #   beginning.
-# - Sharing changes memory and work, never the text.
 #
 # **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.4. **Next:** [10 · A Triton paged-attention kernel](10_triton_kernel.ipynb).

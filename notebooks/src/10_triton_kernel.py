@@ -20,7 +20,6 @@ import sys
 from unittest.mock import patch
 
 import torch
-from matplotlib.patches import Rectangle
 
 from minivllm.kernels import online_softmax
 from minivllm.kernels import paged_attention as attention
@@ -29,16 +28,27 @@ from minivllm.kernels.paged_attention_naive import _naive_kernel
 from minivllm.kernels.prefill_attention import find_tile, prefill_attention, prefill_attention_reference
 from minivllm.course.loads import record
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
-from minivllm.course.toy import decode, encode, example_llm, greedy
+from minivllm.course.toy import encode, example_llm, greedy, real_llm
+from minivllm.course.turn import turn
+from minivllm.viz.loads import how_often, in_which_turn, loads_grid
 from minivllm.viz.trace import Trace
 from minivllm.viz import new_figure, show
-from minivllm.viz.style import INK, PALETTE, mix_with_white
+from minivllm.viz.style import INK, PALETTE
 
 seed_all()
 
 # %% [markdown]
 # ## The problem
 #
+# For each word SmolLM2 reads the keys and values of all words so far, for every request:
+
+# %% tags=["machine"]
+question = "The capital of France is"
+story = real_llm(attention_backend="torch", device="cpu")
+(told,) = story.generate(question, greedy(2), use_tqdm=False)
+print(question + told.outputs[0].text, f"({story.llm_engine.memory().bytes_per_token:,} bytes of K and V per token)")
+
+# %% [markdown]
 # PyTorch has no operator for the CPU that follows a block table. So chapter 05 *gathered*: it copied the keys and
 # values of each sequence into one piece, and then attended. The example request and a companion in their fourth step:
 
@@ -46,7 +56,7 @@ seed_all()
 # %%
 prompts = [{"prompt_token_ids": encode(text)} for text in ("Four score and seven years ago", "all men are")]
 llm = example_llm(attention_backend="torch", device="cpu", trace=Trace())
-outputs = llm.generate(prompts, greedy(5), use_tqdm=False)
+llm.generate(prompts, greedy(5), use_tqdm=False)
 rows = llm.llm_engine.trace.steps[3].scheduled
 lens, blocks = [row.start + row.num_tokens for row in rows], [list(row.block_ids) for row in rows]
 print(f"fourth step: sequences of {lens} tokens, block tables {blocks}")
@@ -68,8 +78,7 @@ print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, re
 # the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
 # memory*). So this chapter counts, and times nothing.
 #
-# To count, `minivllm.course.loads.record` puts a function of its own around the interpreter's method for loads. It
-# notes which program loads which keys and values, without those that a mask leaves out.
+# To count, `minivllm.course.loads.record` notes which program loads which keys and values.
 
 # %% [markdown]
 # ## Predict, then run
@@ -188,32 +197,14 @@ show_source(find_tile.fn)
 # %%
 tiles = attention.Tiles(16, 8, 4, 1)  # 8 keys; the other numbers matter on a GPU only
 _, grouped = record(attention.paged_attention, *batch, num_splits=1, tiles=tiles)
-colours = [mix_with_white(PALETTE[index], 0.55) for index in (0, 1)]  # of the two sequences
-panels = [
-    (naive, "naive: how often loaded", lambda turns: f"{len(turns)}x"),
-    (grouped, "grouped: how often loaded", lambda turns: f"{len(turns)}x"),
-    (grouped, "grouped: in which turn", lambda turns: turns[0]),
-]
-fig = new_figure(9.5, 5.4)
-for seq, axes in enumerate(fig.subplots(2, 3, sharey=True)):
-    for ax, (loaded, title, text) in zip(axes, panels, strict=True):
-        mine = [(turn, row) for program, turn, row in loaded["K"] if program[0] == seq]
-        for row in {row for _, row in mine}:
-            y, x = divmod(row, 8)
-            ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colours[seq], edgecolor="#999999", lw=0.5))
-            turns = [turn for turn, each in mine if each == row]
-            ax.text(x + 0.5, y + 0.5, text(turns), ha="center", va="center", fontsize=8)
-        for slot in range(4):
-            ax.axvline(2 * slot, color=INK, lw=1)
-            ax.text(2 * slot + 1, -0.15, f"slot {slot}", ha="center", va="bottom", fontsize=7)
-        ax.set(xlim=(0, 8), ylim=(8, 0), yticks=[i + 0.5 for i in range(8)], yticklabels=range(8))
-        ax.set_xticks([i + 0.5 for i in range(8)], ["h0", "h1"] * 4, fontsize=7)
-        ax.set_title(f"{title}\n", fontsize=9)
-    axes[0].set_ylabel(f"sequence {seq}\nblock")
-fig.supxlabel("KV head (h0, h1) in each slot", fontsize=9)
+panels = {
+    "naive: how often loaded": how_often(naive["K"]),
+    "grouped: how often loaded": how_often(grouped["K"]),
+    "grouped: in which turn": in_which_turn(grouped["K"]),
+}
 alt = f"Keys loaded: sequence 0 reads blocks {blocks[0]} in this order, sequence 1 blocks"
 alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the grouped ones {len(grouped['K'])}."
-show(fig, alt=alt)
+show(loads_grid(panels, key_cache.shape[:3]), alt=alt)
 
 # %% [markdown]
 # The naive programs of two query heads load the same keys. On the right a turn spans two blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
@@ -242,7 +233,7 @@ show(fig, alt=f"{alt} to {l[4]:.2f} as m jumps, and ends at {l[-1]:.2f}; two pas
 
 # %% [markdown]
 # Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. On one scale the sum only grows, and it
-# ends where the two passes end. Last, what grouping saves, for 8 query heads and 40 tokens.
+# ends where the two passes end. Next, what grouping saves, for 8 query heads and 40 tokens.
 
 
 # %%
@@ -266,9 +257,10 @@ ax = fig.subplots()
 for (name, kernel), colour in zip(both.items(), (PALETTE[5], PALETTE[1]), strict=True):
     runs = [record(kernel, *paged_batch([40], heads=(8, 8 // group), size=16))[1] for group in groups]
     kib[name] = [sum(map(len, loaded.values())) * 64 / 1024 for loaded in runs]
-    ax.plot(groups, kib[name], "o-", color=colour)
+    ax.plot(groups, kib[name], {"naive": "s--", "grouped": "o-"}[name], color=colour)
     ax.text(8, kib[name][-1] + 2, name, ha="right", color=colour)
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
+ax.spines[["top", "right"]].set_visible(False)
 show(fig, alt=f"KiB loaded for {groups} query heads per KV head: {kib}".translate({39: None}))
 
 # %% [markdown]
@@ -281,15 +273,41 @@ out, loaded = record(prefill_attention, *chunk, tiles=attention.Tiles(16, 8, 4, 
 seen = [sum(program == (i, 0, 0) for program, _, _ in loaded["K"]) for i in range(3)]
 fig = new_figure(7.5, 2.2)
 ax = fig.subplots()
-ax.barh(range(3), seen, color=colours[0], edgecolor=INK, lw=0.5, label="keys loaded")
+ax.barh(range(3), seen, color=PALETTE[0], edgecolor=INK, lw=0.5, label="keys loaded")
 ax.barh(range(3), 8, left=[8, 16, 24], height=0.25, color=PALETTE[1], label="its own queries")
-ax.set(yticks=range(3), ylim=(2.6, -0.6), xlim=(0, 40), xticks=range(0, 33, 8))
-ax.set(xlabel="position in the sequence", ylabel="program")
+ax.set(yticks=range(3), ylim=(2.6, -0.6), xlim=(0, 40), xlabel="position in the sequence", ylabel="program")
 ax.legend(fontsize=8, loc="upper right")
 show(fig, alt=f"Three programs of a prompt load {seen} keys: each up to its own last query.")
 claim("each program reads up to its last query", seen == [16, 24, 32], measured=seen)
 off = (out - prefill_attention_reference(*chunk)).abs().max().item()
 claim("the prefill kernel agrees with PyTorch to 1e-4", off <= 1e-4, measured=f"{off:.0e}")
+
+# %% [markdown]
+# Split-KV of 50 tokens: how many turns of 8 keys does the longest part take? Turn the number of parts.
+
+
+# %%
+long = paged_batch([50, 3])
+
+
+def parts(num_splits):
+    """The output for both sequences, and which rows each part of the first loads for KV head 0."""
+    out, loaded = record(attention.paged_attention, *long, num_splits=num_splits, tiles=tiles)
+    return out, [{row for program, _, row in loaded["K"] if program == (0, 0, i)} for i in range(num_splits)]
+
+
+# %%
+def in_parts(num_splits=4):
+    """The keys of 50 tokens, divided among programs."""
+    counts, fig = [*map(len, parts(num_splits)[1])], new_figure(7.5, 0.9 + 0.25 * num_splits)
+    ax = fig.subplots()
+    starts = [sum(counts[:i]) for i in range(num_splits)]
+    ax.barh(range(num_splits), counts, left=starts, color=PALETTE[4], edgecolor=INK, lw=0.5)
+    ax.set(yticks=range(num_splits), ylim=(num_splits - 0.4, -0.6), xlabel="position in the sequence", ylabel="part")
+    return fig, f"50 tokens in {num_splits} parts load {counts} keys, the longest in {math.ceil(max(counts) / 8)} turns."
+
+
+turn(in_parts, num_splits=(1, 2, 4, 7, 8))
 
 # %% [markdown]
 # Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. An H100's
@@ -332,25 +350,19 @@ ratio = [one / other for one, other in zip(*kib.values(), strict=True)]
 claim("naive: each key once for every query head of its group", ratio == groups, measured=ratio)
 
 # %%
-arguments, results, shares = paged_batch([50, 3]), [], []
-for splits in (1, 2, 4):
-    out, loaded = record(attention.paged_attention, *arguments, num_splits=splits, tiles=tiles)
-    results.append(out)
-    by_split = [{row for program, _, row in loaded["K"] if program == (0, 0, i)} for i in range(splits)]
-    shares.append([*map(len, by_split)] if len(set().union(*by_split)) == 50 else [])
+results, by_split = zip(*[parts(num_splits) for num_splits in (1, 2, 4)], strict=True)
+shares = [[*map(len, rows)] if len(set().union(*rows)) == 50 else [] for rows in by_split]
 spread = max((out - results[0]).abs().max().item() for out in results)
 claim("split-KV with 1, 2 and 4 parts gives the same", spread <= 1e-6, measured=f"to {spread:.0e}")
 claim("each of 50 tokens belongs to one part", all(sum(share) == 50 for share in shares), measured=shares)
 
 # %% [markdown]
-# Last, the whole engine, with its attention in the interpreter.
+# Last, SmolLM2 from the beginning, with its attention in the interpreter.
 
-
-# %%
-llm = example_llm(attention_backend="triton", device="cpu")
-results = llm.generate(prompts, greedy(5), use_tqdm=False)
-texts, expected = ([decode(each.outputs[0].token_ids) for each in run] for run in (results, outputs))
-claim("the engine writes the same words with our kernels", texts == expected, measured=texts)
+# %% tags=["machine"]
+(again,) = real_llm(attention_backend="triton", device="cpu").generate(question, greedy(2), use_tqdm=False)
+same = again.outputs[0].token_ids == told.outputs[0].token_ids
+claim("SmolLM2 writes the same words with our kernels", same, measured=again.outputs[0].text)
 
 # %% [markdown]
 # ## Exercises
@@ -390,8 +402,8 @@ claim("the engine writes the same words with our kernels", texts == expected, me
 # The paper's kernel, one query head per program like our naive one, was written in CUDA:
 # [`csrc/attention/attention_kernels.cu`] in version 0.1, removed in 0.25. Its nearest relative today is
 # [`vllm/v1/attention/ops/triton_unified_attention.py`]: prompts and decode steps in one kernel; a row is a query token
-# and a head of a group. Its split-KV cuts into 16 segments, whenever the batch is small and has one query token per
-# sequence, and `reduce_segments` merges them. On many GPUs vLLM takes FlashAttention instead.
+# and a head of a group. Its split-KV cuts into 16 segments, and `reduce_segments` merges them. On many GPUs vLLM takes
+# FlashAttention instead.
 #
 # [`csrc/attention/attention_kernels.cu`]: https://github.com/vllm-project/vllm/blob/v0.1.0/csrc/attention/attention_kernels.cu
 # [`vllm/v1/attention/ops/triton_unified_attention.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/attention/ops/triton_unified_attention.py

@@ -186,8 +186,9 @@ show_source(OutputStream.put, docstring=False)
 # %% [markdown]
 # ### Two latencies
 #
-# The mean over whole requests hides what users feel. The **time to first token** (TTFT) is the empty screen; the **time
-# per output token** (TPOT) is the speed at which text appears afterwards. They pull in opposite directions, and the
+# The mean over whole requests hides what users feel. The **time to first token** (TTFT) is the empty screen. The **time
+# per output token** (TPOT) is the speed at which text appears afterwards; it is the mean of the gaps between tokens, and
+# a single gap is an **inter-token latency** (ITL). TTFT and ITL pull in opposite directions, and the
 # budget of tokens per step decides: a large budget computes a waiting prompt at once, and all that run wait for that
 # long step; a small one cuts the prompt in pieces. To see it, every fifth request gets a prompt of 160:
 

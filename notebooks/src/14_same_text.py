@@ -43,7 +43,7 @@ for (engine, dtype, batch_size), run in sorted(runs.items()):
     print(f"{engine:<8} {dtype:<8} batch {batch_size}: {equal} of {run['num_prompts']} equal {gaps and 'gaps ' + gaps}")
 
 # %% [markdown]
-# In float32 all texts agree; in bfloat16 half of them do, and with another batch size it is another half. Is that a bug?
+# In float32 all texts agree, vLLM's too; in bfloat16 a few of minivllm's do, and none of vLLM's. Is that a bug?
 # "vLLM is not deterministic" and "output differs from transformers" are among the most frequent reports there are. This
 # chapter takes the causes one by one.
 #
@@ -65,8 +65,8 @@ spacing = float(torch.tensor(24.0).bfloat16().nextafter(torch.tensor(100.0).bflo
 print(f"numbers of bfloat16 near 24 are {spacing} apart; {all_gaps.count(0.0)} gaps are exactly 0")
 
 # %% [markdown]
-# bfloat16 keeps 8 significant bits, so near 24 there is nothing between 24.000 and 24.125. All gaps are 0, 1 or 2 of
-# these steps: ties. Where the gap is exactly 0, the two likeliest tokens have *the same* logit, and which of them is
+# bfloat16 keeps 8 significant bits, so near 24 there is nothing between 24.000 and 24.125. All gaps are at most 3 of
+# these steps: ties, or nearly. Where the gap is exactly 0, the two likeliest tokens have *the same* logit, and which of them is
 # "the largest" depends on who asks.
 #
 # ## How the code does it
@@ -272,13 +272,13 @@ show(
 # %%
 exact = [run for (_, dtype, _), run in runs.items() if dtype == "float32"]
 claim("recorded: in float32 all texts are Hugging Face's", not any(run["divergences"] for run in exact), len(exact))
-claim("recorded: no text parted at a gap of more than two steps of bfloat16", max(all_gaps) <= 2 * spacing, measured=f"{max(all_gaps)}")
+claim("recorded: no text parted at a gap of more than three steps of bfloat16", max(all_gaps) <= 3 * spacing, measured=f"{max(all_gaps)}")
 claim("the shorter the number, the larger the error: float32, float16, bfloat16",
       errors[torch.float32] < errors[torch.float16] < errors[torch.bfloat16])
 claim("choices differ somewhere, and nowhere beyond twice the largest error", bool(0 < flips.sum() and gap[flips].max() <= limit))
 wrong_prompts = [shift for cause, shift in effects.items() if "rounding" not in cause]
-claim("each cause that is not rounding moves a log-probability 1,000 times as far as rounding does",
-      min(wrong_prompts) > 1000 * effects["rounding: another attention backend"], f"{min(wrong_prompts):.2f}")
+claim("each cause that is not rounding moves a log-probability 100 times as far as rounding does",
+      min(wrong_prompts) > 100 * effects["rounding: another attention backend"], f"{min(wrong_prompts):.2f}")
 claim("flips happen where the gap is small: their median is below a third of all", bool(gap[flips].median() < gap.median() / 3))
 claim("batch_invariant: the same bits among 1, 7, 32 and 63 others", all(same_bits.values()))
 padded = F.pad(rows[:5], (0, 0, 0, 11))

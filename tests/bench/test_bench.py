@@ -20,7 +20,7 @@ import torch
 
 from minivllm import bench
 from minivllm.baselines.no_cache import greedy_without_cache, hugging_face_logits
-from minivllm.bench import backends, options, peers, report, serve, throughput, workloads
+from minivllm.bench import backends, options, peers, report, serve, throughput, throughput_report, workloads
 from minivllm.bench.backends import (
     BASELINES,
     BackendRun,
@@ -54,6 +54,7 @@ from minivllm.bench.workloads import BenchRequest, Shape, requests_of_lengths
 from minivllm.layers import Linear
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+from minivllm.viz import rates
 from minivllm.weights.random_model import random_llama
 
 OPTIONS = {
@@ -327,6 +328,19 @@ def test_every_report_begins_with_the_processor_and_the_load(capsys):
     first, _ = report.describe(where).splitlines()
     assert first.startswith(where["cpu"]) and first.endswith(f"at the start: {where['load_average'][0]:.2f}")
     assert "at the start: not recorded\n" in report.describe(where | {"load_average": None})
+
+
+def test_the_processor_is_named_with_its_kind_of_core(tmp_path):
+    """Would catch measurements of a Zen 3 and of a Zen 4 under one name, and a kind that was guessed."""
+    for family, model, shown in (
+        ("25", "1", "AMD EPYC (Zen 3)"),
+        ("25", "17", "AMD EPYC (Zen 4)"),
+        ("99", "1", "AMD EPYC"),
+    ):
+        lines = {"vendor_id": "AuthenticAMD", "cpu family": family, "model": model, "model name": "AMD EPYC"}
+        (tmp_path / "cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()))
+        assert report.processor_name(str(tmp_path / "cpuinfo")) == shown
+    assert report.processor_name(str(tmp_path / "missing")) is None
 
 
 def test_turns_are_taken_round_by_round():
@@ -893,6 +907,40 @@ def test_serve_measures_every_policy_at_every_rate(folder, tmp_path, capsys):
         assert (point["completed"], point["num_output_tokens"]) == (3, 15)
         assert point["goodput"] == pytest.approx(point["requests_per_second"])
         assert point["ttft"]["mean"] <= point["e2el"]["mean"]
+        assert len(point[serve.ROUNDS]) == 3, "the default"
+        assert point["normalized_latency"]["mean"] == sorted(point[serve.ROUNDS])[1]
+    assert "ms/token of the rounds" in text
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_median_round_is_reported_and_all_are_kept():
+    """Would catch the best round passed off as the result."""
+    points = [{"seconds": n, "normalized_latency": {"mean": mean}} for n, mean in enumerate((3.0, 1.0, 2.0))]
+    assert serve.median_round(points) == points[2] | {serve.ROUNDS: [3.0, 1.0, 2.0]}
+
+
+@pytest.mark.parametrize("load, text", [(0.1, "x 1.50"), (3.0, "no ratio")])
+def test_the_2x2_is_drawn_as_a_square_and_quotes_no_ratio_of_a_busy_machine(
+    tmp_path, monkeypatch, load, text
+):
+    """Would catch a chain of bars in which one step changes two things, and a factor that the report refuses."""
+    drawn, original = [], rates.rate_square
+
+    def rate_square(corners, factor, unit):
+        drawn.append((corners, factor([10.0, 10.5], [15.0, 15.75])))
+        return original(corners, factor, unit)
+
+    monkeypatch.setattr(rates, "rate_square", rate_square)
+    values = {name: [10.0 + n, 10.2 + n] for n, name in enumerate(throughput_report.SQUARE)}
+    where = {"load_average": [load], "cpu": "a CPU", "gpu": None, "threads": 2}
+    result = {
+        "provenance": where, "model": "m", "workload": {"num_prompts": 3, "name": "uniform"},
+        "backends": {name: {throughput_report.RATE: {"values": each}} for name, each in values.items()},
+    }  # fmt: skip
+    throughput_report.plot(result, str(tmp_path / "r.png"))
+    ((corners, factor),) = drawn
+    assert factor == text
+    assert corners["contiguous memory", "continuous batching"] == values["orca-max"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -57,13 +57,6 @@ def make_llm(model, **options):
     return LLM(str(model), skip_tokenizer_init=True, **(defaults | options))
 
 
-def print_texts(model, prompts, texts):
-    """Print each prompt and what follows it; nothing for the tiny model, which has no words."""
-    if (tokenizer := tokenizer_of(model)) is not None:
-        for prompt, text in zip(prompts, texts, strict=True):
-            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
-
-
 _REMEMBERED = {}
 
 
@@ -75,6 +68,13 @@ def remembered(name, make):
     if name not in _REMEMBERED:
         _REMEMBERED[name] = make()
     return _REMEMBERED[name]
+
+
+def print_texts(model, prompts, texts):
+    """Print each prompt and what follows it; nothing for the tiny model, which has no words."""
+    if (tokenizer := tokenizer_of(model)) is not None:
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(tokenizer.decode(prompt) + " ->" + tokenizer.decode(text).replace("\n", "\\n"))
 
 
 def generate(model, prompts=None, max_tokens=11, prepare=None, **options):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -314,21 +315,93 @@ def test_waterfall_bars_are_tokens_a_step_and_refuse_unequal_work(batches, examp
     widths = [bar.get_width() for bar in cells(fig, "bar")][: len(batches)]
     assert widths == pytest.approx([43 / len(trace.steps) for trace in batches.values()])
     assert tokens_per_step(batches["static"]) < tokens_per_step(batches["continuous"])
+    totals = [text.get_text() for text in fig.axes[0].texts]
+    assert ["in all" in text for text in totals] == [False, False, True]
+    assert (
+        f"x {widths[1] / widths[0]:.2f}" in totals[1] and f"x {widths[2] / widths[0]:.2f} in all" in totals[2]
+    )
+    beside = throughput_waterfall(batches, {"another engine": (2.5, 300.0)})
+    assert [bar.get_width() for bar in cells(beside, "other")] == [2.5, 300.0]
+    assert len(cells(beside, "bar")) == len(cells(fig, "bar")), "it is no part of the chain"
     with pytest.raises(ValueError, match="not of the same work"):
         throughput_waterfall({"a": batches["static"], "b": example[0]})
 
 
-def test_slot_map_has_a_point_for_each_filled_slot(batches):
-    """Would catch points that are not at (position, slot)."""
+def test_slot_map_has_a_cell_for_each_slot_with_the_position_of_its_token(batches):
+    """Would catch a token drawn in another slot than the one that its block table names."""
     trace = batches["continuous"]
     (ax,) = slot_map({"paged": trace}, [4]).axes
     record = trace.steps[4]
-    points = {tuple(map(int, point)) for dots in ax.collections for point in dots.get_offsets()}
-    assert points == {
-        (position, block_ids[position // 4] * 4 + position % 4)
-        for seq_id, block_ids in tables_during(record).items()
-        for position in range(filled_during(record)[seq_id])
+    tables, filled = tables_during(record), filled_during(record)
+    expected = {
+        block_ids[position // 4] * 4 + position % 4: str(position)
+        for seq_id, block_ids in tables.items()
+        for position in range(filled[seq_id])
     }
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    shown = {
+        slot: texts[cell.get_x() + 0.5, cell.get_y() + 0.4]
+        for slot, cell in enumerate(ax.patches)
+        if cell.get_gid() == "filled"
+    }
+    assert shown == expected and len(ax.patches) == 4 * trace.num_blocks
+    held = {block for block_ids in tables.values() for block in block_ids}
+    assert sum(cell.get_gid() == "empty" for cell in ax.patches) == 4 * len(held) - len(expected) > 0
+    for traces, steps in (({}, []), ({"paged": trace}, [1, 2])):
+        with pytest.raises(ValueError, match="one step per trace"):
+            slot_map(traces, steps)
+
+
+def labels(fig):
+    """What the legend below a figure names."""
+    return [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+def test_gantt_names_the_marks_that_occur_and_no_other(batches):
+    """Would catch orange bars which no legend explains, and a legend of things that are not there."""
+    short, roomy = (gantt({"": batches[name]}) for name in ("short", "continuous"))
+    assert {"blocks in use", "the most blocks in use", "a request is preempted"} <= set(labels(short))
+    assert "all blocks of the pool" in labels(short), "its bars reach the pool's size"
+    assert "a request is preempted" not in labels(roomy)
+    for fig, name in ((short, "short"), (roomy, "continuous")):
+        assert fig.axes[1].get_ylim()[1] == 1.5 * max(blocks_in_use(batches[name])), (
+            "the highest bar: two thirds"
+        )
+
+
+def test_the_end_of_the_queue_is_told_in_the_same_words_on_both_sides_of_the_line(batches):
+    """Would catch one panel that says where requests wait and another that says where none does."""
+    fig = memory_area({name: batches[name] for name in ("static", "short")})
+    assert len({text.get_text() for ax in fig.axes for text in ax.texts}) == 1
+    assert all(len(ax.texts) == 1 for ax in fig.axes)
+
+
+def test_completions_have_colours_of_their_own_and_a_copy_is_an_arrow():
+    """Would catch two completions in one colour, and a copy on write that is not to be seen."""
+    llm = toy_llm(num_blocks=8)
+    trace = llm.llm_engine.trace = Trace(word_of=word)
+    params = replace(greedy(4), n=2, temperature=1.0, seed=3)
+    llm.generate({"prompt_token_ids": encode(PROMPT)}, params, use_tqdm=False)
+    copied = next(i for i, record in enumerate(trace.steps) if record.blocks_to_copy)
+    fig = three_panel(trace, copied, "0")
+    looks = {}  # block -> (colour, hatch) of its filled cells
+    for cell in fig.axes[2].patches:
+        if cell.get_gid() == "filled":
+            looks.setdefault(7 - int(cell.get_y()), set()).add(
+                (to_hex(cell.get_facecolor()), cell.get_hatch() or "")
+            )
+    ((source, destination),) = trace.steps[copied].blocks_to_copy
+    (shared,) = set(looks) - {source, destination}
+    own = {(style.fill, style.hatch) for style in map(request_style, (0, 1))}
+    assert looks[source] | looks[destination] == own and len(looks[source]) == len(looks[destination]) == 1
+    assert looks[shared] == {(request_style(0).fill, "///")}
+    assert labels(fig)[:3] == ["completion 0", "completion 1", "in several tables"]
+    assert len(cells(fig, "copy")) == 1 and not cells(three_panel(trace, 0, "0"), "copy")
+    texts = [text.get_text() for text in fig.axes[2].texts]
+    assert (
+        texts.count("holders: 2") == 1
+        and texts.count("holders: 2 \u2192 1") == texts.count("holders: 1") == 1
+    )
 
 
 def test_figures_of_empty_traces_are_refused():
@@ -370,6 +443,9 @@ def test_neighbouring_requests_differ_without_colour():
         one, two = request_style(index), request_style(index + 1)
         assert one.hatch != two.hatch and one.fill != two.fill
     assert len({(s.fill, s.hatch) for s in map(request_style, range(28))}) == 28
+    assert len({style.fill for style in map(request_style, range(14))}) == 14, (
+        "the twelve of the workload differ"
+    )
     with pytest.raises(ValueError, match="at least 0"):
         request_style(-1)
 
