@@ -88,7 +88,7 @@ def step(data: Path) -> Figure:
                 middle = left + width / 2
                 axes.text(middle, row, f"{width:.0f}%", ha="center", va="center", fontsize=9, bbox=box)
             left += width
-    labels = [f"{each['workload']['num_prompts']} sequences\n{processor(each)[:20]}" for each in results]
+    labels = [f"{each['workload']['num_prompts']} sequences\n{processor(each)}" for each in results]
     axes.set_yticks(range(len(results)), labels, fontsize=9)
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set(xlim=(0, 100), xlabel="share of a decode step (%)")
