@@ -56,7 +56,7 @@ def look(site, pictures):
     with tempfile.TemporaryDirectory() as profile, chromium(profile) as open_tab:
         for page in PAGES:
             tab = open_tab((site / f"{page}.html").resolve().as_uri())
-            tab.wait('document.readyState === "complete"')
+            tab.wait('document.readyState === "complete" && document.querySelector("article") !== null')
             for width in sorted(WIDTHS + MORE_WIDTHS):
                 resize(tab, width)
                 wrong += [f"{page} at {width}: {text}" for text in tab.run(CUT)]
