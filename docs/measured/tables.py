@@ -171,13 +171,13 @@ def sharing_saves(result: Result) -> str:
 
 
 def same_texts(result: Result) -> str:
-    """Equal greedy texts of each type, over all its settings."""
+    """Equal greedy texts of each engine and type, over all its settings."""
     counts: dict[str, list[int]] = {}
     for each in result["comparisons"]:
-        equal, all_texts = counts.setdefault(each["dtype"], [0, 0])
-        num_prompts = each["num_prompts"]
-        counts[each["dtype"]] = [equal + num_prompts - len(each["divergences"]), all_texts + num_prompts]
-    return ", ".join(f"{dtype}: {equal} of {total} texts" for dtype, (equal, total) in counts.items())
+        name, num_prompts = f"{each['engine']} in {each['dtype']}", each["num_prompts"]
+        equal, all_texts = counts.setdefault(name, [0, 0])
+        counts[name] = [equal + num_prompts - len(each["divergences"]), all_texts + num_prompts]
+    return ", ".join(f"{name}: {equal} of {total} texts" for name, (equal, total) in counts.items())
 
 
 def clock_error(result: Result) -> str:
