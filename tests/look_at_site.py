@@ -5,7 +5,7 @@
 
 It needs Chromium, and is not part of `make test`, since the packages which build the site are not. A page is cut
 where it is wider than its window, where its right-hand contents leave the window, or where a line of code or
-output does not fit its box. The page of solutions must be missing, as a page and in the search index.
+output neither fits its box nor scrolls in it. The page of solutions must be missing, as a page and in the search index.
 """
 
 import sys
@@ -34,7 +34,7 @@ CUT = """(() => {
     if (over > 0) found.push(`the contents are ${over} px beyond the window`);
   }
   for (const box of document.querySelectorAll("pre"))
-    if (box.scrollWidth > box.clientWidth + 1)
+    if (box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "auto")
       found.push(`a box is ${box.scrollWidth - box.clientWidth} px too narrow: ${box.textContent.slice(0, 40)}`);
   return found.slice(0, 5);
 })()"""
@@ -56,7 +56,7 @@ def look(site, pictures):
     with tempfile.TemporaryDirectory() as profile, chromium(profile) as open_tab:
         for page in PAGES:
             tab = open_tab((site / f"{page}.html").resolve().as_uri())
-            tab.wait('document.readyState === "complete"')
+            tab.wait('document.readyState === "complete" && document.querySelector("article") !== null')
             for width in sorted(WIDTHS + MORE_WIDTHS):
                 resize(tab, width)
                 wrong += [f"{page} at {width}: {text}" for text in tab.run(CUT)]

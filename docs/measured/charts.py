@@ -39,8 +39,9 @@ def bars(axes: Axes, spreads: dict[str, Spread], unit: str = "{:.1f}") -> None:
         colour = PALETTE[0] if name in (OURS, PAGED) else mix_with_white(PALETTE[1], 0.5)
         axes.barh(row, spread.median, 0.7, color=colour, edgecolor=INK, lw=0.6)
         low, high = min(spread.values), max(spread.values)
-        error = [[spread.median - low], [high - spread.median]]
-        axes.errorbar(spread.median, row, xerr=error, color=INK, capsize=3, lw=1)
+        if len(spread.values) > 1:
+            error = [[spread.median - low], [high - spread.median]]
+            axes.errorbar(spread.median, row, xerr=error, color=INK, capsize=3, lw=1)
         axes.text(high, row, "  " + unit.format(spread.median), va="center", fontsize=10)
     axes.set_yticks(range(len(spreads)), list(spreads), fontsize=10)
     axes.set_ylim(len(spreads) - 0.4, -0.6)
@@ -49,9 +50,9 @@ def bars(axes: Axes, spreads: dict[str, Spread], unit: str = "{:.1f}") -> None:
 
 
 def busy(result: Result) -> str:
-    """ ", busy (load 0.83)" where the machine was too busy for a ratio."""
+    """A line "busy at the start: load 0.83" where the machine was too busy for a ratio."""
     load = load_of(result["provenance"])
-    return f", busy (load {load:.2f})" if load and load > max_load(result["provenance"]) else ""
+    return f"\nbusy at the start: load {load:.2f}" if load and load > max_load(result["provenance"]) else ""
 
 
 def engines(data: Path, names: Sequence[str]) -> Figure:
@@ -59,12 +60,12 @@ def engines(data: Path, names: Sequence[str]) -> Figure:
     and processors differ from panel to panel."""
     results = [result for name in names for result in results_of(data, name)]
     counts = [len(result["backends"]) for result in results]
-    figure = new_figure(WIDTH, sum(1.0 + 0.3 * count for count in counts))
+    figure = new_figure(WIDTH, sum(1.15 + 0.3 * count for count in counts))
     grid = figure.subplots(len(results), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, result in zip(grid[:, 0], results, strict=True):
         entries = result["backends"].items()
         bars(axes, {engine_name(result, name): Spread.from_json(entry[RATE]) for name, entry in entries})
-        axes.set_title(f"{work_of(result)}{busy(result)}\n{processor(result)}", fontsize=9, loc="left")
+        axes.set_title(f"{work_of(result)}\n{processor(result)}{busy(result)}", fontsize=9, loc="left")
     grid[-1, 0].set_xlabel("output tokens per second")
     return figure
 
@@ -87,7 +88,7 @@ def step(data: Path) -> Figure:
                 middle = left + width / 2
                 axes.text(middle, row, f"{width:.0f}%", ha="center", va="center", fontsize=9, bbox=box)
             left += width
-    labels = [f"{each['workload']['num_prompts']} sequences\n{processor(each)[:20]}" for each in results]
+    labels = [f"{each['workload']['num_prompts']} sequences\n{processor(each)}" for each in results]
     axes.set_yticks(range(len(results)), labels, fontsize=9)
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set(xlim=(0, 100), xlabel="share of a decode step (%)")
@@ -116,7 +117,7 @@ def serving(data: Path) -> Figure:
         point = min(result["points"], key=lambda each: abs(each["ratio"] - PAPER_RATIO))
         bars(axes, {name: Spread.from_json(point["rates"][name]) for name in SYSTEMS})
         axes.set_xlabel("output tokens per second")
-        title = f"memory for {point['ratio']:g} x max_model_len{busy(result)}\n{processor(result)}"
+        title = f"memory for {point['ratio']:g} x max_model_len\n{processor(result)}{busy(result)}"
         axes.set_title(title, fontsize=9, loc="left")
         return figure
     rows = read(data, "paper.json")["rows"]["12"]

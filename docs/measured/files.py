@@ -88,7 +88,8 @@ def command_of(name: str) -> str:
 def processor(result: Result) -> str:
     """Where it was measured, for a heading: "AMD EPYC, 2 cores"."""
     where = result["provenance"]
-    return f"{where['gpu'] or where['cpu']}, {where['cores']} cores"
+    name = (where["gpu"] or where["cpu"]).replace("(R)", "")
+    return f"{name}, {where['cores']} cores"
 
 
 def option(result: Result, name: str, default: str) -> str:

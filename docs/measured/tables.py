@@ -148,12 +148,14 @@ def http_cost(result: Result) -> str:
 
 def draft_gain(result: Result) -> str:
     """Speedup of each text; a workload is called "edit 1" for one sequence at a time."""
-    texts = []
+    texts, reasons = [], []
     for name, entry in result["workloads"].items():
         seconds = {key: Spread.from_json(value) for key, value in entry["seconds"].items()}
-        speedup = f"{speedup_of(entry).median:.2f}x"
-        quoted = why_no_ratio(result["provenance"], seconds) is None
-        texts.append(f"{name}: {speedup if quoted else 'no ratio'}")
+        if reason := why_no_ratio(result["provenance"], seconds):
+            reasons.append(reason)
+        texts.append(f"{name}: {'no ratio' if reason else f'{speedup_of(entry).median:.2f}x'}")
+    if len(reasons) == len(texts):
+        return f"no ratio: {reasons[0]}"
     return f"time without drafts over time with them (text, sequences): {', '.join(texts)}"
 
 
