@@ -350,4 +350,4 @@ claim("in the end all blocks are free", all(pool.num_used == 0 for pool in engin
 #
 # **Read on:** [Leviathan, Kalman and Matias: Fast Inference from Transformers via Speculative Decoding](https://arxiv.org/abs/2211.17192).
 # **To finish:** build an engine of your own, from a loop to paging, prefix cache and chunks, in six milestones:
-# `python -m minivllm.course project start DIR`; the page `docs/project.md` shows them.
+# `python -m minivllm.course project start DIR`; `docs/project.md` has a picture of each.
