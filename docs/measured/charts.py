@@ -19,12 +19,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from measured.files import paths_of, processor, read, results_of
-from measured.tables import ENGINE_FILES, OURS, decode_parts, engine_name, work_of
+from measured.files import paths_of, processor, rates_of, read, results_of
+from measured.tables import ENGINE_FILES, OURS, decode_parts, engine_name, papers_point, work_of
 from minivllm.bench.evaluation import drawing
-from minivllm.bench.evaluation.headline import PAPER_RATIO, SYSTEMS
+from minivllm.bench.evaluation.headline import SYSTEMS
 from minivllm.bench.report import Result, Spread, load_of, max_load
-from minivllm.bench.throughput_report import RATE
 from minivllm.viz.style import HATCHES, INK, PALETTE, mix_with_white, new_figure
 
 WIDTH = 6.4  # inches
@@ -63,8 +62,7 @@ def engines(data: Path, names: Sequence[str]) -> Figure:
     figure = new_figure(WIDTH, sum(1.15 + 0.3 * count for count in counts))
     grid = figure.subplots(len(results), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, result in zip(grid[:, 0], results, strict=True):
-        entries = result["backends"].items()
-        bars(axes, {engine_name(result, name): Spread.from_json(entry[RATE]) for name, entry in entries})
+        bars(axes, {engine_name(result, name): rate for name, rate in rates_of(result).items()})
         axes.set_title(f"{work_of(result)}\n{processor(result)}{busy(result)}", fontsize=9, loc="left")
     grid[-1, 0].set_xlabel("output tokens per second")
     return figure
@@ -114,7 +112,7 @@ def serving(data: Path) -> Figure:
     figure = new_figure(WIDTH, 3.0)
     axes = figure.subplots()
     if result := read(data, "cpu_headline.json"):
-        point = min(result["points"], key=lambda each: abs(each["ratio"] - PAPER_RATIO))
+        point = papers_point(result)
         bars(axes, {name: Spread.from_json(point["rates"][name]) for name in SYSTEMS})
         axes.set_xlabel("output tokens per second")
         title = f"memory for {point['ratio']:g} x max_model_len\n{processor(result)}{busy(result)}"

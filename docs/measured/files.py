@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 from minivllm.bench.report import Result, Spread, paired_ratio, why_no_ratio
+from minivllm.bench.throughput_report import RATE
 
 # What makes each file, without "python -m minivllm" and without where the output goes.
 COMMANDS = {
@@ -48,7 +49,7 @@ COMMANDS = {
     "cpu_latency.json": "bench latency --num-iters-warmup 2 --num-iters 10",
     "cpu_parallel.json": "bench parallel",
     "cpu_trace.json": "bench throughput --num-prompts 12 --backend minivllm minivllm-traced --repeats 7",
-    "cpu_compare.json": "compare --with hf --backends auto torch",
+    "cpu_compare.json": "compare --with hf vllm --backends auto torch",
     "cpu_step_time.json": "bench step-time",
     "paper.json": "bench paper --figure all",
     "memory.json": "bench memory",
@@ -96,6 +97,11 @@ def option(result: Result, name: str, default: str) -> str:
     """What an option was set to on the command line that made a result."""
     words = result["provenance"]["command_line"]
     return words[words.index(name) + 1] if name in words else default
+
+
+def rates_of(result: Result) -> dict[str, Spread]:
+    """Output tokens per second of each backend of `bench throughput` and its like."""
+    return {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
 
 
 def ratio_words(ours: Spread, theirs: Spread, result: Result) -> str:

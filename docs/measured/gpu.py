@@ -10,18 +10,21 @@ bytes are counted (`minivllm/aot/resources.py`). The marks are rates, and every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from measured.files import read
+from measured.files import rates_of, read
 from measured.tables import markdown
 from minivllm.aot import resources
 from minivllm.aot.chips import CHIPS
 from minivllm.bench import gpu_tests, kernel_report
-from minivllm.bench.report import Spread, paired_ratio, why_no_ratio
+from minivllm.bench.report import paired_ratio, why_no_ratio
 
 H100 = 90
 HF = "hf-continuous"
 NOT_MEASURED = kernel_report.NOT_MEASURED
+Selection = Mapping[str, object]
+"""What tells one compilation of a kernel from another, see `resources.find`."""
 # file in data/, what the mark is called, the backend that ours is compared with, how many times as fast
 ENGINE_MARKS = [
     ("gpu_llama-3.2-1b.json", "llama-3.2-1b, of generate_batch", HF, 5.0),
@@ -46,7 +49,7 @@ def counted(data: Path) -> str:
         for kernel in (resources.NAIVE, resources.DECODE)
     )
     bound, lesson = resources.decode_bound(decode, chip), resources.decode_bound(naive, chip)
-    enough = chip.bytes_under_way_needed()
+    enough, as_launched = chip.bytes_under_way_needed(), resources.PLAIN
     rows = [
         ["Do the kernels compile?", f"{len(records)} variants for {len(chips)} chips, {names(chips)}"],
         ["Do their values fit into registers?", f"in all but {spilled}"],
@@ -60,9 +63,15 @@ def counted(data: Path) -> str:
             "Could the naive kernel of notebook 10?",
             f"no: its instructions need {lesson.issue_share:.0%} of the places",
         ],
-        ["What does the block table add?", f"{percent(records, contiguous=True)} of the instructions"],
-        ["What would masking only the last tile save?", saved(records, "masked tail")],
-        ["And one block number per block?", saved(records, "one number per block")],
+        ["What does the block table add?", difference(records, {"contiguous": True}, as_launched)],
+        [
+            "What would masking only the last tile save?",
+            difference(records, as_launched, {"variant": "masked tail"}),
+        ],
+        [
+            "And one block number per block?",
+            difference(records, as_launched, {"variant": "one number per block"}),
+        ],
     ]
     return markdown(("H100, Llama-3.1-8B's heads, float16", "counted"), rows)
 
@@ -73,29 +82,16 @@ def names(capabilities: set[int]) -> str:
     return f"{known[0]} to {known[-1]}"
 
 
-def instructions(records: list[resources.Record], kernel: str, **other: object) -> tuple[int, int]:
-    """Instructions per turn of a kernel's loop: as the engine launches it, and compiled another way."""
-    wanted = {"capability": H100, "kernel": kernel}
-    plain = resources.find(records, **wanted, **resources.PLAIN)[0]
-    return plain["loop_instructions"], resources.find(records, **wanted, **other)[0]["loop_instructions"]
-
-
-def percent(records: list[resources.Record], **other: object) -> str:
-    """ "decode +17%, prefill +11%": what the kernels have beyond those compiled another way."""
+def difference(records: list[resources.Record], before: Selection, after: Selection) -> str:
+    """ "decode -14%, prefill -23%": instructions per turn of a kernel's loop, compiled one way and another."""
     texts = []
     for kernel, name in ((resources.DECODE, "decode"), (resources.PREFILL, "prefill")):
-        plain, changed = instructions(records, kernel, **other)
-        texts.append(f"{name} {plain / changed - 1:+.0%}")
-    return ", ".join(texts)
-
-
-def saved(records: list[resources.Record], variant: str) -> str:
-    """ "decode -14%, prefill -23%": what a switch of the kernels changes."""
-    texts = []
-    for kernel, name in ((resources.DECODE, "decode"), (resources.PREFILL, "prefill")):
-        plain, changed = instructions(records, kernel, variant=variant)
-        texts.append(f"{name} {changed / plain - 1:+.0%}")
-    return ", ".join(texts) + " of the instructions"
+        old, new = (
+            resources.find(records, capability=H100, kernel=kernel, **which)[0]["loop_instructions"]
+            for which in (before, after)
+        )
+        texts.append(f"{name} {new / old - 1:+.0%}")
+    return f"{', '.join(texts)} of the instructions"
 
 
 def host(data: Path) -> dict[str, str | float] | None:
@@ -126,11 +122,9 @@ def mark_rows(data: Path) -> list[tuple[str, str, str]]:
     for name, mark, peer, asked in ENGINE_MARKS:
         reached = NOT_MEASURED
         if result := read(data, name):
-            rates = {
-                name: Spread.from_json(result["backends"][name]["output_tokens_per_second"])
-                for name in ("minivllm", peer)
-            }
-            reached = why_no_ratio(result["provenance"], rates) or f"{paired_ratio(*rates.values()):.2f}x"
+            rates = rates_of(result)
+            pair = {each: rates[each] for each in ("minivllm", peer)}
+            reached = why_no_ratio(result["provenance"], pair) or f"{paired_ratio(*pair.values()):.2f}x"
         rows.append((mark, f"{asked:g}x", reached))
     return rows
 

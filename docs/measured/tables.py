@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from measured.files import option, processor, ratio_words, read, results_of
+from measured.files import option, processor, rates_of, ratio_words, read, results_of
 from minivllm.baselines import compare
 from minivllm.bench.evaluation import headline, validate
 from minivllm.bench.report import Result, Spread, why_no_ratio
 from minivllm.bench.speculative import speedup_of
-from minivllm.bench.throughput_report import RATE
 
 OURS = "minivllm"
 ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json", "cpu_hf_continuous.json")
@@ -58,8 +57,7 @@ def work_of(result: Result) -> str:
 
 def engine_rows(result: Result) -> list[list[str]]:
     """One file: a line for each engine that ran in turns with minivllm."""
-    rates = {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
-    rows = []
+    rates, rows = rates_of(result), []
     for name, rate in rates.items():
         if name != OURS:
             same = f"{result['same_tokens'][name]} of {result['workload']['num_prompts']}"
@@ -84,8 +82,7 @@ def engine_sentence(data: Path) -> str:
     result = read(data, ENGINE_FILES[0])
     if result is None:
         return f"{MISSING.capitalize()}."
-    rates = {name: Spread.from_json(entry[RATE]) for name, entry in result["backends"].items()}
-    texts = [f"{engine_name(result, name)}: {rate.median:.1f}" for name, rate in rates.items()]
+    texts = [f"{engine_name(result, name)}: {rate.median:.1f}" for name, rate in rates_of(result).items()]
     return f"Output tokens per second, {work_of(result)}, on {processor(result)}. {'; '.join(texts)}."
 
 
@@ -101,9 +98,14 @@ def kv_usage(result: Result) -> str:
     )
 
 
+def papers_point(result: Result) -> Result:
+    """Of `bench headline`, the size of memory nearest to the paper's."""
+    return min(result["points"], key=lambda point: abs(point["ratio"] - headline.PAPER_RATIO))
+
+
 def headline_gain(result: Result) -> str:
-    """Paging against Orca (Max), at the point nearest to the paper's."""
-    point = min(result["points"], key=lambda each: abs(each["ratio"] - headline.PAPER_RATIO))
+    """Paging against Orca (Max)."""
+    point = papers_point(result)
     rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
     batch = point["batch"]
     return (
