@@ -83,7 +83,7 @@ def names(capabilities: set[int]) -> str:
 
 
 def difference(records: list[resources.Record], before: Selection, after: Selection) -> str:
-    """ "decode -14%, prefill -23%": instructions per turn of a kernel's loop, compiled one way and another."""
+    """ "decode -14%, prefill -23%": instructions per turn of a kernel's loop, compiled in two ways."""
     texts = []
     for kernel, name in ((resources.DECODE, "decode"), (resources.PREFILL, "prefill")):
         old, new = (
