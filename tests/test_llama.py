@@ -385,7 +385,7 @@ def test_the_numba_kernels_give_the_same_logits():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_every_product_gives_the_same_logits(kind: type[LinearKernel], monkeypatch: pytest.MonkeyPatch):
     """Catches a layer left out of the packing, or packed before its weights had come."""
-    monkeypatch.setattr("minivllm.layers.choose_linear_kernel", lambda weights, memory: kind)
+    monkeypatch.setattr("minivllm.backends.linears.choose_linear_kernel", lambda weights, memory: kind)
     theirs = hugging_face_llama(attention_bias=True, tie_word_embeddings=True)
     model = load(theirs)
     assert model.linear_kernel == kind.name

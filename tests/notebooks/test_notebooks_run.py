@@ -9,8 +9,17 @@ from jupyter_client import KernelManager
 
 from tests.notebooks.helpers import NOTEBOOKS, SOURCES, TIMED, build, run_and_compare
 
-# Before each notebook: no name is left of the one before, and no figure.
-CLEAN = "get_ipython().run_line_magic('reset', '-f')\nimport gc, sys\nif 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')\ndel sys\ngc.collect()\ndel gc"
+# Before each notebook: no name is left of the one before, and no figure. `reset` takes `__spec__` as well, which
+# spawned processes ask for (chapter 13); in a fresh kernel it is None.
+CLEAN = """
+get_ipython().run_line_magic("reset", "-f")
+__spec__ = None
+import gc, sys
+if "matplotlib.pyplot" in sys.modules:
+    sys.modules["matplotlib.pyplot"].close("all")
+gc.collect()
+del gc, sys
+"""
 
 
 @pytest.fixture(scope="module")
