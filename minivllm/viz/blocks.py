@@ -17,10 +17,19 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from minivllm.block_table import cdiv
-from minivllm.viz.style import EMPTY, GRID, INK, RequestStyle, new_figure, request_order, request_style
+from minivllm.viz.style import (
+    EMPTY,
+    GRID,
+    INK,
+    RequestStyle,
+    legend_patches,
+    new_figure,
+    request_order,
+    request_style,
+)
 from minivllm.viz.trace import Trace
 from minivllm.viz.usage import check_steps, filled_during, sequences_of, slot_of, slot_owners, tables_during
 
@@ -140,11 +149,7 @@ def slot_map(traces: dict[str, Trace], steps: Sequence[int]) -> Figure:
         numbers |= {name: order[name] for name in sequences_of(trace.steps[step]).values()}
     styles = {f"request {name}": request_style(number) for name, number in sorted(numbers.items())}
     styles["held, and empty"] = held_and_empty(RequestStyle(EMPTY, GRID, ""))
-    handles = [
-        Patch(facecolor=style.fill, edgecolor=style.edge, hatch=style.hatch, label=label)
-        for label, style in styles.items()
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    fig.legend(handles=legend_patches(styles), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     return fig
 
 

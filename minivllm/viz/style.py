@@ -23,11 +23,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ class RequestStyle:
 def mix_with_white(colour: str, share: float) -> str:
     """Lighten a colour: `share` of white, from 0 (unchanged) to 1 (white)."""
     return to_hex([channel * (1 - share) + share for channel in to_rgb(colour)])
+
+
+def legend_patches(styles: Mapping[str, RequestStyle]) -> list[Patch]:
+    """Entries of a legend: label -> what it looks like."""
+    return [
+        Patch(facecolor=style.fill, edgecolor=style.edge, hatch=style.hatch, label=label)
+        for label, style in styles.items()
+    ]
 
 
 def darkened(colour: str, share: float) -> str:

@@ -28,7 +28,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Patch, Rectangle
 
 from minivllm.viz.blocks import EMPTY_STYLE, draw_cell
-from minivllm.viz.style import EMPTY, INK, PEAK, RequestStyle, new_figure, request_order, request_style
+from minivllm.viz.style import (
+    EMPTY,
+    INK,
+    PEAK,
+    RequestStyle,
+    legend_patches,
+    new_figure,
+    request_order,
+    request_style,
+)
 from minivllm.viz.trace import StepRecord, Trace
 from minivllm.viz.usage import (
     check_steps,
@@ -220,10 +229,7 @@ def _legend(scene: _Scene) -> list[Patch]:
     number = request_order(scene.trace)[names[scene.completions[0]]]
     own = [request_style(number + i) for i in range(len(scene.completions))]
     looks = {f"completion {i}": style for i, style in enumerate(own)} | {"in several tables": _shared(own)}
-    handles = [
-        Patch(facecolor=style.fill, edgecolor=style.edge, hatch=style.hatch, label=label)
-        for label, style in looks.items()
-    ]
+    handles = legend_patches(looks)
     if scene.record.blocks_to_copy:
         handles.append(Patch(color=PEAK, label="red arrow: copied before the write"))
     return handles
