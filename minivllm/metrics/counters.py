@@ -1,7 +1,7 @@
 """What the scheduler counts: steps, preemptions, tokens, hits of the prefix cache, accepted drafts.
 
-Counters only grow, so what happened between two moments is the difference of two readings, whoever else
-reads them::
+Counters only grow, so what happened between two moments is the difference of two readings, however many
+readers there are::
 
     before = engine.stats()          num_preemptions = 3
     ...

@@ -54,7 +54,7 @@ def loads_grid(panels: Mapping[str, Texts], shape: tuple[int, int, int]) -> Figu
         shape: of the cache: blocks, slots of a block, KV heads.
 
     Raises:
-        ValueError: no panel, or one without a sequence.
+        ValueError: there is no panel, or a panel has no sequence.
     """
     if not panels or not all(panels.values()):
         raise ValueError("loads_grid needs at least one panel, and every panel at least one sequence.")
