@@ -117,8 +117,9 @@ def _command(impl: str, targets: list[Target], options: RunOptions, tree: Path) 
     command = [sys.executable, "-m", "pytest", *(f"tests/exercises/test_{t.chapter}.py" for t in targets)]
     # --confcutdir: the exercises do not depend on the fixtures of the engine's own tests. --assert=plain: the
     # tests say themselves what they expected, and rewriting hypothesis would take seconds.
+    # --tb=line: failures come through the pipe; looking up their source lines would take half of the time.
     command += ["--confcutdir=tests/exercises", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
-    command += ["--assert=plain", "-q", "--tb=short", f"--impl={impl}", f"--time-limit={options.time_limit}"]
+    command += ["--assert=plain", "-q", "--tb=line", f"--impl={impl}", f"--time-limit={options.time_limit}"]
     if options.seed:
         command += [f"--seed={options.seed}", f"--hypothesis-seed={options.seed}"]
     if tree != ROOT:
