@@ -33,22 +33,22 @@ def llm(smollm2):
     return LLM(str(smollm2), num_blocks=256, max_model_len=512)
 
 
-def assert_same_or_tied(ours, theirs, prompt, model, tolerance=1e-3):
-    """Equal token ids; or, at the first difference, two tokens that the model itself cannot tell apart.
+def assert_greedy(ours, prompt, model, tolerance=1e-3):
+    """Each token is the model's own best after the prompt and the tokens before it, or tied with the best.
 
-    Returns the position of the tie, None if there is no difference.
+    By induction `ours` is what a greedy loop over the model writes; all its steps in one forward pass (causal
+    attention: row t knows nothing of the tokens after t). Returns the positions of ties.
     """
-    for position, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a == b:
-            continue
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + theirs[:position]])).logits[0, -1]
-        top = logits.topk(2)
-        assert sorted(top.indices.tolist()) == sorted([a, b]), f"at {position}: {a} is not {b}"
-        gap = (top.values[0] - top.values[1]).item()
-        assert gap < tolerance, f"at {position}: {a} is not {b}, the logits differ by {gap}"
-        return position
-    return None
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + ours])).logits[0, len(prompt) - 1 : -1]
+    ties = []
+    for position, (token, row) in enumerate(zip(ours, logits, strict=True)):
+        best = row.argmax().item()
+        gap = (row[best] - row[token]).item()
+        assert gap < tolerance, f"at {position}: {token} is not {best}, the logits differ by {gap}"
+        if token != best:
+            ties.append(position)
+    return ties
 
 
 def test_greedy_tokens_equal_hugging_faces(llm, hugging_face, capsys):
@@ -59,35 +59,41 @@ def test_greedy_tokens_equal_hugging_faces(llm, hugging_face, capsys):
     )
     ties = {}
     for text, output in zip(PROMPTS, outputs, strict=True):
-        prompt = tokenizer.encode(text)
-        assert output.prompt_token_ids == prompt
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            theirs = hugging_face.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=NUM_TOKENS,
-                pad_token_id=0,
-            )[0, len(prompt) :].tolist()
-        tie = assert_same_or_tied(output.outputs[0].token_ids, theirs, prompt, hugging_face)
-        if tie is not None:
-            ties[text] = tie
+        prompt, ours = tokenizer.encode(text), output.outputs[0].token_ids
+        assert output.prompt_token_ids == prompt and len(ours) == NUM_TOKENS
+        if found := assert_greedy(ours, prompt, hugging_face):
+            ties[text] = found
     with capsys.disabled():
         print(f"\n{len(PROMPTS)} prompts x {NUM_TOKENS} tokens equal Hugging Face's; ties: {ties or 'none'}")
 
 
+def test_one_forward_pass_says_what_generate_writes(llm, hugging_face):
+    """Would catch a comparison that is not Hugging Face's greedy loop: its own text passes, token for token."""
+    prompt = llm.get_tokenizer().encode(PROMPTS[2])
+    ids = torch.tensor([prompt])
+    options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    with torch.inference_mode():
+        text = hugging_face.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
+    assert assert_greedy(text[len(prompt) :], prompt, hugging_face) == []
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    (ours,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+    assert ours.outputs[0].token_ids == text[len(prompt) :]
+
+
 def test_a_wrong_token_is_not_taken_for_a_tie(llm, hugging_face):
-    """Negative control of the comparison above."""
+    """Negative control of the comparison above: a token beside the right one, a zero, the text one token late."""
     prompt = llm.get_tokenizer().encode(PROMPTS[2])
     right = llm.generate(
         {"prompt_token_ids": prompt}, SamplingParams(temperature=0, max_tokens=4), use_tqdm=False
     )[0].outputs[0].token_ids  # fmt: skip
+    assert assert_greedy(right, prompt, hugging_face) == []
     for position in range(4):
-        wrong = list(right)
-        wrong[position] += 1
-        with pytest.raises(AssertionError, match=f"at {position}"):
-            assert_same_or_tied(wrong, right, prompt, hugging_face)
+        for token in (right[position] + 1, 0):
+            wrong = [*right[:position], token, *right[position + 1 :]]
+            with pytest.raises(AssertionError, match=f"at {position}"):
+                assert_greedy(wrong, prompt, hugging_face)
+    with pytest.raises(AssertionError, match="at 0"):
+        assert_greedy(right[1:], prompt, hugging_face)
 
 
 def test_the_chat_answer_of_the_readme(llm):
