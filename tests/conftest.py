@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import shutil
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,6 +32,7 @@ hypothesis.settings.load_profile("any speed")
 # With a GPU there is nothing to pretend; the real thing is in tests/kernels/test_kernel_gpu.py.
 collect_ignore = ["test_pretend_gpu.py"] if torch.cuda.is_available() else []
 
+HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -48,7 +50,12 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the browser tests where there is no browser."""
+    """Leave out the browser tests where there is no browser; the files in folders come first.
+
+    Workers take the files in this order. Those in folders are the long ones, and a worker with a long file last
+    would leave the others without work.
+    """
+    items.sort(key=lambda item: item.path.parent == HERE)
     if find_browser() is not None:
         return
     dropped = [item for item in items if item.get_closest_marker("browser")]
