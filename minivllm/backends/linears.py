@@ -2,7 +2,7 @@
 
 A `Linear` begins with PyTorch's product. Once its weight is there, that product is exchanged::
 
-    pack_linears      the fastest of the four in `kernels/linear_cpu.py`, measured on this machine
+    pack_linears      the fastest of the five in `kernels/linear_cpu.py`, measured on this machine
     tile_linears      on top of it, 16 rows at a time: a row's result is then the same bits in any batch
 
 vLLM V1: `model_executor/layers/utils.py` (`dispatch_unquantized_gemm`), `batch_invariant.py`.
