@@ -75,8 +75,9 @@
     return body;
   }
 
-  // From each table entry to its block; only once the page has laid the boxes out.
+  // From each table entry to its block, in place of the arrows that are there; once the boxes are laid out.
   function drawArrows(stage) {
+    stage.querySelector(".mv-arrows")?.remove();
     const origin = stage.getBoundingClientRect();
     const space = "http" + "://www.w3.org/2000/svg"; // the name of SVG, not an address
     const svg = document.createElementNS(space, "svg");
@@ -205,6 +206,8 @@
     root.querySelector(".mv-static").replaceWith(bar, body);
     playing(false);
     go(0);
+    // A narrower window moves the boxes; and a player that starts hidden has no boxes to measure yet.
+    if ("ResizeObserver" in window) new ResizeObserver(() => drawArrows(body.querySelector(".mv-stage"))).observe(body);
     if (calm || !("IntersectionObserver" in window)) return;
     const seen = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.intersectionRatio > 0.6)) return;
