@@ -69,9 +69,9 @@ print(
 
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
-# when *every* request of the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the
-# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. This is
-# called **iteration-level scheduling** or **continuous batching**.
+# when *every* request of the batch is done. Orca, a system of 2022, had the idea: the batch need not be the same in
+# two steps. Decide anew, before every step, which requests take part. This is called **iteration-level scheduling** or
+# **continuous batching**.
 #
 # ## Predict, then run
 #
@@ -96,7 +96,7 @@ print(f"longest answers first: {len(longest_first.steps)} steps")
 
 # %% [markdown]
 # That is the bound. But a server does not know how long an answer will get, and the short requests would wait for the
-# long ones. (Exercise ex06c does the opposite.)
+# long ones.
 #
 # ## How the code does it
 #
