@@ -40,8 +40,7 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# For each word SmolLM2 reads the keys and values of all words so far, for every request. Per word that is 30 layers x
-# 2 (K and V) x 3 KV heads x 64 numbers x 4 bytes:
+# For each word SmolLM2 reads the keys and values of all words so far, for every request:
 
 # %% tags=["machine"]
 question = "The capital of France is"
@@ -65,7 +64,8 @@ kv_cache = llm.llm_engine.runner.kv_cache
 key_cache, value_cache = kv_cache.key[0], kv_cache.value[0]  # layer 0: (8 blocks, 4 slots, 2 KV heads, 16)
 tables = torch.tensor([[*each, 0, 0][:3] for each in blocks], dtype=torch.int32)
 needed, copied = sum(lens) * 2 * key_cache[0, 0].nbytes, sum(map(len, blocks)) * 2 * key_cache[0].nbytes
-print(f"K and V in one layer: {needed:,} bytes; gathering moves {copied:,} + {copied:,} + {needed:,} = {2 * copied + needed:,}")
+moved = f"{copied:,} (blocks read) + {copied:,} (copies written) + {needed:,} (read) = {2 * copied + needed:,}"
+print(f"K and V in one layer: {needed:,} bytes; gathering moves {moved}")
 
 # %% [markdown]
 # With one query per sequence attention calculates little and reads much, so bytes are what counts; the copy moves
@@ -120,10 +120,10 @@ show_source(_naive_kernel.fn)
 #
 # The fourth part is the arithmetic. A softmax needs the largest score and the sum of all exponentials before the first
 # value can be weighted, but the program sees the keys block by block and cannot keep all scores. So it keeps three
-# things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of $e^{S_j - m}
-# V_j$. When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by the same
-# factor, and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1, 2, 3, one
-# key per tile, out of a running kernel:
+# things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; $acc$, the sum of $e^{S_j - m} V_j$.
+# When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by the same factor,
+# and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1, 2, 3, one key per
+# tile, out of a running kernel:
 
 
 # %%
@@ -167,7 +167,8 @@ show_source(online_softmax.online_update.fn)
 show_source(online_softmax.attend.fn)
 
 # %% [markdown]
-# The same letters as before, with a row for each head. `exp2` is one instruction, hence the scores times $\log_2 e$; `DOT_F32` is for the interpreter.
+# The same letters as before, with a row for each head. `exp2` is one instruction, hence the scores times $\log_2 e$;
+# `DOT_F32` is for the interpreter.
 #
 # ### Split-KV
 #
@@ -182,9 +183,9 @@ show_source(combine_reference)
 # ### Prompts: many queries of one sequence
 #
 # A prompt brings a query for each of its tokens. Its kernel walks over the keys with the same `attend`. What is new is
-# its rows: a program takes neighbouring tokens with all their heads. The last row sees the most keys, so the program
-# stops there, and half of a long prompt's scores are never computed. A prompt fills one tile of rows or more, and the
-# grid has a program for each tile of the batch, so a program first has to find its sequence:
+# its rows: a program takes a tile of neighbouring tokens with all their heads. The last row sees the most keys, so the
+# program stops there, and half of a long prompt's scores are never computed. Tiles are numbered through the batch, so
+# a program first has to find its sequence (`first_tile`: the first tile of each):
 
 # %%
 show_source(find_tile.fn)
@@ -207,8 +208,8 @@ alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the group
 show(loads_grid(panels, key_cache.shape[:3]), alt=alt)
 
 # %% [markdown]
-# The naive programs of two query heads load the same keys. On the right stands the turn of the loop that loads a key:
-# a turn takes two blocks, for a tile has 8 keys. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# The naive programs of two query heads load the same keys. On the right, the turn of the loop that loads a key: a tile
+# of 8 keys takes two blocks. Next, the online softmax on 48 rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
@@ -262,8 +263,7 @@ for (name, kernel), colour in zip(both.items(), (PALETTE[5], PALETTE[1]), strict
     ax.text(8, kib[name][-1] + 2, name, ha="right", color=colour)
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
 ax.spines[["top", "right"]].set_visible(False)
-each = "; ".join(f"{name}: {loaded}" for name, loaded in kib.items())
-show(fig, alt=f"KiB of K and V loaded, with {groups} query heads per KV head. {each}.")
+show(fig, alt=f"KiB loaded with {groups} query heads per KV head: naive {kib['naive']}, grouped {kib['grouped']}.")
 
 # %% [markdown]
 # For a prompt of 32 tokens, of which 8 were computed before: three programs for each KV head, 8 queries each.
@@ -303,20 +303,19 @@ def parts(num_splits):
 def in_parts(num_splits=4):
     """The keys of 50 tokens, divided among programs."""
     counts, fig = [*map(len, parts(num_splits)[1])], new_figure(7.5, 0.9 + 0.25 * num_splits)
-    ax = fig.subplots()
+    ax, most = fig.subplots(), math.ceil(max(counts) / 8)
     starts = [sum(counts[:i]) for i in range(num_splits)]
     ax.barh(range(num_splits), counts, left=starts, color=PALETTE[4], edgecolor=INK, lw=0.5)
     ax.set(yticks=range(num_splits), ylim=(num_splits - 0.4, -0.6), xlabel="position in the sequence", ylabel="part")
-    return fig, f"50 tokens in {num_splits} parts load {counts} keys, the longest in {math.ceil(max(counts) / 8)} tiles."
+    return fig, f"50 tokens in {num_splits} parts load {counts} keys; the longest part has {most} tiles."
 
 
 turn(in_parts, num_splits=(1, 2, 4, 7, 8))
 
 # %% [markdown]
-# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. What can be
-# counted without one (`docs/gpu.md`): on an H100 the grouped kernel's instructions need 19 % of the time in which the
-# memory brings its bytes, so the memory sets the pace; the naive kernel's need 159 %, so the memory waits. Where there
-# is a GPU, this cell measures:
+# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. By count
+# (`docs/gpu.md`) its instructions need 19 % of the time in which an H100's memory brings the bytes, so the memory sets
+# the pace; the naive kernel's need 159 %, so the memory waits. With a GPU, this cell measures:
 
 # %% tags=["machine"]
 command = "-m minivllm bench kernels --only B16"
@@ -347,9 +346,8 @@ wrong_by = (attention.paged_attention(q, k, v, table, n, scale) - wrong).abs().m
 claim("the same bound rejects a wrong KV head", wrong_by > 1e-4, measured=f"wrong by {wrong_by:.2f}")
 
 # %%
-there = 2 * sum(lens)  # 2 KV heads
 keys = [row for _, _, row in grouped["K"]]
-claim("grouped: each key there is, once", len(keys) == len(set(keys)) == there, measured=there)
+claim("grouped: each key there is, once", len(keys) == len(set(keys)) == 2 * sum(lens), measured=len(keys))
 ratio = [one / other for one, other in zip(*kib.values(), strict=True)]
 claim("naive: each key once for every query head of its group", ratio == groups, measured=ratio)
 
