@@ -120,6 +120,11 @@
       const from = find(source).getBoundingClientRect(), to = find(destination).getBoundingClientRect();
       const moving = ghost(find(source), stage, from);
       moving.style.width = from.width + "px";
+      for (const cell of moving.querySelectorAll(".mv-new")) { // written after the copy: not on the way
+        cell.textContent = "\u00a0";
+        cell.classList.remove("mv-new");
+        cell.style.background = "";
+      }
       const end = "translate(" + (to.left - from.left) + "px," + (to.top - from.top) + "px)";
       moving.animate([{ transform: "none" }, { transform: end }], { duration: 800, easing: "ease-in-out" })
         .finished.then(() => moving.remove());

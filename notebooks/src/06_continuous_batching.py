@@ -198,10 +198,10 @@ times = ", ".join(f"{count}: {each:.0f} ms" for count, each in zip(counts, ms, s
 show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}, one thread: {times}. The roofs meet at {bend:.0f}.")
 
 # %% [markdown]
-# This is the **roofline** of this machine. Two lines bound the time from below (drawn as speed they bound it from
-# above, hence "roof"). Reading the weights (dashed) takes the time of one row, however many there are. Computing
-# (dotted) takes the same for each row: a 64th of the time of 64. Left of the bend, where the lines meet, reading is
-# the larger cost, and all rows share it; right of it each row pays for its own arithmetic. The measured 64 rows cost
+# This is the **roofline** of this machine. Two lines bound the time from below (the name comes from plots of speed,
+# which they bound from above). Reading the weights (dashed) takes the time of one row, however many there are.
+# Computing (dotted) takes the same for each row: a 64th of the time of 64. Left of the bend, where the lines meet,
+# reading is the larger cost, and all rows share it; right of it each row pays for its own arithmetic. So 64 rows cost
 # far less than 64 times one row.
 #
 # Decode steps of few requests are on the left, so a piece of a prompt costs less beside them than alone. An H100
