@@ -13,7 +13,7 @@
 
   function drawCells(block, colours, isHeld) {
     const cells = element("div", "mv-cells");
-    cells.style.width = 56 * Math.min(block.cells.length, block.cells.length > 8 ? 8 : 4) + "px";
+    cells.style.width = 54 * Math.min(block.cells.length, block.cells.length > 8 ? 8 : 4) + "px";
     for (const cell of block.cells) {
       const node = element("div", "mv-cell", cell.word || "\u00a0");
       node.style.borderColor = colours.edge;
@@ -90,7 +90,8 @@
       const x0 = from.right - origin.left, y0 = from.top + from.height / 2 - origin.top;
       const x1 = to.left - origin.left - 2, y1 = to.top + to.height / 2 - origin.top;
       const path = document.createElementNS(space, "path");
-      path.setAttribute("d", "M" + x0 + " " + y0 + "C" + (x0 + 50) + " " + y0 + " " + (x1 - 50) + " " + y1 + " " + x1 + " " + y1);
+      const half = (x1 - x0) / 2;
+      path.setAttribute("d", "M" + x0 + " " + y0 + "C" + (x0 + half) + " " + y0 + " " + (x1 - half) + " " + y1 + " " + x1 + " " + y1);
       path.setAttribute("fill", "none");
       path.setAttribute("stroke", line.dataset.edge);
       path.setAttribute("stroke-width", "2");
