@@ -1,4 +1,4 @@
-"""The matrix product of a linear layer on a CPU: four ways, and the choice of the fastest one by measurement.
+"""The matrix product of a linear layer on a CPU: five ways, and the choice of the fastest one by measurement.
 
 A decode step has few rows, so a product y = x W^T is over as soon as its weight W (out, in) has been read.
 The speed of that read depends on the order of W in memory, and the best order depends on the processor::
@@ -7,6 +7,7 @@ The speed of that read depends on the order of W in memory, and the best order d
     mm          W^T, copied: row after row of (in, out)                   everywhere
     MKL         panels as Intel's library wants them                      x86, float32
     oneDNN      small tiles, as wide as the vector registers              x86, some ARM; float32, bfloat16
+    panels      as `matmul_cpu.py`, this project's own kernel, wants them everywhere Numba is; float32
 
                 +--+--+--+
     oneDNN: W = |a |b |c |  lies in memory as  a d b e c f: the numbers which one inner loop
@@ -16,12 +17,12 @@ The speed of that read depends on the order of W in memory, and the best order d
 
 All 120 projections of SmolLM2-135M, float32, ms on two cores (Zen: AMD EPYC; Cascade Lake: Intel Xeon)::
 
-    rows   F.linear   mm    MKL   oneDNN       F.linear   mm    MKL   oneDNN        F.linear   mm    MKL
-    1      41         29    35    27           33         24    29    19            25         21    23
-    8      49         65    71    22           61         60    70    35            67         40    26
-    32     76         87    98    46           120        121   120   72            121        69    43
-    64     119        128   131   77                                                117        111   85
-           Zen 4                               Zen 3 (a busy machine)               Cascade Lake
+    rows   F.linear   mm    MKL   oneDNN       MKL   oneDNN   panels        F.linear   mm    MKL
+    1      41         29    35    27           28    24       16            25         21    23
+    8      49         65    71    22           61    31       21            67         40    26
+    32     76         87    98    46           103   73       51            121        69    43
+    64     119        128   131   77           167   133      101           117        111   85
+           Zen 4                               Zen 3                        Cascade Lake
 
 So the best way on one machine is the worst on the next: from 8 rows on MKL takes 1.7 to 3.2 times as long as
 oneDNN on Zen 4. `choose_linear_kernel` measures the model's own weights, for about a second, and remembers.
@@ -131,6 +132,32 @@ class OneDnnLinear:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
 
+class PanelLinear:
+    """Packed for `matmul_cpu`. A row's result is the same bits in any batch."""
+
+    name = "panels"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        # Imported here and not above: it takes a second, and needs Numba.
+        from . import matmul_cpu
+
+        if weight.dtype != torch.float32 or len(weight) < matmul_cpu.WIDTH:
+            raise NotImplementedError(
+                f"panels are for float32 and at least {matmul_cpu.WIDTH} outputs, not for {weight.dtype} "
+                f"and {len(weight)}: choose another product."
+            )
+        self._kernel = matmul_cpu
+        self._panels, self._bias = matmul_cpu.pack_panels(weight.numpy()), bias
+        self._num_outputs = len(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        self._kernel.use_threads(torch.get_num_threads())
+        y = x.new_empty(len(x), self._num_outputs)
+        self._kernel.matmul_cpu(x.numpy(), self._panels, y.numpy())
+        return y if self._bias is None else y.add_(self._bias)
+
+
 TILE = 16
 """Rows of a tile of `TiledLinear`: with fewer, one row costs less and many rows cost more."""
 
@@ -155,7 +182,13 @@ class TiledLinear:
         return torch.cat([self._kernel(tile) for tile in padded.split(TILE)])[: len(x)]
 
 
-KINDS: tuple[type[LinearKernel], ...] = (TorchLinear, TransposedLinear, MklLinear, OneDnnLinear)
+KINDS: tuple[type[LinearKernel], ...] = (
+    TorchLinear,
+    TransposedLinear,
+    MklLinear,
+    OneDnnLinear,
+    PanelLinear,
+)
 
 
 def agrees(kind: type[LinearKernel], weight: Tensor) -> bool:
@@ -165,7 +198,8 @@ def agrees(kind: type[LinearKernel], weight: Tensor) -> bool:
         expected = F.linear(probe, weight, bias).float()
         try:
             error = (kind(weight, bias)(probe).float() - expected).abs().max()
-        except (AttributeError, RuntimeError, NotImplementedError):  # no such operator; none for this dtype
+        # no such operator; none for this dtype or shape; no Numba
+        except (AttributeError, RuntimeError, NotImplementedError, ImportError):
             return False
         if not error <= TOLERANCE.get(weight.dtype, 0.02) * expected.abs().max():
             return False

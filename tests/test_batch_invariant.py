@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minivllm import LLM, SamplingParams
-from minivllm.kernels.linear_cpu import KINDS, TILE, TiledLinear, agrees
+from minivllm.backends import linears
+from minivllm.kernels.linear_cpu import KINDS, TILE, PanelLinear, TiledLinear, agrees
 from minivllm.weights.random_model import random_llama
 
 BATCHES = (1, 2, 8, 17, 64)
@@ -48,6 +49,16 @@ def test_logits_are_the_same_bits_in_every_batch(folder):
     alone = logits_of(llm, 1)
     for batch_size in BATCHES[1:]:
         assert torch.equal(logits_of(llm, batch_size), alone), batch_size
+
+
+def test_panels_give_the_same_bits_without_tiles(folder, monkeypatch):
+    """Would catch a product that is said to need no tiles, and rounds by the number of rows all the same."""
+    monkeypatch.setattr(linears, "choose_linear_kernel", lambda weights, memory: PanelLinear)
+    llm = make(folder, batch_invariant=True)
+    kernels = [module.kernel for module in llm.llm_engine.runner.model.modules() if hasattr(module, "pack")]
+    assert {type(kernel) for kernel in kernels} == {PanelLinear}
+    alone = logits_of(llm, 1)
+    assert all(torch.equal(logits_of(llm, batch_size), alone) for batch_size in BATCHES[1:])
 
 
 def test_chunks_and_the_prefix_cache_change_no_bit(folder):

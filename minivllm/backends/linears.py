@@ -2,8 +2,9 @@
 
 A `Linear` begins with PyTorch's product. Once its weight is there, that product is exchanged::
 
-    pack_linears      the fastest of the four in `kernels/linear_cpu.py`, measured on this machine
+    pack_linears      the fastest of the five in `kernels/linear_cpu.py`, measured on this machine
     tile_linears      on top of it, 16 rows at a time: a row's result is then the same bits in any batch
+                      (`PanelLinear` promises this by itself)
 
 vLLM V1: `model_executor/layers/utils.py` (`dispatch_unquantized_gemm`), `batch_invariant.py`.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from minivllm.kernels.linear_cpu import TiledLinear, TorchLinear, choose_linear_kernel
+from minivllm.kernels.linear_cpu import PanelLinear, TiledLinear, TorchLinear, choose_linear_kernel
 from minivllm.layers import Linear
 
 
@@ -35,5 +36,5 @@ def pack_linears(model: nn.Module, memory: Path | None) -> str:
 def tile_linears(model: nn.Module) -> None:
     """Let the results of all `Linear` layers depend on no other row of the batch, see `TiledLinear`."""
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear) and not isinstance(module.kernel, PanelLinear):
             module.kernel = TiledLinear(module.kernel)

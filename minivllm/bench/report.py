@@ -121,7 +121,8 @@ def provenance() -> Result:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
-        "command_line": sys.argv[1:],
+        # A folder of this machine is of no use to others: the last part of its name is kept.
+        "command_line": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]],
         "cpu": processor_name() or platform.processor() or platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": driver_version() if torch.cuda.is_available() else None,

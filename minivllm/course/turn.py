@@ -103,7 +103,8 @@ def _show_sliders(
 
     sliders = {
         name: SelectionSlider(options=list(values), value=start[name], description=name,
-                              continuous_update=False, style={"description_width": "initial"})
+                              continuous_update=False, style={"description_width": "7em"},
+                              layout={"width": "30em"})
         for name, values in choices.items()
     }  # fmt: skip
 

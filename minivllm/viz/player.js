@@ -13,7 +13,7 @@
 
   function drawCells(block, colours, isHeld) {
     const cells = element("div", "mv-cells");
-    cells.style.width = 56 * Math.min(block.cells.length, block.cells.length > 8 ? 8 : 4) + "px";
+    cells.style.width = 54 * Math.min(block.cells.length, block.cells.length > 8 ? 8 : 4) + "px";
     for (const cell of block.cells) {
       const node = element("div", "mv-cell", cell.word || "\u00a0");
       node.style.borderColor = colours.edge;
@@ -75,8 +75,9 @@
     return body;
   }
 
-  // From each table entry to its block; only once the page has laid the boxes out.
+  // From each table entry to its block, in place of the arrows that are there; once the boxes are laid out.
   function drawArrows(stage) {
+    stage.querySelector(".mv-arrows")?.remove();
     const origin = stage.getBoundingClientRect();
     const space = "http" + "://www.w3.org/2000/svg"; // the name of SVG, not an address
     const svg = document.createElementNS(space, "svg");
@@ -89,7 +90,8 @@
       const x0 = from.right - origin.left, y0 = from.top + from.height / 2 - origin.top;
       const x1 = to.left - origin.left - 2, y1 = to.top + to.height / 2 - origin.top;
       const path = document.createElementNS(space, "path");
-      path.setAttribute("d", "M" + x0 + " " + y0 + "C" + (x0 + 50) + " " + y0 + " " + (x1 - 50) + " " + y1 + " " + x1 + " " + y1);
+      const half = (x1 - x0) / 2;
+      path.setAttribute("d", "M" + x0 + " " + y0 + "C" + (x0 + half) + " " + y0 + " " + (x1 - half) + " " + y1 + " " + x1 + " " + y1);
       path.setAttribute("fill", "none");
       path.setAttribute("stroke", line.dataset.edge);
       path.setAttribute("stroke-width", "2");
@@ -119,6 +121,11 @@
       const from = find(source).getBoundingClientRect(), to = find(destination).getBoundingClientRect();
       const moving = ghost(find(source), stage, from);
       moving.style.width = from.width + "px";
+      for (const cell of moving.querySelectorAll(".mv-new")) { // written after the copy: not on the way
+        cell.textContent = "\u00a0";
+        cell.classList.remove("mv-new");
+        cell.style.background = "";
+      }
       const end = "translate(" + (to.left - from.left) + "px," + (to.top - from.top) + "px)";
       moving.animate([{ transform: "none" }, { transform: end }], { duration: 800, easing: "ease-in-out" })
         .finished.then(() => moving.remove());
@@ -205,6 +212,8 @@
     root.querySelector(".mv-static").replaceWith(bar, body);
     playing(false);
     go(0);
+    // A narrower window moves the boxes; and a player that starts hidden has no boxes to measure yet.
+    if ("ResizeObserver" in window) new ResizeObserver(() => drawArrows(body.querySelector(".mv-stage"))).observe(body);
     if (calm || !("IntersectionObserver" in window)) return;
     const seen = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.intersectionRatio > 0.6)) return;

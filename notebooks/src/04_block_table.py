@@ -27,17 +27,19 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Chapter 03 found more than two thirds of the held memory empty, because each request had to own one unbroken piece, as
-# long as it might ever get. Operating systems had that problem sixty years ago. Each program, too, wanted one piece of
-# memory, how much it would need was not known, and the gaps between the pieces were lost. The answer was to let the
+# Chapter 03 found more than two thirds of the held memory empty, because each request had to own one unbroken piece,
+# as long as it might ever get. Operating systems had that problem sixty years ago. Each program, too, wanted one piece
+# of memory, how much it would need was not known, and the gaps between the pieces were lost. The answer was to let the
 # program *believe* in one piece, and to keep a table that says where each part of it really is.
 #
 # Do the same with keys and values. Cut the pool into **blocks** of `block_size` slots. Give a sequence one block at a
-# time, any block, when it needs it. Keep a **block table** for each sequence: entry $i$ names the physical block that
-# holds positions $i \cdot S$ to $(i + 1) \cdot S - 1$.
+# time, when it needs it. All blocks have one size, so any free block will do, and no gap between blocks is lost. Keep a
+# **block table** for each sequence. With $S$ slots in a block, entry $i$ names the physical block that holds positions
+# $i \cdot S$ to $(i + 1) \cdot S - 1$.
 #
 # Here is the real model, SmolLM2, with eight blocks of 4 slots. Its two requests take a block when they need one. Left
-# is what request 0 sees, right is the memory:
+# is what request 0 sees: one line of words, cut into *logical* blocks. In the middle is its block table. Right is the
+# memory, the *physical* blocks, with request 1 hatched. Cells written in this step have a thick outline:
 
 # %% tags=["machine"]
 story = real_llm()
@@ -52,8 +54,8 @@ show(three_panel(story.llm_engine.trace, 5, "0"), alt=f"SmolLM2, step 5: two req
 #
 # ## Predict, then run
 #
-# A sequence has 6 tokens in blocks of 4, so it holds 2 blocks. It grows one token at a time. How many tokens will it
-# have in the cache tensors when it needs its *fifth* block?
+# A sequence has 6 tokens in blocks of 4, so it holds 2 blocks. It grows one token at a time. What is the smallest
+# number of tokens for which it needs a *fifth* block?
 
 # %%
 guess = None
@@ -75,9 +77,9 @@ show_source(BlockTable.num_missing_blocks)
 
 # %% [markdown]
 # `num_missing_blocks` is one subtraction: blocks needed for the tokens, minus blocks held. It has no case for "the
-# last block is just full" and none for "this is the first token". Implementations that ask `length % block_size == 1`
-# instead are right only when tokens come one by one, and only at one moment of the step. Small engines do have that
-# line, and their readers keep asking what it means.
+# last block is just full" and none for "this is the first token". Some small engines ask `length % block_size == 1`
+# instead. That is right only when tokens come one at a time, and only when it is asked right after the new token was
+# appended.
 #
 # The worked example, by hand. The sequence has blocks 7 and 2:
 
@@ -93,8 +95,9 @@ print("missing blocks for 7, 8 and 9 tokens:", [table.num_missing_blocks(count) 
 # token is the first to need a new block. So a sequence wastes at most `block_size - 1` slots, those at the end of its
 # last block, and its final length need not be known in advance.
 #
-# Which blocks are free is kept by the **block pool**: a queue of free blocks, and for each block the number of its
-# holders. (In this chapter that number is 0 or 1. In chapter 09 sequences share blocks, and the number grows.)
+# The **block pool** knows which blocks are free. It keeps a queue of free blocks, and for each block its *reference
+# count*, the number of sequences that hold it. In this chapter that number is 0 or 1. In chapter 09 sequences share
+# blocks, and the number grows; a block's *hash* and `_forget` belong to that chapter, too.
 
 # %%
 show_source(BlockPool.allocate)
@@ -102,12 +105,16 @@ show_source(BlockPool.free)
 
 # %% [markdown]
 # Two details matter. `allocate` checks *before* it takes anything: if it raised halfway, some blocks would be in no
-# queue and in no table. And freeing a block twice is an error, loudly. Otherwise the block would enter the queue twice,
-# two sequences would get it, and each would overwrite the other's memory. You would see strange text, now and then,
-# under load only.
+# queue and in no table. And freeing a block twice raises an error. In a queue that is a plain list the block would then
+# stand twice, two sequences would get it, and each would overwrite the other's keys and values. You would see strange
+# text, now and then, under load only.
 #
-# The **manager** puts the two together. It answers one question: can this sequence compute this many more tokens? Yes,
-# and the slots are there; or `None`, and nothing has changed. The scheduler asks nothing else.
+# So two rules have to hold after every operation, the **invariants** of the pool. A block stands in the free queue
+# exactly when its count is 0. And its count is the number of tables that name it.
+#
+# The **manager** puts tables and pool together. Before each step it answers one question: can this sequence compute
+# this many more tokens? If it can, the blocks are taken, and the answer is a list of blocks to copy first (empty until
+# chapter 09). If not, the answer is `None`, and nothing has changed.
 
 # %%
 manager = KVCacheManager(num_blocks=4, block_size=4, enable_prefix_caching=False)
@@ -128,8 +135,8 @@ print(f"after the first is done: free blocks {manager.pool.free_block_ids}")
 #
 # ## The picture
 #
-# The example request and a companion, run by the real engine. The pool happens to hand out blocks 7 and 2 first, as
-# it would after an hour of traffic. Here is the step of the prompts:
+# The example request and a companion, run by the engine on the toy. The pool was shuffled, as it would be after an
+# hour of traffic, and hands out blocks 7 and 2 first. Here is step 0, which computes the prompts:
 
 # %%
 llm = example_llm(trace=Trace(word_of=word))
@@ -153,16 +160,16 @@ def describe(step):
 show(three_panel(trace, 0, "0"), alt=describe(0))
 
 # %% [markdown]
-# Left, what the sequence sees: one line of words, cut into logical blocks. In the middle, its table. Right, what is
-# really in memory, with the blocks of both requests mixed. Cells written in this step have a thick outline. One step
-# on, the first generated word falls into the last block; two steps later the block is full and a new one is taken.
+# Where is the word that step 0 generated? It was chosen at the end of the step, from the logits; its own keys and
+# values are computed when it is the input, in step 1. So step 1 writes the first generated word into block 2, step 2
+# writes the second and fills the block, and step 3 takes a new block for the third:
 
 # %%
 show(three_panel(trace, 3, "0"), alt=describe(3))
 
 # %% [markdown]
-# Now step through all of it, with the real model from above. Watch the free queue: blocks leave on the left and come
-# back on the right.
+# Now step through all of it, with the real model from above. Watch the free queue: blocks leave it at the front and
+# come back at its end.
 
 # %% tags=["machine"]
 trace_player(story.llm_engine.trace)
@@ -170,8 +177,8 @@ trace_player(story.llm_engine.trace)
 # %% [markdown]
 # ## Claims
 #
-# An allocator is trusted when it survives abuse. A thousand random operations: start a sequence, let one grow, end
-# one. After each, the books are checked: no block is lost, none has two owners.
+# A thousand random operations: start a sequence, let one grow, end one. After each of them `check_invariants` checks
+# the two rules, and the cell itself that no block is lost and none has two owners.
 
 # %%
 rng = random.Random(0)

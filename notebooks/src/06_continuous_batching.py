@@ -5,8 +5,8 @@
 #
 # **You need:** chapter 03: the empty seats of a static batch. Chapter 04: what `allocate_slots` answers.
 #
-# **You will be able to:** explain a schedule step by step from one rule, say what the two budgets limit, and prove that
-# scheduling changes no text here, and say where it may.
+# **You will be able to:** explain a schedule step by step from one rule, say what the two budgets limit, show that
+# scheduling changes no text here, and name the cases in which it may.
 #
 # **Minutes:** 40 to read and run, 45 for the exercises.
 
@@ -36,8 +36,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# Chapter 05 repaired the memory. The other half of chapter 03 is still there: static batches. Three requests to SmolLM2,
-# two seats:
+# Chapter 05 repaired the memory. The other problem of chapter 03 is still there: static batches. Three requests to
+# SmolLM2, two seats:
 
 # %% tags=["machine"]
 texts_in = ["The capital of France is", "Water boils at a", "The opposite of hot is cold, and the opposite of small is"]
@@ -69,9 +69,9 @@ print(
 
 # %% [markdown]
 # Memory is free, requests are waiting, and more than half of the seats are empty, because a seat can be filled only
-# when *every* request of the batch is done. The idea of Orca, a system of 2022, sounds obvious once it is said: the
-# batch need not be the same in two steps. Decide anew, before every single step, which requests take part. This is
-# called **iteration-level scheduling** or **continuous batching**.
+# when *every* request of the batch is done. Orca, a system of 2022, had the idea: the batch need not be the same in
+# two steps. Decide anew, before every step, which requests take part. This is called **iteration-level scheduling** or
+# **continuous batching**.
 #
 # ## Predict, then run
 #
@@ -86,9 +86,9 @@ continuous, outputs = run_workload(toy_llm(**options))
 reveal(guess, len(continuous.steps), "steps")
 
 # %% [markdown]
-# Why not 45? Look at the last request to finish: it has 33 tokens, and it started late. While it runs alone, the queue
-# is empty and three seats stand empty. A scheduler which knew the lengths could avoid that: let the longest answers
-# start first, and the short ones fill the gaps:
+# Why not 45? The last request to finish, request 10, has an answer of 33 tokens, and it started late (see the picture
+# below). In the end it runs alone, with three empty seats. A scheduler which knew the lengths could avoid that: let
+# the longest answers start first, and the short ones fill the gaps:
 
 # %%
 longest_first, _ = run_workload(toy_llm(**options), sorted(WORKLOAD, key=lambda lengths: -lengths[1]))
@@ -96,7 +96,7 @@ print(f"longest answers first: {len(longest_first.steps)} steps")
 
 # %% [markdown]
 # That is the bound. But a server does not know how long an answer will get, and the short requests would wait for the
-# long ones. (Exercise ex06c does the opposite.)
+# long ones.
 #
 # ## How the code does it
 #
@@ -113,6 +113,9 @@ print(f"longest answers first: {len(longest_first.steps)} steps")
 #
 # Two budgets limit a step. `max_num_seqs` is the number of seats. `max_num_batched_tokens` is the number of tokens
 # that go through the model; it bounds how long a step can take.
+#
+# In the code a *group* is one request. Chapter 07 explains `swapped`, chapter 09 `computed_blocks` and `copies`,
+# chapter 16 the `speculator`.
 
 # %%
 show_source(Scheduler.schedule)
@@ -124,10 +127,10 @@ show_source(Scheduler.schedule)
 show_source(Scheduler.schedule_waiting)
 
 # %% [markdown]
-# Read the exits of the loop; each is a policy in one line. No seat: stop. `allocate_slots` answers `None`, so there is
-# no memory: stop. And it *stops*: it does not look whether a request further back would fit. If small requests could
-# pass, a large one at the head of the queue might wait forever. First come, first served is slower now and then, but no
-# request starves.
+# Read the exits of the loop; each is a policy in one line. No tokens left in the budget: stop. No seat: stop.
+# `allocate_slots` answers `None`, so there is no memory: stop. And it *stops*: it does not look whether a request
+# further back would fit. If small requests could pass, a large one at the head of the queue might wait forever. First
+# come, first served is slower now and then, but no request starves.
 #
 # And the part for those running:
 
@@ -135,12 +138,12 @@ show_source(Scheduler.schedule_waiting)
 show_source(Scheduler.schedule_running)
 
 # %% [markdown]
-# The `while` in the middle is for the day when memory runs out: the newest request gives its blocks back and starts
+# The `while` in the middle is for the case that memory runs out: the newest request gives its blocks back and starts
 # again later. Chapter 07 is about that.
 #
 # ### A small budget
 #
-# Give the example request a neighbour with a prompt of 12, and only 8 tokens per step:
+# Give the example request a neighbour with a prompt of 12 tokens, and only 8 tokens per step:
 
 # %%
 llm = example_llm(max_num_seqs=2, max_num_batched_tokens=8, trace=Trace())
@@ -156,18 +159,20 @@ for record in small.steps:
         + ("" if row.num_samples else " (no sample yet)")
         for row in record.scheduled
     )
-    print(f"step {record.step}: {sum(row.num_tokens for row in record.scheduled)} tokens   {rows}")
+    print(f"step {record.step}, tokens: {sum(row.num_tokens for row in record.scheduled)}   {rows}")
 
 # %% [markdown]
 # Step 0 has room for six tokens of the first prompt and two of the second. In step 1 the first request takes its one
-# token *before* the long prompt gets the other seven; so a long prompt does not delay a request that is already
-# generating. The long prompt is computed in three pieces, and only the last one yields a token. This is **chunked
+# token *before* the long prompt gets the other seven. So a request that is already generating misses no step because
+# of a long prompt, although its steps take longer meanwhile: that is what a prefill costs its neighbours (chapter 12
+# measures it). The long prompt is computed in three pieces, and only the last one yields a token. This is **chunked
 # prefill**, and it needed no code of its own: a piece of a prompt is just a sequence that has not caught up yet.
 #
 # How can a step work on seven positions of one sequence and one of another? A batch is not a rectangle here. The eight
-# tokens lie in one row, `query_start_loc = [0, 1, 8]` says where each sequence begins, and no number is padding. Every
-# matrix product takes the eight rows as they are; attention alone looks at the borders, and at the block table of each
-# sequence. A rectangle of two rows would have had 14 cells, six of them empty.
+# tokens lie one behind the other, without padding, and `query_start_loc = [0, 1, 8]` says where each sequence begins
+# and where the last one ends. A matrix product takes them as eight rows and need not know whose they are; attention
+# alone looks at the borders, and at the block table of each sequence. A rectangle of 2 sequences and 7 positions would
+# have had 14 cells, six of them empty.
 #
 # ### What a step costs
 #
@@ -193,16 +198,22 @@ times = ", ".join(f"{count}: {each:.0f} ms" for count, each in zip(counts, ms, s
 show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}, one thread: {times}. The roofs meet at {bend:.0f}.")
 
 # %% [markdown]
-# This is the **roofline** of this machine. No step is below the two roofs: reading the weights (dashed) and arithmetic
-# (dotted). Left of the bend where they meet, the weights are the price, and all rows share it; right of it each row
-# pays for its own arithmetic. Decode steps of few requests are on the left, so a piece of a prompt rides along for less
-# than it would cost alone. An H100 computes 295 operations in the time of reading a byte, so in bfloat16 its bend is
-# near 300 rows: that is why batches there are large. Keys and values, of which each request reads its own, gain nothing
-# from a batch.
+# This is the **roofline** of this machine. Two lines bound the time from below (the name comes from plots of speed,
+# which they bound from above). Reading the weights (dashed) takes the time of one row, however many there are.
+# Computing (dotted) takes the same for each row: a 64th of the time of 64. Left of the bend, where the lines meet,
+# reading is the larger cost, and all rows share it; right of it each row pays for its own arithmetic. So 64 rows cost
+# far less than 64 times one row.
+#
+# Decode steps of few requests are on the left, so a piece of a prompt costs less beside them than alone. An H100
+# computes 295 operations while it reads one byte. A bfloat16 weight has two bytes and takes two operations per row, so
+# the bend is near 300 rows: that is why batches there are large. Keys and values, of which each request reads its own,
+# gain nothing from a batch.
 #
 # ## The picture
 #
-# The same requests, the same seats, the same colours.
+# The twelve requests again, in both schedules: a row for each seat, and in it the requests by number. Of the 232 empty
+# seat-steps of static batching, the 166 with grey dots are the loss: a request waits. The other 66 come at the end,
+# when no request is left to wait.
 
 
 # %%
@@ -235,8 +246,8 @@ last_wait = [max(r.step for r in trace.steps if r.waiting) for trace in (static,
 fewest = [min(len(r.scheduled) for r in trace.steps if r.waiting) for trace in (static, continuous)]
 show(
     fig,
-    alt=f"Requests running and waiting. Static: a request waits until step {last_wait[0]}, while as few as {fewest[0]} "
-    f"run. Continuous: a request waits until step {last_wait[1]}, and until then at least {fewest[1]} run.",
+    alt=f"Requests running and waiting. Static: requests wait until step {last_wait[0]}, at times with {fewest[0]} "
+    f"running. Continuous: requests wait until step {last_wait[1]}, and until then never fewer than {fewest[1]} run.",
 )
 
 # %% [markdown]
@@ -248,6 +259,8 @@ tell(story)
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]
+# In step 4, and in three pieces: 5 tokens, 5 and 3. Request 0 takes the sixth token of these steps.
+#
 # ## Claims
 #
 # The batch changes in every step. Whatever else is in it, a request must get the text it would get alone.
@@ -331,7 +344,7 @@ claim(
 # <details><summary>Would more seats make our workload faster still?</summary>
 #
 # Yes, while there is memory. With 12 seats the 64 blocks hold all twelve requests at once and 40 steps are enough, as
-# many as the longest answer has tokens (chapter 05 printed it). But each step becomes longer, and at some point memory
+# many as the longest answer has tokens (chapter 05 printed it). But each step takes longer, and at some point memory
 # runs out: chapter 07.
 # </details>
 #

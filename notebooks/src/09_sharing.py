@@ -30,8 +30,8 @@ seed_all()
 # %% [markdown]
 # ## The problem
 #
-# SmolLM2 completes one prompt twice, and then gets another prompt with the same beginning. For each step: how many
-# entries the block tables have, and how many different blocks are named in them.
+# SmolLM2 completes one prompt twice, and then gets another prompt with the same beginning. The last line counts two
+# numbers for each step: the entries of all block tables, and the different blocks among them.
 
 
 # %%
@@ -56,8 +56,10 @@ print(*[told.prompt + each.text for each in told.outputs], sep="\n")
 print("entries, blocks:", *blocks_used(story.llm_engine.trace))
 
 # %% [markdown]
-# Six people use one chat server. The same instruction of 16 words stands before each question. Count the tokens that go
-# through the model, and the blocks held in the fullest step:
+# In steps 1 to 5 the tables have one entry more than there are blocks: one block stands in two tables.
+#
+# Six people use one chat server without sharing. The same instruction of 16 words stands before each question. Count
+# the tokens that go through the model, and the blocks held in the fullest step:
 
 # %%
 instruction = "Four score and seven years ago our fathers brought forth on this continent a new nation"
@@ -70,18 +72,17 @@ most_alone = max(blocks_used(alone.llm_engine.trace))[1]
 print(f"prompt tokens computed: {num_prompt_tokens}, of which 5 x 16 = 80 again; blocks held: {most_alone}")
 
 # %% [markdown]
-# The keys and values of the instruction are the same six times, for they depend on nothing but the tokens and their
-# positions. They are computed six times and stored six times.
+# The keys and values of the instruction depend on its tokens and their positions only. The same numbers are computed
+# six times and stored six times.
 #
-# Block tables offer a way out. A table is a list of numbers. Let two tables contain the same number, and the block is
-# **shared**.
+# A block table is a list of numbers. Let two tables contain the same number, and the block is **shared**.
 #
 # ## Predict, then run
 #
 # The example request, "Four score and seven years ago", asks for four completions. Its 6 tokens lie in blocks 7 and 2;
-# block 2 holds two of them, and has two empty slots. All four completions share both blocks. Then each has a first word
-# of its own, and the place for it is the same slot of block 2. How many blocks have to be copied, so that none of them
-# overwrites another one's word?
+# block 2 holds two of them, and has two empty slots. All four completions share both blocks. Then each has a first
+# word of its own, and the place for it is the same slot of block 2. How many blocks have to be copied, so that no
+# completion overwrites another's word?
 
 # %%
 guess = None
@@ -105,10 +106,10 @@ for record in records:
 print("completions:", ", ".join(completions))
 
 # %% [markdown]
-# The prompt was computed once, in step 0. From the logits of its last token four words were drawn (chapter 08). Then
-# the sequence **forked**: blocks 7 and 2 have four holders each. In step 1 each wants to write position 6. Afterwards
+# The prompt was computed once, in step 0. From the logits of its last token four words were drawn. Then the sequence
+# **forked**: blocks 7 and 2 have four holders each. In step 1 each completion wants to write position 6. Afterwards
 # block 7 has four holders, the others one: five blocks, where separate requests hold eight. In step 2 each writes into
-# a block of its own, so nothing is copied.
+# a block of its own; then all are done, and no block has a holder.
 #
 # ## How the code does it
 #
@@ -119,25 +120,25 @@ show_source(KVCacheManager.fork)
 show_source(BlockPool.touch)
 
 # %% [markdown]
-# A full block is never written again, so it can be shared for ever. Only a last block that is not full is in danger.
-# The rule is called **copy-on-write**: not at the fork, but just before the first write, the writer gets a block of its
-# own, with a copy of what is in the shared one.
+# A full block is never written again, so sharing it is safe. Only a last block that is not full is in danger. The rule
+# is called **copy-on-write**: not at the fork (a sequence that ends there never needs a copy), but just before the
+# first write, the writer gets a block of its own, with a copy of what is in the shared one.
 
 # %%
 show_source(KVCacheManager._shared_last_blocks)
 show_source(KVCacheManager._copy_on_write)
 
 # %% [markdown]
-# `holders` is why it was three copies and not four: it counts the writers which have got a copy in this step; the last
-# keeps the block. The manager moves numbers only. The pairs (2, 4), (2, 1), (2, 0) travel with the plan of the step,
-# and the tensors are copied before the step writes (`KVCache.copy_blocks`).
+# `holders` makes it three copies and not four: it counts the writers which have got a copy in this step; the last
+# keeps the block. The pairs (2, 4), (2, 1), (2, 0) travel with the plan of the step, and the tensors are copied before
+# the step writes (`KVCache.copy_blocks`).
 #
 # ### Beam search
 #
 # Beam search keeps the `w` likeliest continuations, the **beams**. In each step every beam offers its likeliest next
 # words, and of all the longer texts the `w` likeliest are the next beams. A beam chosen twice forks, a beam not chosen
-# is dropped and gives its blocks back. How much sharing saves depends on the lengths and on how often beams fork. The
-# workload of chapter 03, each request with four completions, then with four beams:
+# is dropped and gives its blocks back. The workload of chapter 03, each request with four completions, then with four
+# beams:
 
 # %%
 savings, four_beams = {}, BeamSearchParams(beam_width=4, max_tokens=8, ignore_eos=True)
@@ -152,13 +153,14 @@ for name, kind in (("4 completions", several), ("4 beams", four_beams)):
     print(f"{name}: {entries - held} of {entries} blocks saved, over all steps: {savings[name]:.1%}")
 
 # %% [markdown]
-# The paper counts the same share on real lengths: 6.09 to 9.79 % for completions and 37.56 to 55.16 % for beams
-# (Alpaca, 2 to 6 of them). Beams save more: they also share what they have generated.
+# The paper counts the same share for 2 to 6 of them on the Alpaca data set: 6.09 to 9.79 % for completions (its
+# answers are longer beside the prompts) and 37.56 to 55.16 % for beams. Beams save more: they also share what they
+# have generated.
 #
 # ### The prefix cache
 #
 # The six chats are different requests; none of them forks. Here blocks are found *by their content*. Every full block
-# gets a name: a **hash**, 32 bytes computed from the tokens; other tokens give other bytes.
+# (the content of others still changes) gets a name: a **hash**, 32 bytes computed from the tokens.
 
 # %%
 show_source(Sequence.block_hash)
@@ -167,9 +169,10 @@ show_source(Sequence.block_hash)
 # The name of the block before goes into the name of this one, so a name stands for the whole beginning. It has to: the
 # same four words after another beginning have other keys and values.
 #
-# Can two beginnings get one name, and a user read from the prompt of another? With SHA-256 a collision is likely only
-# among some $2^{128}$ blocks, and none is known. What leaks is *time*: a first word that comes sooner tells a user that
-# another has sent this beginning. vLLM's `cache_salt`, a secret in the first name, keeps groups of users apart.
+# Can two beginnings get one name, and a user read from the prompt of another? With SHA-256 such a collision is likely
+# only among $2^{128}$ blocks, and none is known. What leaks is *time*: a first word that comes sooner tells a user
+# that another has sent this beginning. vLLM's `cache_salt`, a secret which is hashed into the first block's name,
+# keeps groups of users apart.
 #
 # The search goes from the front and ends at the first block that is not found:
 
@@ -191,12 +194,12 @@ print(f"hit rate: {hit_rate:.1%}; blocks held: {max(used)[1]}, not {most_alone}"
 # %% [markdown]
 # All six came in the same step. The first computes blocks 0 to 3, and the others read them in that step already: in
 # each layer all keys and values are written before any are read. The **hit rate** is the share of prompt tokens found.
-# In practice it is a matter of the traffic: SGLang's authors [report](https://arxiv.org/abs/2312.07104) 50 to 99 % for
-# agents, chats and prompts with examples; unrelated questions find nothing.
+# In practice the traffic decides: SGLang's authors [report](https://arxiv.org/abs/2312.07104) 50 to 99 % for agents,
+# chats and prompts with examples; unrelated questions find nothing.
 #
 # The search stops before the last token (`max_tokens` is the length minus one), because a step that computes nothing
-# has no logits, and without logits there is no next word. A prompt of 9 that is known completely computes 1 token. A
-# prompt of 8 computes 4, since a block is found whole or not at all.
+# has no logits to choose the next word from. With blocks of 4, a prompt of 9 that is known completely computes 1
+# token, and a prompt of 8 computes 4, since a block is found whole or not at all.
 #
 # ### What is overwritten first
 #
@@ -219,10 +222,11 @@ longer, other = "Four score and seven years ago our fathers brought", "river sto
 hits = [ask(text) for text in (longer, other, longer, " ".join(["snow"] * 28), longer, other)]
 
 # %% [markdown]
-# The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a sequence is overwritten
-# before its beginning. In line 3 the nine words come again, and the hit moves 2 and 7 to the end, behind block 1. What
-# was used longest ago is overwritten first: **LRU**, least recently used. The 28 words of snow take the seven blocks in front, 1 and 2 among
-# them. So "river stone cloud green" is lost, and "years ago our fathers".
+# The nine words used blocks 7, 2 and 4. These are queued last block first, so that the end of a sequence is
+# overwritten before its beginning. In line 3 the nine words come again, and the hit moves 2 and 7 to the end, behind
+# block 1. What was used longest ago is overwritten first: **LRU**, least recently used. The 28 words of snow take the
+# seven blocks in front, 1 and 2 among them. So "river stone cloud green" is lost, and "years ago our fathers"; "Four
+# score and seven" is still found in line 5.
 #
 # ## The picture
 #
@@ -250,9 +254,8 @@ draw(0)
 draw(1)
 
 # %% [markdown]
-# One step later completion 0 has block 4, with a copy of "years ago", and has written behind that.
-# Completion 1 wrote into block 2. Block 7, full and unchanged, still belongs to both. And what the six chats
-# found:
+# One step later completion 0 has block 4, with a copy of "years ago", and has written its word behind. Completion 1
+# wrote into block 2. Block 7, full and unchanged, still belongs to both. Next, what the six chats found:
 
 # %%
 fig = new_figure(9.5, 3.0)
@@ -273,7 +276,8 @@ shares = ", ".join(f"{name} {share:.0%}" for name, share in savings.items())
 show(fig, alt=alt + f"Right: blocks saved by sharing, over all steps: {shares}.")
 
 # %% [markdown]
-# SmolLM2's run, in motion: watch the holders (×2), the copy on its way, and the block which is found.
+# SmolLM2's run, in motion: watch the holders (×2), the copy in step 1, and the red frame: block 0 is found by the
+# second prompt.
 
 # %% tags=["machine"]
 trace_player(story.llm_engine.trace)
@@ -281,8 +285,8 @@ trace_player(story.llm_engine.trace)
 # %% [markdown]
 # ## Claims
 #
-# First the arithmetic, on the real manager. A prompt of 30 tokens is running; another begins with the same $k$ full
-# blocks. How many fewer blocks does it take from the pool?
+# First the arithmetic. A prompt of 30 tokens is running; another begins with the same $k$ full blocks. How many fewer
+# blocks does it take from the pool?
 
 # %%
 saved = []
@@ -297,7 +301,7 @@ claim("k shared full blocks save exactly k allocations", saved == list(range(8))
 
 # %% [markdown]
 # Then the tensors. Stop the engine between two steps and read the keys and values of both completions, each through
-# its own block table. And for comparison, an engine that never copies.
+# its own block table. Then an engine that never copies.
 
 
 # %%
@@ -331,8 +335,6 @@ claim("without the copy a text changes", right_texts != wrong_texts)
 
 # %% [markdown]
 # The second completion wrote last and has its text. The first then read the second's key and value at position 6.
-#
-# Lastly the texts.
 
 # %%
 separate = texts(example_llm(), [prompt] * 4, [replace(several, n=1, seed=seed) for seed in range(4)])
@@ -341,7 +343,7 @@ claim("four completions that share are four separate requests, word for word", c
 claim("what is found in the prefix cache changes no text", cached_texts == plain_texts)
 two_names = {Sequence(0, [*first, 7, 7, 7, 7], seed=0).block_hash(1, 4) for first in ([1] * 4, [2] * 4)}
 claim("the same four tokens after another beginning have another name", len(two_names) == 2)
-claim("the snow left the head of the chain used last, and no tail", hits == [0, 0, 8, 0, 4, 0], hits)
+claim("snow leaves the first block of the prompt used last, and no other", hits == [0, 0, 8, 0, 4, 0], hits)
 known, computed = toy_llm(enable_prefix_caching=True), []
 for length in range(1, 17):
     again = [{"prompt_token_ids": list(range(length))}] * 2
@@ -356,8 +358,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # In `notebooks/exercises/ch09_sharing.py`:
 #
 # - **ex09a** `block_names`: names for full blocks that are equal exactly where the beginnings are equal.
-# - **ex09b** `SharedBlocks`: `fork` and `append` with copy-on-write, on plain lists. The tests run completions and
-#   beams with it.
+# - **ex09b** `SharedBlocks`: `fork` and `append` with copy-on-write, on plain lists.
 # - **ex09c** `eviction_order`: which free block is overwritten first, after any history.
 #
 # Edit the file, then ask here in a new cell, or in a terminal with `python -m minivllm.course check ex09a`:
@@ -370,8 +371,7 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 # <details><summary>The prompt has 8 tokens in blocks of 4, and asks for four completions. How many blocks are
 # copied?</summary>
 #
-# None. Both blocks are full, so the next write of each completion opens a new block. Copy-on-write is about partly
-# filled blocks only.
+# None. Both blocks are full, so the next write of each completion opens a new block.
 # </details>
 #
 # <details><summary>Two prompts differ in their first word and are equal in the 500 words after it. What does the prefix
@@ -389,11 +389,11 @@ claim("in the end all blocks are free", all(pool.num_free == pool.num_blocks for
 #
 # ## In real vLLM
 #
-# [`vllm/v1/core/block_pool.py`] and `kv_cache_utils.py` there have the same chain of hashes over full blocks (images in
-# the prompt go in as well) and the same LRU queue. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child requests
-# ([`vllm/v1/engine/parallel_sampling.py`]) that meet in the prefix cache, and beam search is a loop outside the engine
-# that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4 are in
-# version 0.1, [`vllm/core/block_manager.py`].
+# [`vllm/v1/core/block_pool.py`] and `kv_cache_utils.py` there have the same chain of hashes over full blocks and the
+# same LRU queue. What V1 no longer has is copy-on-write: only full blocks are shared. `n=4` becomes four child
+# requests ([`vllm/v1/engine/parallel_sampling.py`]) that meet in the prefix cache, and beam search is a loop outside
+# the engine that sends requests of one token (`LLM.beam_search`). Fork and copy-on-write as in the paper's section 4.4
+# are in version 0.1, [`vllm/core/block_manager.py`].
 #
 # [`vllm/v1/core/block_pool.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/block_pool.py
 # [`vllm/v1/engine/parallel_sampling.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/engine/parallel_sampling.py

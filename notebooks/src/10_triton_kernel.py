@@ -64,7 +64,8 @@ kv_cache = llm.llm_engine.runner.kv_cache
 key_cache, value_cache = kv_cache.key[0], kv_cache.value[0]  # layer 0: (8 blocks, 4 slots, 2 KV heads, 16)
 tables = torch.tensor([[*each, 0, 0][:3] for each in blocks], dtype=torch.int32)
 needed, copied = sum(lens) * 2 * key_cache[0, 0].nbytes, sum(map(len, blocks)) * 2 * key_cache[0].nbytes
-print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, read these: {2 * copied + needed:,}")
+moved = f"{copied:,} (blocks read) + {copied:,} (copies written) + {needed:,} (read) = {2 * copied + needed:,}"
+print(f"K and V in one layer: {needed:,} bytes; gathering moves {moved}")
 
 # %% [markdown]
 # With one query per sequence attention calculates little and reads much, so bytes are what counts; the copy moves
@@ -74,9 +75,9 @@ print(f"K and V in one layer: {needed:,} bytes; to read blocks, write copies, re
 # Python in form, its values small tensors, called **tiles**.
 #
 # Without a GPU there is Triton's *interpreter*, which runs one program after the other in numpy. It shows *what* a
-# kernel computes and which addresses it touches. It cannot show how long a GPU would take, whether programs that run at
-# the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
-# memory*). So this chapter counts, and times nothing.
+# kernel computes and which addresses it touches. It cannot show how long a GPU would take, whether programs that run
+# at the same time disturb each other (a *race*), or whether tiles fit into a processor's small fast memory (*shared
+# memory*). So this chapter counts.
 #
 # To count, `minivllm.course.loads.record` notes which program loads which keys and values.
 
@@ -103,8 +104,8 @@ reveal(guess, len(naive["K"]), "keys")
 # ### One query head per program
 #
 # Pointers are plain addresses: `key_cache_ptr + 5` is the sixth number. A load takes a tile of addresses, a mask that
-# says which of them to follow, and what to put in place of the others. The size of a tile must be known when the kernel
-# is compiled (a `tl.constexpr`), and be a power of two.
+# says which of them to follow, and what to put in place of the others. The size of a tile must be known when the
+# kernel is compiled (a `tl.constexpr`), and be a power of two.
 
 # %%
 show_source(_naive_kernel.fn)
@@ -112,17 +113,17 @@ show_source(_naive_kernel.fn)
 # %% [markdown]
 # Read it in four parts. *Which one am I?* Program (1, 3) is query head 3 of sequence 1; it reads KV head 3 // 2 = 1.
 # *The walk*: for each logical block it asks the block table for the physical one and computes an address from it;
-# nothing is copied together. *The mask*: in the last block only some slots hold tokens. Masking the load is not enough:
+# nothing is copied. *The mask*: in the last block only some slots hold tokens. Masking the load is not enough:
 # a key that was loaded as 0 has the score 0, and $e^0$ takes a share of the softmax. So its score becomes $-\infty$.
 #
 # ### The online softmax
 #
-# The fourth part is the arithmetic. A softmax needs the largest score and the sum of all exponentials before the
-# first value can be weighted, but the program sees the keys block by block and cannot keep all scores. So it keeps
-# three things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; and $acc$, the sum of
-# $e^{S_j - m} V_j$. When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by
-# the same factor, and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1,
-# 2, 3, one key per tile, out of a running kernel:
+# The fourth part is the arithmetic. A softmax needs the largest score and the sum of all exponentials before the first
+# value can be weighted, but the program sees the keys block by block and cannot keep all scores. So it keeps three
+# things: $m$, the largest score $S_j$ **so far**; $l$, the sum of $e^{S_j - m}$; $acc$, the sum of $e^{S_j - m} V_j$.
+# When a larger score $m'$ comes, both sums were measured against the wrong maximum. Both are off by the same factor,
+# and multiplying by $\alpha = e^{m - m'}$ repairs them. Three keys with scores 0, 2, 1 and values 1, 2, 3, one key per
+# tile, out of a running kernel:
 
 
 # %%
@@ -158,7 +159,7 @@ print(f"acc / l = {out:.3f}")
 # head**: $q$ becomes a matrix with a row for each head, the scores become a matrix product (`tl.dot`, for which GPUs
 # have special units), and each key is loaded once for the whole group. And a turn of the loop handles a tile of
 # `BLOCK_N` keys whatever the block size: every key looks up its own block, so blocks can be small and tiles large.
-# (`BY_BLOCK`, a variant that waits for a GPU to be timed, is off: read the `else`.)
+# (`BY_BLOCK`, an untimed variant, is off: read the `else` and the `else` within.)
 
 # %%
 show_source(online_softmax.load_keys_and_values.fn)
@@ -166,8 +167,8 @@ show_source(online_softmax.online_update.fn)
 show_source(online_softmax.attend.fn)
 
 # %% [markdown]
-# The same letters as before, with a row for each head. (Powers of two, because that is one instruction; the scores were
-# multiplied by $\log_2 e$.)
+# The same letters as before, with a row for each head. `exp2` is one instruction, hence the scores times $\log_2 e$;
+# `DOT_F32` is for the interpreter.
 #
 # ### Split-KV
 #
@@ -182,9 +183,9 @@ show_source(combine_reference)
 # ### Prompts: many queries of one sequence
 #
 # A prompt brings a query for each of its tokens. Its kernel walks over the keys with the same `attend`. What is new is
-# its rows: a program takes neighbouring tokens with all their heads. The last row sees the most keys, so the program
-# stops there, and half of a long prompt's scores are never computed. How many tiles each sequence has is known on the
-# device only, so a program has to find its sequence first:
+# its rows: a program takes a tile of neighbouring tokens with all their heads. The last row sees the most keys, so the
+# program stops there, and half of a long prompt's scores are never computed. Tiles are numbered through the batch, so
+# a program first has to find its sequence (`first_tile`: the first tile of each):
 
 # %%
 show_source(find_tile.fn)
@@ -207,7 +208,8 @@ alt += f" {blocks[1]}; the naive programs load {len(naive['K'])} keys, the group
 show(loads_grid(panels, key_cache.shape[:3]), alt=alt)
 
 # %% [markdown]
-# The naive programs of two query heads load the same keys. On the right a turn spans two blocks: tiles of 8, blocks of 4. Next, the online softmax on 48 keys with rising scores, in six tiles.
+# The naive programs of two query heads load the same keys. On the right, the turn of the loop that loads a key: a tile
+# of 8 keys takes two blocks. Next, the online softmax on 48 rising scores, in six tiles.
 
 # %%
 scores = (2 * torch.randn(48) + torch.linspace(-3, 3, 48)).tolist()
@@ -232,8 +234,8 @@ alt = f"Online softmax: m rises from {m[0]:.2f} to {m[-1]:.2f}, the largest scor
 show(fig, alt=f"{alt} to {l[4]:.2f} as m jumps, and ends at {l[-1]:.2f}; two passes give {total:.2f}.")
 
 # %% [markdown]
-# Where $m$ jumps, $l$ may fall: what was summed so far is suddenly worth less. On one scale the sum only grows, and it
-# ends where the two passes end. Next, what grouping saves, for 8 query heads and 40 tokens.
+# Where $m$ jumps, $l$ may fall, since what was summed so far is rescaled. Measured against the last $m$ (dotted) the
+# sum only grows. Both end where the two passes end. Next, what grouping saves, for 8 query heads and 40 tokens.
 
 
 # %%
@@ -256,12 +258,12 @@ groups, kib, fig = [1, 2, 4, 8], {}, new_figure(5.5, 2.8)
 ax = fig.subplots()
 for (name, kernel), colour in zip(both.items(), (PALETTE[5], PALETTE[1]), strict=True):
     runs = [record(kernel, *paged_batch([40], heads=(8, 8 // group), size=16))[1] for group in groups]
-    kib[name] = [sum(map(len, loaded.values())) * 64 / 1024 for loaded in runs]
+    kib[name] = [sum(map(len, loaded.values())) * 64 // 1024 for loaded in runs]
     ax.plot(groups, kib[name], {"naive": "s--", "grouped": "o-"}[name], color=colour)
     ax.text(8, kib[name][-1] + 2, name, ha="right", color=colour)
 ax.set(xlabel="query heads for each KV head", ylabel="KiB of K and V loaded", xticks=groups, ylim=(0, 47))
 ax.spines[["top", "right"]].set_visible(False)
-show(fig, alt=f"KiB loaded for {groups} query heads per KV head: {kib}".translate({39: None}))
+show(fig, alt=f"KiB loaded with {groups} query heads per KV head: naive {kib['naive']}, grouped {kib['grouped']}.")
 
 # %% [markdown]
 # For a prompt of 32 tokens, of which 8 were computed before: three programs for each KV head, 8 queries each.
@@ -283,7 +285,8 @@ off = (out - prefill_attention_reference(*chunk)).abs().max().item()
 claim("the prefill kernel agrees with PyTorch to 1e-4", off <= 1e-4, measured=f"{off:.0e}")
 
 # %% [markdown]
-# Split-KV of 50 tokens: how many turns of 8 keys does the longest part take? Turn the number of parts.
+# Split-KV of 50 tokens. A part is a whole number of tiles of 8 keys. How many tiles has the longest part? Move the
+# slider.
 
 
 # %%
@@ -300,19 +303,19 @@ def parts(num_splits):
 def in_parts(num_splits=4):
     """The keys of 50 tokens, divided among programs."""
     counts, fig = [*map(len, parts(num_splits)[1])], new_figure(7.5, 0.9 + 0.25 * num_splits)
-    ax = fig.subplots()
+    ax, most = fig.subplots(), math.ceil(max(counts) / 8)
     starts = [sum(counts[:i]) for i in range(num_splits)]
     ax.barh(range(num_splits), counts, left=starts, color=PALETTE[4], edgecolor=INK, lw=0.5)
     ax.set(yticks=range(num_splits), ylim=(num_splits - 0.4, -0.6), xlabel="position in the sequence", ylabel="part")
-    return fig, f"50 tokens in {num_splits} parts load {counts} keys, the longest in {math.ceil(max(counts) / 8)} turns."
+    return fig, f"50 tokens in {num_splits} parts load {counts} keys; the longest part has {most} tiles."
 
 
 turn(in_parts, num_splits=(1, 2, 4, 7, 8))
 
 # %% [markdown]
-# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. An H100's
-# memory at full speed would leave the grouped kernel's instructions 81 % idle; the naive kernel's need 159 % of the
-# time, so the memory has to wait (`docs/gpu.md`). Where there is a GPU, this cell measures:
+# Is the grouped kernel, which loads half the bytes, twice as fast as the naive one? Only a GPU can tell. By count
+# (`docs/gpu.md`) its instructions need 19 % of the time in which an H100's memory brings the bytes, so the memory sets
+# the pace; the naive kernel's need 159 %, so the memory waits. With a GPU, this cell measures:
 
 # %% tags=["machine"]
 command = "-m minivllm bench kernels --only B16"
@@ -322,8 +325,8 @@ print(subprocess.getoutput(measure) if torch.cuda.is_available() else f"no GPU h
 # %% [markdown]
 # ## Claims
 #
-# The batches: one token; exactly a block; a ragged batch with four query heads for one KV head; blocks of 5. Every slot
-# without a token holds NaN, and the tables are padded with -1.
+# The batches: one token; exactly a block; a ragged batch with four query heads for one KV head; blocks of 5. Every
+# slot without a token holds NaN, and the tables are padded with -1.
 
 # %%
 shapes = (([1], (4, 2), 4), ([16], (4, 4), 16), ([7, 33, 16, 1], (4, 1), 16), ([5, 12, 26], (6, 2), 5))
@@ -337,15 +340,14 @@ claim("no NaN of a slot without a token is ever seen", not any(map(math.isnan, e
 claim("both kernels agree with PyTorch to 1e-4", max(errors) <= 1e-4, measured=f"at most {max(errors):.0e}")
 q, k, v, table, n, scale = paged_batch([9, 22])
 one_more = attention.paged_attention(q, k, v, table, n + 1, scale)
-claim("told of one token more, a kernel gives NaN: the poison works", one_more.isnan().all().item())
+claim("told of one token too many, a kernel gives NaN: the test can fail", one_more.isnan().all().item())
 wrong = attention.paged_attention_reference(q, k.flip(2), v.flip(2), table, n, scale)  # KV heads exchanged
 wrong_by = (attention.paged_attention(q, k, v, table, n, scale) - wrong).abs().max().item()
 claim("the same bound rejects a wrong KV head", wrong_by > 1e-4, measured=f"wrong by {wrong_by:.2f}")
 
 # %%
-there = 2 * sum(lens)  # 2 KV heads
 keys = [row for _, _, row in grouped["K"]]
-claim("grouped: each key there is, once", len(keys) == len(set(keys)) == there, measured=there)
+claim("grouped: each key there is, once", len(keys) == len(set(keys)) == 2 * sum(lens), measured=len(keys))
 ratio = [one / other for one, other in zip(*kib.values(), strict=True)]
 claim("naive: each key once for every query head of its group", ratio == groups, measured=ratio)
 
@@ -394,7 +396,7 @@ claim("SmolLM2 writes the same words with our kernels", same, measured=again.out
 #
 # <details><summary>All tests pass in the interpreter. Name two bugs that may still be there.</summary>
 #
-# A race, since programs run one after the other. A tile too large for shared memory. And everything that makes it slow.
+# A race, since programs run one after the other. A tile too large for shared memory.
 # </details>
 #
 # ## In real vLLM
@@ -413,7 +415,7 @@ claim("SmolLM2 writes the same words with our kernels", same, measured=again.out
 # - A kernel is one function run by many programs; each asks which one it is, and finds its keys through the block
 #   table.
 # - $m$, $l$ and $acc$ make softmax a matter of one pass; a new maximum rescales both sums.
-# - Parts of a softmax can be merged in any order. Tiles, splits and online softmax are this one fact.
+# - Parts of a softmax can be merged in any order. Tiles, splits and online softmax all rest on that.
 # - Grouped heads load each key once. Only a GPU can time that.
 #
 # **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 5.1. **Next:** [11 · Putting it together](11_together.ipynb).

@@ -368,6 +368,14 @@ def test_provenance_says_where_numbers_come_from(tmp_path):
     assert where["threads"] == torch.get_num_threads()
 
 
+def test_provenance_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    """Would catch a home folder, with its owner's name, in a file that is published."""
+    monkeypatch.setattr(
+        sys, "argv", ["minivllm", "bench", "vllm", "--vllm-env", str(tmp_path / "env"), "docs/x"]
+    )
+    assert provenance()["command_line"] == ["bench", "vllm", "--vllm-env", "env", "docs/x"]
+
+
 # -- backends -----------------------------------------------------------------------------------------
 
 

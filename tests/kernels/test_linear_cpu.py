@@ -2,16 +2,19 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minivllm import kernels
 from minivllm.kernels import linear_cpu
 from minivllm.kernels.linear_cpu import (
     KINDS,
     MklLinear,
     OneDnnLinear,
+    PanelLinear,
     TorchLinear,
     TransposedLinear,
     agrees,
@@ -23,6 +26,7 @@ from minivllm.kernels.linear_cpu import (
 # Sums of up to 577 products of standard normal numbers: float32 is some 1e-5 off, another row some 20.
 TOLERANCE = 1e-3
 EVERYWHERE = {TorchLinear, TransposedLinear}
+WITH_NUMBA = EVERYWHERE | {PanelLinear}
 
 
 @pytest.fixture
@@ -127,7 +131,15 @@ def test_without_mkl_and_onednn_the_choice_is_among_the_others(error, large, mon
     monkeypatch.setattr(OneDnnLinear, "__init__", error)
     offered = []
     choose_linear_kernel(large, measure=lambda kinds, weights: offered.extend(kinds) or (kinds[0], True))
-    assert set(offered) == EVERYWHERE
+    assert set(offered) == WITH_NUMBA
+
+
+def test_without_numba_the_choice_is_among_the_others(large, monkeypatch):
+    """Would catch a model that needs Numba: it has no release for a new Python in its first months."""
+    monkeypatch.setitem(sys.modules, "minivllm.kernels.matmul_cpu", None)
+    monkeypatch.delattr(kernels, "matmul_cpu", raising=False)
+    assert not agrees(PanelLinear, large[0])
+    assert {kind for kind in KINDS if agrees(kind, large[0])} >= EVERYWHERE
 
 
 def test_the_operators_are_looked_up_when_a_weight_is_packed(monkeypatch):
@@ -136,7 +148,7 @@ def test_the_operators_are_looked_up_when_a_weight_is_packed(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkl", object())
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     weight = torch.randn(64, 48)
-    assert {kind for kind in KINDS if agrees(kind, weight)} == EVERYWHERE
+    assert {kind for kind in KINDS if agrees(kind, weight)} == WITH_NUMBA
 
 
 def test_a_small_model_is_not_measured():

@@ -582,7 +582,8 @@ def test_the_animated_image_has_each_step_and_the_copy_on_its_way(shared):
 
 PROBE = """
 <script>
-const players = [...document.querySelectorAll(".minivllm-player")];
+const [copying, ...players] = [...document.querySelectorAll(".minivllm-player")].reverse();
+players.reverse();
 const label = (p) => p.querySelector(".mv-label").textContent;
 const words = (p) => [...p.querySelectorAll(".mv-left .mv-cell")].map((c) => c.textContent.trim()).filter(Boolean);
 const press = (p, key) => p.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
@@ -601,10 +602,17 @@ seen.arrows = players[0].querySelectorAll(".mv-arrows path").length;
 seen.holders = [...players[0].querySelectorAll(".mv-holders")].map((n) => n.textContent).filter(Boolean);
 seen.sliderName = slider.getAttribute("aria-label");
 seen.overflow = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+copying.querySelector(".mv-next").click();
+seen.onTheWay = [...copying.querySelectorAll(".mv-ghost .mv-cell")].map((c) => c.textContent.trim());
+players[0].style.width = "720px";
 players[1].querySelector(".mv-play").click(); // from step 0; a step every 1.4 seconds
 setTimeout(() => {
   seen.afterPlaying = label(players[1]);
   press(players[1], "ArrowRight"); seen.playAfterKey = players[1].querySelector(".mv-play").textContent;
+  const stage = players[0].querySelector(".mv-stage"), left = stage.getBoundingClientRect().left;
+  const ends = [...stage.querySelectorAll(".mv-arrows path")].map((p) => Number(p.getAttribute("d").split(" ").at(-2)));
+  seen.gaps = [...stage.querySelectorAll(".mv-logical")].map((line, i) =>
+    stage.querySelector(`.mv-physical[data-block="${line.dataset.block}"]`).getBoundingClientRect().left - left - ends[i]);
   const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
   document.body.append(out);
 }, 3500);
@@ -613,13 +621,17 @@ setTimeout(() => {
 
 
 @pytest.mark.browser
-def test_player_works_in_a_browser(example, batches, tmp_path):
-    """Would catch a script error, players that disturb each other, and keys that do nothing."""
+def test_player_works_in_a_browser(example, batches, shared, tmp_path):
+    """Would catch a script error, players that disturb each other, keys that do nothing, arrows that stay where
+    they were when the page becomes narrower, and a copy that carries what is written after it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, CHROMIUM
     one, other = trace_player(example[0]).html, trace_player(batches["continuous"]).html
     page = tmp_path / "page.html"
-    page.write_text(f'<!doctype html><meta charset="utf-8"><body>{one}{other}{one}{PROBE}', encoding="utf-8")
+    page.write_text(
+        f'<!doctype html><meta charset="utf-8"><body>{one}{other}{one}{trace_player(shared).html}{PROBE}',
+        encoding="utf-8",
+    )
     flags = [
         "--headless",
         "--no-sandbox",
@@ -665,4 +677,6 @@ def test_player_works_in_a_browser(example, batches, tmp_path):
     assert seen["afterHome"] == f"step 0 (1 of {others})" and seen["backDisabled"]
     assert seen["afterSlide"] == f"step 3 (4 of {steps})"
     assert len(seen["wordsAfterSlide"]) == sum(filled_during(example[0].steps[3]).values())
+    assert seen["onTheWay"][0] and not any(seen["onTheWay"][1:]), "one word was there before the write"
+    assert seen["gaps"] and all(abs(gap - 2) < 1 for gap in seen["gaps"])
     assert seen["buttons"] == 3 and seen["sliderName"] == "step" and not seen["overflow"]

@@ -1,0 +1,115 @@
+"""The product of `matmul_cpu.py` against float64: its edges, its bits, and what it must not touch."""
+
+import importlib.util
+
+import llvmlite.binding
+import numba
+import numpy as np
+import pytest
+import torch
+
+from minivllm.kernels import matmul_cpu as module
+from minivllm.kernels.matmul_cpu import ROWS, WIDTH, matmul_cpu, pack_panels, use_threads
+
+# Sums of up to 577 products of standard normal numbers: float32 is some 1e-5 off, another row some 20.
+TOLERANCE = 1e-3
+
+
+def product(x, weight, kernel=module):
+    """x W^T, with poisoned memory before and after x and y; fails if the product wrote outside of y."""
+    before, after = 3, 5
+    inputs = np.full((before + len(x) + after, x.shape[1]), np.nan, np.float32)
+    inputs[before : before + len(x)] = x
+    outputs = np.full((before + len(x) + after, len(weight)), np.inf, np.float32)
+    kernel.matmul_cpu(
+        inputs[before : before + len(x)], kernel.pack_panels(weight), outputs[before : before + len(x)]
+    )
+    assert np.isposinf(outputs[:before]).all()
+    assert np.isposinf(outputs[before + len(x) :]).all()
+    return outputs[before : before + len(x)]
+
+
+def assert_product(actual, x, weight):
+    """The one assertion on numbers."""
+    np.testing.assert_allclose(
+        actual, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=0, atol=TOLERANCE
+    )
+
+
+def random(*shape):
+    return torch.randn(*shape).numpy()
+
+
+# Whole panels, a last panel which shares columns, one panel only; steps which are no multiple of STEPS.
+SHAPES = [(2 * WIDTH, 16), (2 * WIDTH + 1, 61), (3 * WIDTH - 1, 577), (WIDTH, 3), (WIDTH, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, ROWS - 1, ROWS, ROWS + 1, 2 * ROWS, 31, 100])
+def test_the_product_is_right_at_every_edge_and_writes_nothing_else(rows, shape):
+    """Would catch a tile which reads or writes beyond the last row, column or step."""
+    weight, x = random(*shape), random(rows, shape[1])
+    actual = product(x, weight)
+    assert_product(actual, x, weight)
+    for wrong in (np.zeros_like(actual), np.roll(actual, 1, axis=1), 0.9 * actual):  # negative controls
+        with pytest.raises(AssertionError):
+            assert_product(wrong, x, weight)
+
+
+def test_rows_of_a_slice_are_read_where_they_are():
+    """Would catch a distance between rows taken from the number of columns."""
+    weight, wide = random(2 * WIDTH, 40), random(9, 100)
+    outputs = np.empty((9, 2 * WIDTH), np.float32)
+    matmul_cpu(wide[:, 20:60], pack_panels(weight), outputs)
+    assert_product(outputs, wide[:, 20:60], weight)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_has_the_same_bits_in_any_batch(num_threads):
+    """Would catch sums in another order for another number of rows, as libraries choose them."""
+    weight, x = random(3 * WIDTH, 577), random(33, 577)
+    used = use_threads(num_threads)
+    assert used <= num_threads
+    together = product(x, weight)
+    for first, last in ((0, 1), (32, 33), (5, 7), (1, 33)):
+        assert np.array_equal(product(x[first:last], weight), together[first:last])
+    backwards = product(x[:, ::-1], weight[:, ::-1])  # negative control: the other order has other bits
+    assert not np.array_equal(backwards, together)
+    use_threads(numba.config.NUMBA_NUM_THREADS)
+
+
+def test_what_is_not_finite_stays_in_its_row():
+    """Would catch a row repeated in the place of a missing one whose result is added and not replaced."""
+    weight, x = random(2 * WIDTH, 50), random(6, 50)
+    expected = product(x, weight)
+    x[3, 7], x[5, 0] = np.nan, np.inf
+    actual = product(x, weight)
+    assert np.isnan(actual[3]).all()
+    assert not np.isfinite(actual[5]).any()
+    assert np.array_equal(actual[[0, 1, 2, 4]], expected[[0, 1, 2, 4]])
+
+
+def test_the_last_panel_ends_with_the_last_column():
+    """Would catch columns which no panel has."""
+    weight = random(2 * WIDTH + 12, 5)
+    panels = pack_panels(weight)
+    assert panels.shape == (3, 5, WIDTH)
+    assert np.array_equal(panels[0], weight[:WIDTH].T)
+    assert np.array_equal(panels[2], weight[WIDTH + 12 :].T)
+
+
+@pytest.mark.parametrize("has_avx512", [False, True])
+def test_the_tile_is_right_for_the_other_width_of_registers(has_avx512, tmp_path, monkeypatch):
+    """Would catch a kernel which is right on this machine's registers only."""
+    monkeypatch.setattr(
+        numba.config, "CACHE_DIR", str(tmp_path)
+    )  # so that the copy does not replace the kernel
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
+    spec = importlib.util.spec_from_file_location("matmul_cpu_copy", module.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert (48 if has_avx512 else 24) == copy.WIDTH
+    weight = random(2 * copy.WIDTH + 5, 61)
+    for rows in (1, 3, 4, 33):
+        x = random(rows, 61)
+        assert_product(product(x, weight, copy), x, weight)
