@@ -135,9 +135,8 @@ class Recorder:
     def compile(self, kernel: JITFunction, grid: tuple, *args: object, **kwargs: object) -> None:
         """Compile `kernel` for the arguments of a launch, and print a record of it.
 
-        The stack is where values go for which there is no register: 0 bytes unless some were spilled. Loops are
-        counted where there is one over the keys, and for the shape of the report's tables: each disassembly
-        takes half a second.
+        The stack is where values go for which there is no register: 0 bytes unless some were spilled. Loops
+        over the keys are counted for the shape of the report's tables: each disassembly takes half a second.
         """
         compiled = kernel.run(*args, grid=grid, warmup=True, **kwargs)
         ptx = compiled.asm["ptx"]
