@@ -2,6 +2,10 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers, and the processes they start, share the cores: a thread that waits must soon give up its own.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 # Triton reads this when it is imported, and transformers may import it before a kernel is.
