@@ -28,7 +28,7 @@ All 120 projections of SmolLM2-135M, float32, ms on two cores of an AMD EPYC (Ze
     oneDNN       23.5   28.0   30.5   41.9   72.5   133    238
     matmul_cpu   15.7   17.8   20.8   25.9   50.6   101    189
 
-With 1 row that is 28 GB/s of weights, all that memory gives; with 32 rows 142 billion operations per second,
+With 1 row that is 27 GB/s of weights, all that memory gives; with 32 rows 134 billion operations per second,
 of the 198 that the same loop reaches when W is in the cache.
 
 Numba has no vectors, so the tile is written in LLVM's language, into which Numba translates all the rest.
