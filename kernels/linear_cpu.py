@@ -139,22 +139,22 @@ class PanelLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # Imported here and not above: it takes a second, and needs Numba.
-        from . import matmul_cpu
+        from . import matmul_cpu, paged_attention_cpu
 
         if weight.dtype != torch.float32 or len(weight) < matmul_cpu.WIDTH:
             raise NotImplementedError(
                 f"panels are for float32 and at least {matmul_cpu.WIDTH} outputs, not for {weight.dtype} "
                 f"and {len(weight)}: choose another product."
             )
-        self._kernel = matmul_cpu
+        self._kernel, self._use_threads = matmul_cpu.matmul_cpu, paged_attention_cpu.use_threads
         self._panels, self._bias = matmul_cpu.pack_panels(weight.numpy()), bias
         self._num_outputs = len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        self._kernel.use_threads(torch.get_num_threads())
+        self._use_threads(torch.get_num_threads())
         y = x.new_empty(len(x), self._num_outputs)
-        self._kernel.matmul_cpu(x.numpy(), self._panels, y.numpy())
+        self._kernel(x.numpy(), self._panels, y.numpy())
         return y if self._bias is None else y.add_(self._bias)
 
 

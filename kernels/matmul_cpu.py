@@ -181,13 +181,6 @@ def matmul_cpu(x, panels, y):
                 _four_rows(x, panels[number], y, row, column, min(row // ROWS, PARTS - 1))
 
 
-def use_threads(num_threads: int) -> int:
-    """Run Numba's kernels on `num_threads` threads from now on, or on all it has; returns how many."""
-    num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(num_threads)
-    return num_threads
-
-
 def pack_panels(weight: np.ndarray) -> np.ndarray:
     """W (out, in) -> panels (ceil(out / WIDTH), in, WIDTH), a copy; `out` is at least `WIDTH`.
 
@@ -196,4 +189,5 @@ def pack_panels(weight: np.ndarray) -> np.ndarray:
         out = 60, WIDTH = 24     panels of columns  0-23  24-47  36-59
     """
     starts = np.minimum(np.arange(0, len(weight), WIDTH), len(weight) - WIDTH)
-    return np.ascontiguousarray(np.stack([weight[start : start + WIDTH].T for start in starts]))
+    panels = np.empty((len(starts), weight.shape[1], WIDTH), weight.dtype)
+    return np.stack([weight[start : start + WIDTH].T for start in starts], out=panels)

@@ -109,6 +109,13 @@ def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
     return paged_attention_cpu
 
 
+def use_threads(num_threads: int) -> int:
+    """Run the kernel on `num_threads` threads from now on, or on as many as Numba has; returns how many."""
+    num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(num_threads)
+    return num_threads
+
+
 def deal_out(seq_lens: np.ndarray, num_threads: int) -> np.ndarray:
     """An order of the sequences in which all threads have about the same amount to read.
 

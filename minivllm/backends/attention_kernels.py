@@ -61,8 +61,7 @@ class NumbaAttention(TorchAttention):
         if find_spec("numba") is None:
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
         # Imported here and not above: it takes a third of a second, and only this backend needs it.
-        from minivllm.kernels.matmul_cpu import use_threads
-        from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out
+        from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
 
         super().__init__(config, block_size, dtype, device)
         self._kernel = compile_paged_attention_cpu(config.head_dim)

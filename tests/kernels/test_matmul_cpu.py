@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from minivllm.kernels import matmul_cpu as module
-from minivllm.kernels.matmul_cpu import ROWS, WIDTH, matmul_cpu, pack_panels, use_threads
+from minivllm.kernels.matmul_cpu import ROWS, WIDTH, matmul_cpu, pack_panels
+from minivllm.kernels.paged_attention_cpu import use_threads
 
 # Sums of up to 577 products of standard normal numbers: float32 is some 1e-5 off, another row some 20.
 TOLERANCE = 1e-3
@@ -101,9 +102,8 @@ def test_the_last_panel_ends_with_the_last_column():
 @pytest.mark.parametrize("has_avx512", [False, True])
 def test_the_tile_is_right_for_the_other_width_of_registers(has_avx512, tmp_path, monkeypatch):
     """Would catch a kernel which is right on this machine's registers only."""
-    monkeypatch.setattr(
-        numba.config, "CACHE_DIR", str(tmp_path)
-    )  # so that the copy does not replace the kernel
+    # A cache of its own, so that the copy does not replace the kernel.
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
     spec = importlib.util.spec_from_file_location("matmul_cpu_copy", module.__file__)
     copy = importlib.util.module_from_spec(spec)

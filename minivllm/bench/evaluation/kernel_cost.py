@@ -28,8 +28,7 @@ NAME = f"decode attention, {NUM_SEQS} sequences of {SEQ_LEN} tokens"
 
 def kernel_call(block_size: int, rng: np.random.Generator) -> Callable[[], np.ndarray]:
     """The kernel on blocks of `block_size` in random order; -> a call that returns (R, Hq, D)."""
-    from minivllm.kernels.matmul_cpu import use_threads
-    from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu
+    from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, use_threads
 
     use_threads(torch.get_num_threads())
     kernel = compile_paged_attention_cpu(HEAD_DIM)
