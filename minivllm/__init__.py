@@ -13,9 +13,10 @@ example runs as it is.
 One setting has to be made before torch is loaded. Where an operator runs on several threads, a thread which
 is done waits for the rest, and then for the next operator: first in a loop, then asleep. Waking it takes as
 long as a small product. But if another program, say a browser, is busy too, the loop takes the core from the
-very thread which is waited for. Ten thousand turns of that loop (libgomp's default: 300,000) cost nothing on
-a quiet machine and little on a busy one. A decode step of 8 sequences, SmolLM2-135M, two cores of an AMD EPYC
-(Zen 3), in ms::
+very thread which is waited for. With ten thousand turns of that loop (libgomp's default: 300,000) a step is
+as fast as with any more on a quiet machine; on a busy one it takes twice as long as with a thousand, and with
+a hundred thousand eight times. A decode step of 8 sequences, SmolLM2-135M, two cores of an AMD EPYC (Zen 3),
+in ms::
 
     GOMP_SPINCOUNT                1,000   10,000   30,000   100,000
     quiet                         77      50       56       49

@@ -16,7 +16,7 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
 | `rows_cpu.py` | norm, rotation and activation there: one pass each, and an exp made for vectors |
 | `matmul_cpu.py` | the matrix product there: a tile of the result in registers, the weights in panels |
-| `linear_cpu.py` | that product and those of four libraries, and the fastest one found by measurement |
+| `linear_cpu.py` | that product and PyTorch's four, and the fastest one found by measurement |
 | `heuristics.py` | tile sizes and splits for each chip, as plain if/else |
 | `common.py` | importing Triton the right way; argument checks whose errors teach |
 

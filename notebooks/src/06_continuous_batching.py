@@ -163,10 +163,10 @@ for record in small.steps:
 
 # %% [markdown]
 # Step 0 has room for six tokens of the first prompt and two of the second. In step 1 the first request takes its one
-# token *before* the long prompt gets the other seven. So a request that is already generating misses no step because
-# of a long prompt, although its steps take longer meanwhile: that is what a prefill costs its neighbours (chapter 12
-# measures it). The long prompt is computed in three pieces, and only the last one yields a token. This is **chunked
-# prefill**, and it needed no code of its own: a piece of a prompt is just a sequence that has not caught up yet.
+# token *before* the long prompt gets the other seven. So a long prompt makes no running request miss a step, although
+# each step takes longer meanwhile: this delay is what a prefill costs its neighbours (chapter 12 measures it). The long
+# prompt is computed in three pieces, of which only the last yields a token. This is **chunked prefill**, and it needed
+# no code of its own: a piece of a prompt is just a sequence that has not caught up yet.
 #
 # How can a step work on seven positions of one sequence and one of another? A batch is not a rectangle here. The eight
 # tokens lie one behind the other, without padding, and `query_start_loc = [0, 1, 8]` says where each sequence begins
