@@ -111,3 +111,12 @@ def join(shard: Shard, address: str, port: int) -> TensorParallel:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=shard.rank, world_size=shard.size, timeout=FOREVER)
     return TensorParallel(shard)
+
+
+def leave() -> None:
+    """End the connections to the other ranks, and the library's threads with them, before the program ends.
+
+    Threads which are still there when Python takes itself apart can end a worker, whose work is done, with
+    SIGABRT ("terminate called without an active exception").
+    """
+    dist.destroy_process_group()

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from minivllm.distributed.communication import TensorParallel, join
+from minivllm.distributed.communication import TensorParallel, join, leave
 from minivllm.distributed.sharding import Shard
 from minivllm.distributed.worker import Worker
 
@@ -70,6 +70,7 @@ def run_worker(place: Place, connection: Connection) -> None:
     torch.set_num_threads(place.num_threads)
     try:
         serve(join(place.shard, place.address, place.port), connection)
+        leave()
     except EOFError:  # the engine's process is gone without a word
         sys.exit(0)
     except Exception:

@@ -4,18 +4,25 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from minivllm import LLM, SamplingParams
 from minivllm.config import EngineConfig
+from minivllm.distributed.communication import TensorParallel
 from minivllm.distributed.multiproc import MultiprocExecutor, WorkerError, WorkerGroup
+from minivllm.distributed.sharding import Shard
+from minivllm.distributed.worker_process import Call, Place, run_worker
 from minivllm.engine import LLMEngine
 from minivllm.scheduler_output import SchedulerOutput
 from tests.distributed.conftest import OPTIONS
@@ -35,6 +42,23 @@ def port_is_free(port):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def gloo_has_threads():
+    """Whether this process has a thread that gloo has started; Linux keeps each thread's name in a file."""
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # the thread has ended since its name was listed
+            names.append(Path(f"/proc/self/task/{task}/comm").read_text())
+    return any("gloo" in name for name in names)
+
+
+def eventually(condition):
+    """Whether `condition()` holds within ten seconds: a thread takes its name, and leaves the list, a bit late."""
+    deadline = time.monotonic() + 10
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds
 
 
 class KillsRankOne:
@@ -167,14 +191,31 @@ def test_a_server_whose_worker_is_gone_takes_no_more_requests(divisible):
     asyncio.run(serve())
 
 
+def test_a_rank_that_is_told_to_stop_leaves_no_thread_of_its_connections(monkeypatch):
+    """Would catch a worker which ends with SIGABRT after its work is done, because such threads were left."""
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = Place(Shard(), "127.0.0.1", store.port, torch.get_num_threads())
+    during = []
+
+    def broadcast(_, message):
+        during.append(eventually(gloo_has_threads))
+        return message
+
+    monkeypatch.setattr(TensorParallel, "broadcast", broadcast)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on and needs its own
+    ours, theirs = multiprocessing.Pipe()
+    ours.send_bytes(pickle.dumps(Call(1, "stop")))
+    run_worker(place, theirs)
+    assert during == [True], "gloo had no thread, so that it has none now says nothing"
+    assert eventually(lambda: not gloo_has_threads()) and not dist.is_initialized()
+
+
 def test_a_rank_that_never_comes_is_named(monkeypatch):
     """Would catch a start that waits for ever, because a machine was forgotten."""
     from datetime import timedelta
 
-    import torch.distributed as dist
-
     from minivllm.distributed import communication
-    from minivllm.distributed.sharding import Shard
 
     monkeypatch.setattr(communication, "START_LIMIT", timedelta(seconds=0.5))
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
