@@ -109,9 +109,9 @@ def headline_gain(result: Result) -> str:
     rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
     batch = point["batch"]
     return (
-        f"{ratio_words(rates[OURS], rates['orca-max'], result)} the tokens/s of reserving the maximum, with "
-        f"memory for {point['ratio']:g} reservations: {batch[OURS]:.1f} requests run instead of "
-        f"{batch['orca-max']:.1f}"
+        f"{ratio_words(rates[OURS], rates['orca-max'], result)} the tokens/s of reserving the maximum while "
+        f"requests wait, with memory for {point['ratio']:g} reservations: {batch[OURS]:.1f} requests run "
+        f"instead of {batch['orca-max']:.1f}"
     )
 
 

@@ -24,6 +24,7 @@ from minivllm.bench.evaluation.figures import SYSTEMS, Run, lengths_of, simulate
 from minivllm.bench.evaluation.setups import DEPLOYMENTS, FIXED_SECONDS, OPT_13B, SEQUENCE_SECONDS
 from minivllm.bench.evaluation.step_time import Chip, Shape, StepModel, Work, work_of
 from minivllm.bench.report import Spread
+from minivllm.bench.steps import TimedStep
 from minivllm.scheduler_output import ScheduledSequence, SchedulerOutput
 from minivllm.weights.random_model import random_llama
 
@@ -311,8 +312,8 @@ def test_step_time_measures_fits_and_predicts(folder, tmp_path, capsys):
 def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, capsys):
     """Would catch systems that got different memory, and a drawing or a table that its own numbers break."""
     path = tmp_path / "headline.json"
-    run_command("headline", ["--model", str(folder), "--attention-backend", "torch", "--max-model-len", "64", "--num-prompts", "16", "--repeats", "1",
-                             "--ratios", "4", "--output-json", str(path),
+    run_command("headline", ["--model", str(folder), "--attention-backend", "torch", "--max-model-len", "64", "--num-prompts", "48",
+                             "--repeats", "1", "--ratios", "4", "--output-json", str(path),
                              "--plot", str(tmp_path / "headline.png")])  # fmt: skip
     result = json.loads(path.read_text())
     for point in result["points"]:
@@ -322,11 +323,25 @@ def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, cap
     assert "orca-oracle" in capsys.readouterr().out and (tmp_path / "headline.png").exists()
     # What a quiet machine would print: three rounds each, so that there are ratios.
     result["provenance"]["load_average"] = [0.1, 0.1, 0.1]
-    for number, name in enumerate(result["points"][0]["rates"], start=1):
-        result["points"][0]["rates"][name] = Spread((10.0 * number, 10.1 * number, 10.2 * number)).as_json()
+    point = result["points"][0]
+    assert all(point["whole_run"][name]["median"] > 0 for name in headline.SYSTEMS)
+    for number, name in enumerate(headline.SYSTEMS, start=1):
+        point["rates"][name] = Spread((10.0 * number, 10.1 * number, 10.2 * number)).as_json()
+        point["whole_run"][name] = Spread((5.0 + number, 5.1 + number, 5.2 + number)).as_json()
     headline.print_report(result)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[6] for line in lines if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
+    queued, whole = capsys.readouterr().out.split("The whole run")
+    queued, whole = ([line.split() for line in part.splitlines()] for part in (queued, whole))
+    assert [line[6] for line in queued if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
+    assert [line[5] for line in whole if line[:1] == ["4"]] == ["1", "1.16", "1.33", "1.49"]
+
+
+def test_headline_counts_until_no_request_waits_any_more():
+    """Would catch a rate in which the end, where few long answers run alone, hides what memory allows."""
+    steps = [TimedStep(count, count, 1.0) for count in (4, 4, 3, 1)]
+    assert headline.summarize(steps, [True, False, True, False]) == headline.Run(11 / 3, 3.0, 11 / 3)
+    assert headline.summarize(steps, [False] * 4) == headline.Run(3.0, 3.0, 3.0)
+    prompts = [TimedStep(400, 0, 1.0), *steps]  # a chunk of a prompt takes time and gives no token
+    assert headline.summarize(prompts, [True, True, True, False, False]).rate_while_waiting == 8 / 3
 
 
 def test_headline_refuses_memory_for_no_request(folder):

@@ -12,6 +12,14 @@ At a small ratio paging gains most; at a large one every system has more request
 and memory no longer matters. So the whole curve is shown, and the paper's ratio is marked on it. Lengths are
 ShareGPT-like: the paper's, scaled by max_model_len / 2,048, so that a laptop is done within an hour.
 
+All requests are there at the start, and two rates are measured. The first counts while requests wait, until
+the queue is empty for good: the paper's situation, in which new requests arrive all the time. The second
+counts the whole run. At its end the few longest answers run almost alone, under every system::
+
+    requests running   40 |######..          paging: while requests wait the batch is full (#); at the
+                        7 |######........    end (.) few long answers are left, and memory stands empty
+                          +------------- time
+
     $ python -m minivllm bench headline --ratios 7.7 --repeats 5          half an hour
     $ python -m minivllm bench headline --ratios 2 4 7.7 16 --repeats 3 --plot headline.png
 
@@ -22,20 +30,21 @@ from __future__ import annotations
 
 import argparse
 import gc
-from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minivllm.bench import options, report, workloads
-from minivllm.bench.backends import OURS, Backend, BackendRun, check_run, make_baseline
+from minivllm.bench.backends import OURS, Backend, check_run, make_baseline
 from minivllm.bench.report import Spread
-from minivllm.bench.steps import watching_plans
+from minivllm.bench.steps import TimedStep, record_steps, watching_plans
 from minivllm.bench.workloads import SHAREGPT_LIKE, BenchRequest, Gamma, LengthModel
 
 PAPER_RATIO = 7.7
 PAPER_CONTEXT = 2048
+WARM_UP = 8  # requests: enough for all kernels to be compiled
 SYSTEMS = ("orca-max", "orca-pow2", "orca-oracle", OURS)
 
 
@@ -78,38 +87,62 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, ratio: float, requests: list[BenchRequest]) -> dict[str, Any]:
-    """All systems in turns with one size of memory, each after a run of its own that counts sequences."""
+    """All systems in turns with one size of memory, after a run of each that is not counted."""
     settings = {
         "max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, "skip_tokenizer_init": True,
         "num_blocks": int(ratio * args.max_model_len) // 16, "block_size": 16, "enable_prefix_caching": False,
         "attention_backend": args.attention_backend,
     }  # fmt: skip
     systems = {name: make_baseline(name, args.model, settings) for name in SYSTEMS}
-    batch = {}
     for name, system in systems.items():
-        running: list[int] = []
-        with ExitStack() as stack:
-            watched = watching_plans(
-                system.llm.llm_engine, lambda plan, seen=running: seen.append(len(plan.scheduled))
-            )
-            stack.enter_context(watched)
-            timed(name, system, requests)
-        batch[name] = float(np.mean(running))
+        timed(name, system, requests[:WARM_UP])
     turns = {name: partial(timed, name, system, requests) for name, system in systems.items()}
-    num_tokens = sum(request.output_len for request in requests)
-    point: dict[str, Any] = {"ratio": ratio, "batch": batch, "rates": {}}
-    for name, runs in report.in_turns(turns, args.repeats).items():
-        point["rates"][name] = Spread(tuple(num_tokens / each.seconds for each in runs)).as_json()
+    rounds = report.in_turns(turns, args.repeats)
+    point: dict[str, Any] = {"ratio": ratio, "batch": {}, "rates": {}, "whole_run": {}}
+    for name, runs in rounds.items():
+        point["batch"][name] = float(np.mean([run.running for run in runs]))
+        point["rates"][name] = Spread(tuple(run.rate_while_waiting for run in runs)).as_json()
+        point["whole_run"][name] = Spread(tuple(run.rate for run in runs)).as_json()
     del systems, turns  # four models; the next ratio needs the memory
     gc.collect()
     return point
 
 
-def timed(name: str, system: Backend, requests: list[BenchRequest]) -> BackendRun:
+@dataclass(frozen=True)
+class Run:
+    """Of one run: output tokens/s while requests wait and in all; sequences in a step while requests wait."""
+
+    rate_while_waiting: float
+    rate: float
+    running: float
+
+
+def timed(name: str, system: Backend, requests: list[BenchRequest]) -> Run:
     """One run, refused if a request got another number of tokens than it asked for."""
-    done = system.run(requests)
+    engine, waiting = system.llm.llm_engine, []
+    with (
+        record_steps(engine) as steps,
+        watching_plans(engine, lambda _: waiting.append(bool(engine.scheduler.waiting))),
+    ):
+        done = system.run(requests)
     check_run(name, requests, done)
-    return done
+    return summarize(steps.records, waiting)
+
+
+def summarize(steps: list[TimedStep], waiting: list[bool]) -> Run:
+    """The rates of a run, from its steps and from whether a request waited in each.
+
+    Example: steps of 1 s with 4, 4, 3, 1 sequences, a request waits in the first two: 4 tokens/s while
+    requests wait, 3 in all. A run in which no request ever waits is counted whole.
+    """
+    last = max((index for index, waits in enumerate(waiting) if waits), default=len(steps) - 1)
+    queued = steps[: last + 1]
+    return Run(rate_of(queued), rate_of(steps), sum(step.num_samples for step in queued) / len(queued))
+
+
+def rate_of(steps: list[TimedStep]) -> float:
+    """Output tokens per second: each sequence that is sampled from gets one."""
+    return sum(step.num_samples for step in steps) / sum(step.seconds for step in steps)
 
 
 def print_report(result: report.Result) -> None:
@@ -121,21 +154,22 @@ def print_report(result: report.Result) -> None:
         f"{setting['max_model_len']} tokens, seed {setting['seed']}. Ratio: memory / max_model_len; the "
         f"paper's is {PAPER_RATIO}."
     )
-    lines = [("ratio", "system", "running", "output tokens/s", "of Orca (Max)")]
-    for point in result["points"]:
-        rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
-        first = rates[SYSTEMS[0]]
-        for name, rate in rates.items():
-            reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: first})
-            text = "1" if name == SYSTEMS[0] else reason or f"{report.paired_ratio(rate, first):.2f}"
-            lines.append(
-                (f"{point['ratio']:g}", name.ljust(12), f"{point['batch'][name]:.1f}", f"{rate:.1f}", text)
-            )
-    print(report.table(lines))
+    for key, title in (("rates", "While requests wait"), ("whole_run", "The whole run, its end included")):
+        print(f"{title}:")
+        lines = [("ratio", "system", "running", "output tokens/s", "of Orca (Max)")]
+        for point in result["points"]:
+            rates = {name: Spread.from_json(entry) for name, entry in point[key].items()}
+            first = rates[SYSTEMS[0]]
+            for name, rate in rates.items():
+                reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: first})
+                text = "1" if name == SYSTEMS[0] else reason or f"{report.paired_ratio(rate, first):.2f}"
+                running = f"{point['batch'][name]:.1f}" if key == "rates" else ""
+                lines.append((f"{point['ratio']:g}", name.ljust(12), running, f"{rate:.1f}", text))
+        print(report.table(lines))
 
 
 def draw(result: report.Result, path: str) -> None:
-    """Output tokens per second against the ratio, a line per system."""
+    """Output tokens per second while requests wait, against the ratio: a line per system."""
     from minivllm.bench.evaluation.drawing import LOOK
     from minivllm.viz.style import new_figure
 
@@ -149,7 +183,7 @@ def draw(result: report.Result, path: str) -> None:
         axes.plot([point["ratio"] for point in points], rates, color=color, marker=marker, label=name)
     axes.axvline(PAPER_RATIO, color="black", lw=0.8, ls="--")
     axes.text(PAPER_RATIO, 0, " the paper's", fontsize=8, va="bottom")
-    axes.set(xlabel="KV memory / max_model_len", ylabel="output tokens/s", xscale="log")
+    axes.set(xlabel="KV memory / max_model_len", ylabel="output tokens/s while requests wait", xscale="log")
     axes.set_xticks([point["ratio"] for point in points], [f"{point['ratio']:g}" for point in points])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
