@@ -351,10 +351,9 @@ def test_headline_refuses_memory_for_no_request(folder):
 
 
 def test_the_kernel_computes_the_same_from_blocks_and_from_one_run():
-    """Would catch a comparison of two different computations: same tokens, in random blocks and contiguous."""
-    paged, contiguous = (
-        kernel_cost.kernel_call(size, np.random.default_rng(0))() for size in (16, kernel_cost.SEQ_LEN)
-    )
+    """Would catch a comparison of different computations: same tokens, in random blocks, contiguous, copied."""
+    paged, contiguous = (kernel_cost.kernel_call(size)() for size in (16, kernel_cost.SEQ_LEN))
     np.testing.assert_allclose(paged, contiguous, atol=1e-5)
+    np.testing.assert_allclose(paged, kernel_cost.gather_call(16, seed=3)(), atol=1e-5)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(paged, np.zeros_like(paged), atol=1e-5)

@@ -165,6 +165,7 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     rates = {"orca-max": 50.0, "orca-pow2": 60.0, "orca-oracle": 70.0, "minivllm": 105.0}
     point = {"ratio": 7.7, "batch": dict.fromkeys(rates, 7.0) | {"minivllm": 28.0},
              "rates": {name: spread(rate, rate) for name, rate in rates.items()}}  # fmt: skip
+    point["whole_run"] = point["rates"]
     setting = {"num_prompts": 96, "max_model_len": 512, "seed": 0}
     common = {"provenance": WHERE, "model": "a model"}
     write(tmp_path, "cpu_headline", common | {"benchmark": "headline", "setting": setting, "points": [point]})

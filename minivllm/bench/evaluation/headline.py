@@ -32,7 +32,7 @@ import argparse
 import gc
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from minivllm.bench.backends import OURS, Backend, check_run, make_baseline
 from minivllm.bench.report import Spread
 from minivllm.bench.steps import TimedStep, record_steps, watching_plans
 from minivllm.bench.workloads import SHAREGPT_LIKE, BenchRequest, Gamma, LengthModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PAPER_RATIO = 7.7
 PAPER_CONTEXT = 2048
@@ -169,16 +172,40 @@ def print_report(result: report.Result) -> None:
 
 
 def draw(result: report.Result, path: str) -> None:
-    """Output tokens per second while requests wait, against the ratio: a line per system."""
-    from minivllm.bench.evaluation.drawing import LOOK
+    """Output tokens per second while requests wait: bars, or curves if there are several ratios."""
     from minivllm.viz.style import new_figure
 
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
-    names = {"orca-max": "Max", "orca-pow2": "Pow2", "orca-oracle": "Oracle", OURS: "vLLM"}
     points = sorted(result["points"], key=lambda point: point["ratio"])
+    figure = new_figure(6, 4 if len(points) > 1 else 2.5)
+    axes = figure.subplots()
+    (draw_curves if len(points) > 1 else draw_bars)(axes, points)
+    axes.set_title(f"{result['model']}, {result['provenance']['cpu']}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def look_of(system: str) -> tuple[str, str]:
+    """Colour and marker of a system, those of the paper's figures."""
+    from minivllm.bench.evaluation.drawing import LOOK
+
+    return LOOK[{"orca-max": "Max", "orca-pow2": "Pow2", "orca-oracle": "Oracle", OURS: "vLLM"}[system]]
+
+
+def draw_bars(axes: Axes, points: list[dict[str, Any]]) -> None:
+    """One ratio: medians, and whiskers from the smallest to the largest round."""
+    (point,) = points
     for name in SYSTEMS:
-        color, marker = LOOK[names[name]]
+        rate = Spread.from_json(point["rates"][name])
+        whiskers = [[rate.median - min(rate.values)], [max(rate.values) - rate.median]]
+        axes.barh(name, rate.median, xerr=whiskers, color=look_of(name)[0], capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"output tokens/s while requests wait, memory for {point['ratio']:g} x max_model_len")
+
+
+def draw_curves(axes: Axes, points: list[dict[str, Any]]) -> None:
+    """Medians against the ratio, a line per system."""
+    for name in SYSTEMS:
+        color, marker = look_of(name)
         rates = [point["rates"][name]["median"] for point in points]
         axes.plot([point["ratio"] for point in points], rates, color=color, marker=marker, label=name)
     axes.axvline(PAPER_RATIO, color="black", lw=0.8, ls="--")
@@ -187,7 +214,4 @@ def draw(result: report.Result, path: str) -> None:
     axes.set_xticks([point["ratio"] for point in points], [f"{point['ratio']:g}" for point in points])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{result['model']}, {result['provenance']['cpu']}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path)
