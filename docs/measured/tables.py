@@ -104,14 +104,14 @@ def papers_point(result: Result) -> Result:
 
 
 def headline_gain(result: Result) -> str:
-    """Paging against Orca (Max)."""
+    """Paging against Orca (Max): the rates, by how much they differ, and how many requests run."""
     point = papers_point(result)
-    rates = {name: Spread.from_json(entry) for name, entry in point["rates"].items()}
-    batch = point["batch"]
+    ours, theirs = (Spread.from_json(point["rates"][name]) for name in (OURS, "orca-max"))
+    running = point["batch"]
     return (
-        f"{ratio_words(rates[OURS], rates['orca-max'], result)} the tokens/s of reserving the maximum while "
-        f"requests wait, with memory for {point['ratio']:g} reservations: {batch[OURS]:.1f} requests run "
-        f"instead of {batch['orca-max']:.1f}"
+        f"{ours.median:.1f} tokens/s while requests wait, {theirs.median:.1f} where the maximum is reserved "
+        f"({ratio_words(ours, theirs, result)}); with memory for {point['ratio']:g} reservations "
+        f"{running[OURS]:.1f} requests run, not {running['orca-max']:.1f}"
     )
 
 

@@ -191,8 +191,8 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     write(tmp_path, "cpu_speculative", common | speculative | {"workloads": drafts})
     pages = make_performance.pages(tmp_path)
     shown = pages["performance.md"].partition("## How to read")[0]
-    assert "**2.10x** (2.10 to 2.10) the tokens/s of reserving the maximum" in shown
-    assert "28.0 requests run instead of 7.0" in shown
+    assert "where the maximum is reserved (**2.10x** (2.10 to 2.10))" in shown
+    assert "28.0 requests run, not 7.0" in shown
     assert "all requests at once: offline 100.0 tokens/s" in shown
     assert "our server reaches **0.98x** of offline, **1.23x** of vllm" in shown
     assert "edit 1: 1.50x" in shown and "random 4: 1.50x" in shown
