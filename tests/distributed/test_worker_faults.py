@@ -193,7 +193,6 @@ def test_a_server_whose_worker_is_gone_takes_no_more_requests(divisible):
 
 def test_a_rank_that_is_told_to_stop_leaves_no_thread_of_its_connections(monkeypatch):
     """Would catch a worker which ends with SIGABRT after its work is done, because such threads were left."""
-
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = Place(Shard(), "127.0.0.1", store.port, torch.get_num_threads())
     during = []
