@@ -45,7 +45,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+
+from .prefetch_cpu import CACHE_LINE, emit_prefetch
 
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Numbers of a vector: as wide as the registers. Where they are narrower (ARM), LLVM takes two."""
@@ -57,10 +59,9 @@ ROWS = 4
 """Rows of a tile."""
 STEPS = 4
 """Steps k per turn of the inner loop."""
-CACHE_LINE = 64
-"""Bytes of one prefetch; there is one per turn."""
-PARTS = 4 * WIDTH * STEPS // CACHE_LINE
-"""So many tiles, one above the other, prefetch a whole panel."""
+PREFETCHES = LANES // 8
+"""Per turn: so many that 6 tiles, one above the other, ask for a whole panel."""
+PARTS = 4 * WIDTH * STEPS // (PREFETCHES * CACHE_LINE)
 
 _I32, _I64, _FLOAT, _BYTES = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(8).as_pointer()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -80,10 +81,10 @@ class _Matrix:
         line = self._builder.gep(self._data, [self._builder.mul(row, self._bytes_per_row)])
         return self._builder.gep(self._builder.bitcast(line, _FLOAT.as_pointer()), [column])
 
-    def vectors(self, row: ir.Value, column: ir.Value) -> list[ir.Value]:
-        """The addresses of the tile's vectors in one row, from a column on."""
+    def vectors(self, row: ir.Value, column: ir.Value, count: int) -> list[ir.Value]:
+        """The addresses of `count` vectors in one row, from a column on."""
         start = self.address(row, column)
-        moved = [self._builder.gep(start, [_I64(v * LANES)]) for v in range(VECTORS)]
+        moved = [self._builder.gep(start, [_I64(v * LANES)]) for v in range(count)]
         return [self._builder.bitcast(address, _VECTOR.as_pointer()) for address in moved]
 
 
@@ -105,19 +106,27 @@ def _step(
             builder.store(builder.call(multiply_add, [weight, repeated, builder.load(total)]), total)
 
 
-def make_tile(rows: int) -> Callable[..., None]:
+def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
     """A tile of `rows` rows, as a function for compiled code::
 
         tile(x, panel, y, row, column, part)
-            x (T, in), panel (in, WIDTH), y (T, out), all float32
-            y[row:row + rows, column:column + WIDTH] = x[row:row + rows] @ panel
+            x (T, in), panel (in, width), y (T, out), all float32; width = vectors * LANES
+            y[row:row + rows, column:column + width] = x[row:row + rows] @ panel
 
     Rows beyond the last are the last one again: computed twice, and written twice, the same bits. `part`
     counts which part of the next panel, of `PARTS`, the tile prefetches: panels lie one after the other.
     """
 
+    def tile(x, panel, y, row, column, part):  # in Python itself
+        width = vectors * LANES
+        y[row : row + rows, column : column + width] = x[row : row + rows] @ panel[:, :width]
+
+    @overload(tile, inline="always")
+    def in_compiled_code(x, panel, y, row, column, part):
+        return lambda x, panel, y, row, column, part: compiled(x, panel, y, row, column, part)
+
     @intrinsic
-    def tile(
+    def compiled(
         typing_context: Any, x: Any, panel: Any, y: Any, row: Any, column: Any, part: Any
     ) -> tuple[Any, Callable[..., ir.Value]]:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -130,27 +139,26 @@ def make_tile(rows: int) -> Callable[..., None]:
             indices = [builder.add(row, _I64(i)) for i in range(rows)]
             indices = [builder.select(builder.icmp_signed("<", i, last), i, last) for i in indices]
             # Variables on the stack, which LLVM moves to registers.
-            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(VECTORS)] for _ in indices]
+            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in indices]
             for total in itertools.chain(*sums):
                 builder.store(_VECTOR([0.0] * LANES), total)
 
             def step(k: ir.Value) -> None:
-                _step(builder, [x.address(i, k) for i in indices], panel.vectors(k, _I64(0)), sums)
+                _step(builder, [x.address(i, k) for i in indices], panel.vectors(k, _I64(0), vectors), sums)
 
-            prefetch = _built_in(builder, "llvm.prefetch.p0i8", ir.VoidType(), _BYTES, *[_I32] * 3)
             turns = builder.udiv(x.columns, _I64(STEPS))
             next_panel = builder.bitcast(panel.address(panel.rows, _I64(0)), _BYTES)
-            first_line = builder.mul(part, turns)
+            first_turn = builder.mul(part, turns)
             with cgutils.for_range(builder, turns) as loop:
-                line = builder.mul(builder.add(first_line, loop.index), _I64(CACHE_LINE))
-                # to be read, into the second cache, data
-                builder.call(prefetch, [builder.gep(next_panel, [line]), _I32(0), _I32(2), _I32(1)])
+                line = builder.mul(builder.add(first_turn, loop.index), _I64(PREFETCHES * CACHE_LINE))
+                for i in range(PREFETCHES):
+                    emit_prefetch(builder, builder.gep(next_panel, [builder.add(line, _I64(i * CACHE_LINE))]))
                 for i in range(STEPS):
                     step(builder.add(builder.mul(loop.index, _I64(STEPS)), _I64(i)))
             with cgutils.for_range(builder, builder.urem(x.columns, _I64(STEPS))) as loop:
                 step(builder.add(builder.mul(turns, _I64(STEPS)), loop.index))
             for index, of_row in zip(indices, sums, strict=True):
-                for total, address in zip(of_row, y.vectors(index, column), strict=True):
+                for total, address in zip(of_row, y.vectors(index, column, vectors), strict=True):
                     builder.store(builder.load(total), address, align=4)
             return context.get_dummy_value()
 

@@ -14,6 +14,8 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries per sequence: prefill, chunked prefill and mixed batches |
 | `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
+| `prefetch_cpu.py` | asking for memory before it is needed |
+| `prefill_attention_cpu.py` | prefill there: two matrix products on what the queries may see |
 | `rows_cpu.py` | norm, rotation and activation there: one pass each, and an exp made for vectors |
 | `matmul_cpu.py` | the matrix product there: a tile of the result in registers, the weights in panels |
 | `linear_cpu.py` | that product and PyTorch's four, and the fastest one found by measurement |

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from minivllm.attention import AttentionBackend, AttentionMetadata, paged_attention_reference
+from minivllm.backends import attention_kernels
 from minivllm.backends.attention_kernels import NumbaAttention, TritonAttention, make_attention_backend
 from minivllm.backends.attention_torch import TorchAttention, TorchPlan, causal_mask
 from minivllm.config import ModelConfig
@@ -140,8 +142,14 @@ def run_numba(batch: Batch, config: ModelConfig) -> Tensor:
     return run_backend(NumbaAttention(config, S, torch.float32, "cpu"), batch)
 
 
+def run_numba_prefill(batch: Batch, config: ModelConfig) -> Tensor:
+    """Everything goes through the kernel for long prompts."""
+    with patch.object(attention_kernels, "FEW_KEYS", 0), patch.object(attention_kernels, "FEW_QUERIES", 0):
+        return run_numba(batch, config)
+
+
 ANY_DTYPE = {"reference": run_reference, "torch": run_torch}
-RUNNERS = {**ANY_DTYPE, "numba": run_numba}
+RUNNERS = {**ANY_DTYPE, "numba": run_numba, "numba, prefill kernel alone": run_numba_prefill}
 Runner = Callable[[Batch, ModelConfig], Tensor]
 
 

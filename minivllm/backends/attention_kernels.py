@@ -4,7 +4,7 @@
 backend    decode (one query per sequence)        prefill (several)
 =========  =====================================  ==============================================
 `torch`    gather, then SDPA                      SDPA
-`numba`    `kernels/paged_attention_cpu.py`       as `torch` from 9 queries on; few are decodes
+`numba`    `kernels/paged_attention_cpu.py`       `kernels/prefill_attention_cpu.py`
 `triton`   `kernels/paged_attention.py`           `kernels/prefill_attention.py`
 =========  =====================================  ==============================================
 
@@ -25,19 +25,37 @@ import torch
 from torch import Tensor
 
 from minivllm.attention import AttentionBackend, AttentionMetadata
-from minivllm.backends.attention_torch import TorchAttention, TorchPlan
+from minivllm.backends.attention_torch import TorchAttention
+from minivllm.block_table import cdiv
 from minivllm.config import CHOICES, ModelConfig, require_choice
 from minivllm.kv_cache import KVCache
 
 FEW_QUERIES = 8
 """Up to so many queries of a sequence are computed one by one: a decode, or drafts that are verified."""
+FEW_KEYS = 64
+"""So are those of a sequence with at most so many tokens: a call for each sequence would cost more."""
 
 
 @dataclass(frozen=True)
-class NumbaPlan(TorchPlan):
-    """The queries of sequences with few of them as the CPU kernel wants them; `pieces` has the others."""
+class Prefill:
+    """The queries of one sequence: its last tokens."""
 
-    # (N,) int64: their places among the step's T tokens.
+    # Their rows among the step's T tokens.
+    rows: slice
+    # (b,) int64: the sequence's blocks.
+    blocks: np.ndarray
+    # n: keys which the last query may see.
+    num_keys: int
+
+
+@dataclass(frozen=True)
+class NumbaPlan:
+    """A step as the two kernels for CPUs want it: prefills one by one, and all other queries together."""
+
+    prefills: list[Prefill]
+    # For the copies of a prefill, as large as the largest one needs.
+    scratch: tuple[np.ndarray, ...]
+    # (N,) int64: the places of the other queries among the step's T tokens.
     tokens: np.ndarray
     # (N, max_blocks) int32
     block_tables: np.ndarray
@@ -45,8 +63,8 @@ class NumbaPlan(TorchPlan):
     seq_lens: np.ndarray
 
 
-class NumbaAttention(TorchAttention):
-    """Decode with the compiled loops of `kernels/paged_attention_cpu.py`; prefill as `TorchAttention`."""
+class NumbaAttention:
+    """The compiled loops of `paged_attention_cpu.py` and, for prefills, of `prefill_attention_cpu.py`."""
 
     name = "numba"
 
@@ -62,28 +80,39 @@ class NumbaAttention(TorchAttention):
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
         # Imported here and not above: it takes a third of a second, and only this backend needs it.
         from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
+        from minivllm.kernels.prefill_attention_cpu import make_scratch, prefill_attention_cpu
 
-        super().__init__(config, block_size, dtype, device)
-        self._kernel = compile_paged_attention_cpu(config.head_dim)
-        self._deal_out, self._use_threads = deal_out, use_threads
+        self._block_size = block_size
+        self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self._decode, self._prefill = compile_paged_attention_cpu(config.head_dim), prefill_attention_cpu
+        self._deal_out, self._use_threads, self._make_scratch = deal_out, use_threads, make_scratch
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
         """Tell the sequences with few queries from the others, and deal these queries out to the threads.
 
-        The kernel knows one query per row. A few queries of one sequence are as many rows with the same block
-        table, each with the keys up to itself: 3 queries, the last of 10 tokens, see 8, 9 and 10 keys.
+        The decode kernel knows one query per row. A few queries of one sequence are as many rows with the
+        same block table, each with the keys up to itself: 3 queries, the last of 10 tokens, see 8, 9 and 10.
         """
         # As many threads as PyTorch uses for the operators before and after.
         num_threads = self._use_threads(torch.get_num_threads())
         starts, seq_lens = metadata.query_start_loc.numpy(), metadata.seq_lens.numpy()
+        block_tables = metadata.block_tables.numpy()
         counts = np.diff(starts)
-        pieces = self.cut(metadata, np.flatnonzero(counts > FEW_QUERIES).tolist())
-        tokens = np.flatnonzero(np.repeat(counts <= FEW_QUERIES, counts))  # (N,)
+        few = (counts <= FEW_QUERIES) | (seq_lens <= FEW_KEYS)
+        prefills = []
+        for sequence in np.flatnonzero(~few).tolist():
+            blocks = block_tables[sequence, : cdiv(int(seq_lens[sequence]), self._block_size)]
+            rows = slice(int(starts[sequence]), int(starts[sequence + 1]))
+            prefills.append(Prefill(rows, blocks.astype(np.int64), int(seq_lens[sequence])))
+        most = int(counts[~few].max(initial=0)), int(seq_lens[~few].max(initial=0))
+        scratch = self._make_scratch(*most, *self._heads)
+
+        tokens = np.flatnonzero(np.repeat(few, counts))  # (N,)
         sequences = np.repeat(np.arange(len(counts)), counts)[tokens]  # (N,)
         num_keys = (seq_lens[sequences] - (starts[sequences + 1] - 1 - tokens)).astype(np.int32)
         order = self._deal_out(num_keys, num_threads)
-        tables = metadata.block_tables.numpy()[sequences[order]]
-        return replace(metadata, plan=NumbaPlan(pieces, tokens[order], tables, num_keys[order]))
+        batch = tokens[order], block_tables[sequences[order]], num_keys[order]
+        return replace(metadata, plan=NumbaPlan(prefills, scratch, *batch))
 
     def forward(
         self,
@@ -96,15 +125,20 @@ class NumbaAttention(TorchAttention):
         scale: float,
     ) -> Tensor:
         """See `AttentionBackend.forward`; `metadata` must come from this backend's `prepare`."""
-        # Writes K and V and attends for the pieces; the rows of the decoding sequences are not filled yet.
-        output = super().forward(query, key, value, kv_cache, layer, metadata, scale)
         plan = metadata.plan
+        assert isinstance(plan, NumbaPlan), "call prepare(metadata) once per step, forward once per layer"
+        kv_cache.write(layer, key, value, metadata.slot_mapping)
+        result = query.new_empty(query.shape)
+        # NumPy arrays of the same memory: nothing is copied.
+        queries, output = query.numpy(), result.numpy()
+        cache = kv_cache.key[layer].numpy(), kv_cache.value[layer].numpy()
+        for prefill in plan.prefills:
+            batch = prefill.blocks, prefill.num_keys, np.float32(scale), plan.scratch
+            self._prefill(queries[prefill.rows], *cache, *batch, output[prefill.rows])
         if len(plan.tokens):
-            # NumPy arrays of the same memory: nothing is copied.
-            cache = kv_cache.key[layer].numpy(), kv_cache.value[layer].numpy()
             batch = plan.tokens, plan.block_tables, plan.seq_lens
-            self._kernel(query.numpy(), *cache, *batch, np.float32(scale), output.numpy())
-        return output
+            self._decode(queries, *cache, *batch, np.float32(scale), output)
+        return result
 
 
 class TritonAttention:

@@ -11,8 +11,7 @@ copied together. Block size 4, sequence A decoding its 7th token, sequence B pre
 A long prompt is cut into pieces of `PIECE` queries, each with the keys up to its last query: the mask stays
 small, and keys which no query of a piece may see are not read. The copy is what paging costs here; a kernel
 which follows the block table does without (`attention_kernels.py`). This backend needs PyTorch and nothing
-else. Prefill on a CPU goes this way with `numba` too: its time is in arithmetic, beside which the copy is
-small.
+else.
 
 Paper: section 4.1. vLLM V1: `v1/attention/backends/cpu_attn.py` (its SDPA path).
 """

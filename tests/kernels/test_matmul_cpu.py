@@ -105,7 +105,7 @@ def test_the_tile_is_right_for_the_other_width_of_registers(has_avx512, tmp_path
     # A cache of its own, so that the copy does not replace the kernel.
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
-    spec = importlib.util.spec_from_file_location("matmul_cpu_copy", module.__file__)
+    spec = importlib.util.spec_from_file_location("minivllm.kernels.matmul_cpu_copy", module.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     assert (48 if has_avx512 else 24) == copy.WIDTH
