@@ -37,8 +37,8 @@ CHOICES = {
     "distributed_executor_backend": ("uni", "mp"),
 }
 # The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
-AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0, "node_rank": 0}
-AT_MOST = {"gpu_memory_utilization": 1}
+AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0, "node_rank": 0, "watermark": 0}
+AT_MOST = {"gpu_memory_utilization": 1, "watermark": 1}
 
 
 def require_int(name: str, value: object, minimum: int) -> None:
@@ -80,7 +80,7 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
 
     ============  ======================================================================
     `int`         an int but not a bool, from `AT_LEAST` (1) on
-    `float`       a number above 0, up to `AT_MOST` (1e30); neither NaN nor infinity
+    `float`       a number above 0 (or 0, see `AT_LEAST`), up to `AT_MOST` (1e30); no NaN
     `bool`        True or False; not 1, not "False"
     `str`         one of `CHOICES` where the field has an entry, else not empty
     `dict`        a dict, whose keys are left to what reads it
@@ -103,7 +103,9 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
             raise TypeError(f"{name} must be a name or a path, got {value!r}.")
         elif kind.startswith("dict") and not isinstance(value, dict):
             raise TypeError(f"{name} must be a dict, but is of type {type(value).__name__}.")
-        elif kind == "float" and not 0 < require_number(name, value) <= AT_MOST.get(name, 1e30):
+        elif kind == "float" and require_number(name, value) == AT_LEAST.get(name):
+            pass
+        elif kind == "float" and not 0 < value <= AT_MOST.get(name, 1e30):
             raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 
 
@@ -235,6 +237,8 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     preemption_mode: str = "recompute"
+    # Share of the blocks which a newcomer must leave free. It spares preemptions where memory is short.
+    watermark: float = 0.0
     scheduling_policy: str = "fcfs"
 
     # Workers (`distributed/`). The executor follows from their number: one is in this process ("uni"), more

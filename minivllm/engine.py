@@ -119,6 +119,7 @@ class LLMEngine:
             block_size=config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
             num_cpu_blocks=self.executor.num_cpu_blocks,
+            watermark=config.watermark,
         )
         self.scheduler = self._make_scheduler(scheduler_cls, kv)
         if speculation is not None:

@@ -51,13 +51,21 @@ class KVCacheManager:
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks can be found again by content.
         num_cpu_blocks: blocks of swap space.
+        watermark: share of the blocks that a newcomer must leave free for those who run already. Without it
+            a full memory admits a request into its last free blocks, only to preempt it some steps later.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True, num_cpu_blocks: int = 0
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        num_cpu_blocks: int = 0,
+        watermark: float = 0.0,
     ) -> None:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self.num_watermark_blocks = int(watermark * num_blocks)
         self.pool = BlockPool(num_blocks)
         self.cpu_pool = BlockPool(num_cpu_blocks)
         self.block_tables: dict[int, BlockTable] = {}  # seq_id -> blocks in `pool`
@@ -125,7 +133,10 @@ class KVCacheManager:
         ]
         # A cached block without a holder is in the free queue: to hold such a block takes it from the queue.
         revived = sum(block.ref_count == 0 for block in computed_blocks)
-        if sum(missing) + len(shared) + revived > self.pool.num_free:
+        # An empty pool admits anybody: there is no one to leave blocks for.
+        is_newcomer = self.pool.num_used > 0 and chunks[0][0].seq_id not in self.block_tables
+        spare = self.num_watermark_blocks if is_newcomer else 0
+        if sum(missing) + len(shared) + revived + spare > self.pool.num_free:
             return None
 
         self.pool.touch(computed_blocks)

@@ -47,6 +47,23 @@ def test_a_request_that_does_not_fit_changes_nothing():
     assert manager.allocate_slots([(seq, 8)]) == []
 
 
+def test_a_newcomer_leaves_the_watermark_free_and_those_who_run_may_use_it():
+    """Would catch a reserve which nobody may touch, one which newcomers eat up, and an empty pool kept shut."""
+    manager = KVCacheManager(8, 4, watermark=0.26)  # int(2.08) = 2 blocks
+    first, second = Sequence(0, [1] * 40, seed=0), Sequence(1, [2] * 40, seed=0)
+    assert manager.allocate_slots([(first, 7 * 4)]) is not None  # nobody runs: all 8 would do
+    first.num_computed_tokens = 28
+    assert manager.allocate_slots([(second, 1)]) is None  # 1 is free, and has to stay so
+    assert manager.allocate_slots([(first, 4)]) is not None
+    manager.free(first)
+    first.num_computed_tokens = 0
+    computed(manager, first, 3 * 4)
+    assert manager.allocate_slots([(second, 3 * 4 + 1)]) is None  # 5 are free, 4 would leave 1
+    computed(manager, second, 3 * 4)  # leaves 2
+    computed(manager, second, 2 * 4)  # it runs now
+    assert manager.pool.num_free == 0
+
+
 def test_a_group_is_allocated_as_a_whole_or_not_at_all():
     """Would catch a loop over sequences that gives blocks to the first and fails at the second."""
     manager = KVCacheManager(3, 4)

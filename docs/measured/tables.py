@@ -22,7 +22,7 @@ from minivllm.bench.evaluation import headline, validate
 from minivllm.bench.report import Result, Spread, why_no_ratio
 from minivllm.bench.speculative import speedup_of
 
-OURS = "minivllm"
+OURS, WATERMARK = "minivllm", "minivllm-watermark"
 ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json", "cpu_hf_continuous.json")
 NAMES = {
     "vllm": "vLLM (CPU build)",
@@ -106,11 +106,13 @@ def papers_point(result: Result) -> Result:
 def headline_gain(result: Result) -> str:
     """Paging against Orca (Max): the rates, by how much they differ, and how many requests run."""
     point = papers_point(result)
-    ours, theirs = (Spread.from_json(point["rates"][name]) for name in (OURS, "orca-max"))
+    names = (OURS, WATERMARK, "orca-max")
+    ours, kept_free, theirs = (Spread.from_json(point["rates"][name]) for name in names)
     running = point["batch"]
     return (
         f"{ours.median:.1f} tokens/s while requests wait, {theirs.median:.1f} where the maximum is reserved "
-        f"({ratio_words(ours, theirs, result)}); with memory for {point['ratio']:g} reservations "
+        f"({ratio_words(ours, theirs, result)}), {kept_free.median:.1f} with 5% kept free of newcomers "
+        f"({ratio_words(kept_free, theirs, result)}); with memory for {point['ratio']:g} reservations "
         f"{running[OURS]:.1f} requests run, not {running['orca-max']:.1f}"
     )
 

@@ -63,8 +63,8 @@ class ContiguousKVCacheManager(KVCacheManager):
 
     Args:
         num_blocks, block_size: as in `KVCacheManager`. A chunk of the allocator is never below one block.
-        enable_prefix_caching, num_cpu_blocks: have to be False and 0. A run cannot be shared, and no request
-            is preempted.
+        enable_prefix_caching, num_cpu_blocks, watermark: have to be False, 0 and 0. A run cannot be shared,
+            and a request, once admitted, neither grows nor is preempted.
         policy: how much to reserve.
         max_model_len: what `ReservationPolicy.MAX` reserves; no request may be longer.
     """
@@ -75,6 +75,7 @@ class ContiguousKVCacheManager(KVCacheManager):
         block_size: int,
         enable_prefix_caching: bool = False,
         num_cpu_blocks: int = 0,
+        watermark: float = 0.0,
         *,
         policy: ReservationPolicy,
         max_model_len: int,
@@ -83,6 +84,8 @@ class ContiguousKVCacheManager(KVCacheManager):
             raise ValueError(
                 "contiguous memory cannot share blocks between requests: pass enable_prefix_caching=False."
             )
+        if watermark > 0:
+            raise ValueError("contiguous memory never preempts, so nothing is kept free: pass watermark=0.")
         if num_cpu_blocks > 0:
             raise ValueError(
                 "contiguous memory never preempts, so it has no use for swap space: pass swap_space_bytes=0."

@@ -45,6 +45,7 @@ PAGE_SIZE = 256  # tokens per KV block of Hugging Face, the default of Continuou
 # After so long without a result, Hugging Face is asked whether its background thread is still alive.
 RESULT_TIMEOUT_SECONDS = 5.0
 OURS, TRACED, EAGER = "minivllm", "minivllm-traced", "minivllm-eager"
+WATERMARK = "minivllm-watermark"
 # Arguments of `SamplingParams` by the name that `--sampling` gives them.
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -115,6 +116,7 @@ def _reserving(policy: ReservationPolicy) -> Callable[[int], dict[str, Any]]:
 BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
     OURS: lambda _: {},
     TRACED: lambda _: {},
+    WATERMARK: lambda _: {"watermark": 0.05},
     EAGER: lambda _: {"enforce_eager": True},
     "static-paged": lambda _: {"scheduler_cls": StaticBatchScheduler},
     "static-contiguous": lambda longest: {

@@ -45,6 +45,7 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "enable_chunked_prefill": {"action": argparse.BooleanOptionalAction, "help": "compute prompts in parts"},
     "preemption_mode": {"choices": CHOICES["preemption_mode"], "help": "what to do when memory runs out"},
+    "watermark": {"type": float, "help": "share of the KV blocks that a newcomer must leave free"},
     "attention_backend": {
         "choices": CHOICES["attention_backend"],
         "help": "auto: triton on CUDA, numba on a CPU",

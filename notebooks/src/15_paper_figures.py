@@ -13,11 +13,12 @@
 # %%
 from dataclasses import replace
 
-from minivllm.bench.evaluation.events import System, WatermarkManager, arrivals, arrive, saturate
+from minivllm.bench.evaluation.events import System, arrivals, arrive, saturate
 from minivllm.bench.evaluation.figures import SYSTEMS, figure_16, lengths_of
 from minivllm.bench.evaluation.setups import DEPLOYMENTS, FIXED_SECONDS, SEQUENCE_SECONDS
 from minivllm.bench.evaluation.step_time import StepModel, Work
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
+from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.viz import new_figure, show
 
 seed_all()
@@ -117,20 +118,18 @@ for name in ("vLLM", "Oracle"):
 # ### Change a policy and watch the curve
 #
 # vLLM kept 1% of its blocks free of newcomers, a *watermark*. Without it, a full memory admits a request into the last
-# free blocks and preempts it a step later: its prompt is computed for nothing. Here is the manager with it. Set
-# `share` to 0, or to 0.2, and run again.
+# free blocks and preempts it a step later: its prompt is computed for nothing. The manager has it (look for `spare`).
+# Try other shares.
 
 # %%
-show_source(WatermarkManager.allocate_slots)
+show_source(KVCacheManager.allocate_slots)
 
 
 # %%
 def with_share(share):
     """Rate and preemptions of 60 requests that come at once, in half the memory, with another watermark."""
-    kept, WatermarkManager.share = WatermarkManager.share, share
     tight, requests = replace(OPT, num_slots=OPT.num_slots // 2), zip(range(60), lengths_of("ShareGPT"))
-    served = arrive(System("paged"), tight, [(0.0, *each) for _, each in requests])
-    WatermarkManager.share = kept
+    served = arrive(System("paged", watermark=share), tight, [(0.0, *each) for _, each in requests])
     return 60 / served.seconds, served.num_preemptions
 
 
@@ -248,7 +247,8 @@ claim("the host's share of a step with 32 sequences is between a fifth and a thi
 # `vllm bench serve` sends Poisson arrivals to a running server and prints latencies; `vllm bench throughput` is the
 # saturated run. The host's 0.3 ms per sequence are history: V1 keeps its input tensors between steps, samples all rows
 # in a few kernels, replays decode steps as CUDA graphs, and plans the next step while the GPU computes this one. The
-# watermark went with the first engine; today `scheduler_reserve_full_isl` admits a request only if its whole input fits.
+# watermark went with the first engine and came back in 2026, as an option (`watermark`, 0 unless asked for). And
+# `scheduler_reserve_full_isl` admits a request only if its whole input fits.
 #
 # ## Key points
 #

@@ -15,7 +15,6 @@ from minivllm.bench.evaluation.events import (
     Demand,
     Simulation,
     System,
-    WatermarkManager,
     arrivals,
     arrive,
     saturate,
@@ -135,19 +134,16 @@ def test_every_block_is_free_after_the_last_request():
 def test_the_watermark_saves_preemptions():
     """Would catch a manager that does nothing; without the reserve a full memory preempts what it has just let in."""
 
-    class NoWatermark(WatermarkManager):
-        share = 0.0
-
     preemptions = {}
-    for kind in (WatermarkManager, NoWatermark):
-        run = Simulation(System("paged"), OPT)
-        run.scheduler.kv = kind(OPT.num_slots // 16, 16, False)
+    for watermark in (0.0, 0.01, 0.05):
+        run = Simulation(System("paged", watermark=watermark), OPT)
         for pair in itertools.islice(lengths_of("ShareGPT"), 90):
             run.add(*pair)
         for _ in range(400):
             run.step()
-        preemptions[kind] = run.totals["preemptions"]
-    assert 0 < preemptions[WatermarkManager] < 0.8 * preemptions[NoWatermark]
+        preemptions[watermark] = run.totals["preemptions"]
+    assert 0 < preemptions[0.01] < 0.8 * preemptions[0.0]
+    assert preemptions[0.05] < preemptions[0.01]
 
 
 def test_memory_alone_decides_the_batch_of_orca_max():
@@ -318,8 +314,11 @@ def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, cap
     result = json.loads(path.read_text())
     for point in result["points"]:
         batch = point["batch"]
-        assert batch["orca-max"] <= batch["orca-pow2"] <= batch["orca-oracle"] <= batch["minivllm"]
-        assert batch["orca-max"] <= point["ratio"] < batch["minivllm"]
+        assert batch["orca-max"] <= batch["orca-pow2"] <= batch["orca-oracle"] <= batch["minivllm-watermark"]
+        assert batch["orca-max"] <= point["ratio"] < batch["minivllm-watermark"] <= batch["minivllm"]
+        again, preemptions = point["recomputed"], point["preemptions"]
+        assert again["orca-max"] == again["orca-pow2"] == again["orca-oracle"] == preemptions["orca-max"] == 0
+        assert 0 < preemptions["minivllm-watermark"] <= preemptions["minivllm"] < again["minivllm"]
     assert "orca-oracle" in capsys.readouterr().out and (tmp_path / "headline.png").exists()
     # What a quiet machine would print: three rounds each, so that there are ratios.
     result["provenance"]["load_average"] = [0.1, 0.1, 0.1]
@@ -331,17 +330,27 @@ def test_headline_takes_turns_and_paging_runs_more_at_once(folder, tmp_path, cap
     headline.print_report(result)
     queued, whole = capsys.readouterr().out.split("The whole run")
     queued, whole = ([line.split() for line in part.splitlines()] for part in (queued, whole))
-    assert [line[6] for line in queued if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00"]
-    assert [line[5] for line in whole if line[:1] == ["4"]] == ["1", "1.16", "1.33", "1.49"]
+    assert [line[6] for line in queued if line[:1] == ["4"]] == ["1", "2.00", "3.00", "4.00", "5.00"]
+    assert [line[8] for line in whole if line[:1] == ["4"]] == ["1", "1.16", "1.33", "1.49", "1.66"]
 
 
 def test_headline_counts_until_no_request_waits_any_more():
     """Would catch a rate in which the end, where few long answers run alone, hides what memory allows."""
-    steps = [TimedStep(count, count, 1.0) for count in (4, 4, 3, 1)]
-    assert headline.summarize(steps, [True, False, True, False]) == headline.Run(11 / 3, 3.0, 11 / 3)
-    assert headline.summarize(steps, [False] * 4) == headline.Run(3.0, 3.0, 3.0)
-    prompts = [TimedStep(400, 0, 1.0), *steps]  # a chunk of a prompt takes time and gives no token
-    assert headline.summarize(prompts, [True, True, True, False, False]).rate_while_waiting == 8 / 3
+
+    def run_of(waiting, counts=(4, 4, 3, 1), unfinished=None, needed=12):
+        steps = [TimedStep(max(count, 9), count, 1.0) for count in counts]
+        moments = [
+            headline.Moment(w, u, 2) for w, u in zip(waiting, unfinished or [8] * len(counts), strict=True)
+        ]
+        return headline.summarize(steps, moments, needed)
+
+    assert run_of([1, 0, 1, 0]) == headline.Run(11 / 3, 3.0, 11 / 3, preemptions=8, recomputed=4 * 9 - 12)
+    assert run_of([0] * 4).rate_while_waiting == 3.0
+    # A chunk of a prompt takes time and gives no token.
+    assert run_of([1, 1, 1, 0, 0], (0, 4, 4, 3, 1)).rate_while_waiting == 8 / 3
+    # Those which all have the same age do not count: 2 of 8 are done in the third step.
+    assert run_of([1, 1, 1, 1], unfinished=[8, 7, 6, 5]).rate_while_waiting == 2.0
+    assert run_of([1, 1, 0, 0], unfinished=[8, 7, 6, 5]).rate_while_waiting == 3.0  # no such step
 
 
 def test_headline_refuses_memory_for_no_request(folder):

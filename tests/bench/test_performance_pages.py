@@ -162,10 +162,20 @@ def test_static_batches_are_named_with_their_size():
 
 def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     """Would catch a summary that breaks on, or turns around, what these commands write; the files are made up."""
-    rates = {"orca-max": 50.0, "orca-pow2": 60.0, "orca-oracle": 70.0, "minivllm": 105.0}
+    rates = {
+        "orca-max": 50.0,
+        "orca-pow2": 60.0,
+        "orca-oracle": 70.0,
+        "minivllm": 105.0,
+        "minivllm-watermark": 110.0,
+    }
     point = {"ratio": 7.7, "batch": dict.fromkeys(rates, 7.0) | {"minivllm": 28.0},
              "rates": {name: spread(rate, rate) for name, rate in rates.items()}}  # fmt: skip
-    point["whole_run"] = point["rates"]
+    point |= {
+        "whole_run": point["rates"],
+        "preemptions": dict.fromkeys(rates, 3),
+        "recomputed": dict.fromkeys(rates, 70),
+    }
     setting = {"num_prompts": 96, "max_model_len": 512, "seed": 0}
     common = {"provenance": WHERE, "model": "a model"}
     write(tmp_path, "cpu_headline", common | {"benchmark": "headline", "setting": setting, "points": [point]})
@@ -192,6 +202,7 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     pages = make_performance.pages(tmp_path)
     shown = pages["performance.md"].partition("## How to read")[0]
     assert "where the maximum is reserved (**2.10x** (2.10 to 2.10))" in shown
+    assert "110.0 with 5% kept free of newcomers (**2.20x** (2.20 to 2.20))" in shown
     assert "28.0 requests run, not 7.0" in shown
     assert "all requests at once: offline 100.0 tokens/s" in shown
     assert "our server reaches **0.98x** of offline, **1.23x** of vllm" in shown

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOOK = {
     "vLLM": (BLUE, "o"),
+    "vLLM, watermark": ("#009E73", "o"),
     "Oracle": (SKY, "s"),
     "Pow2": (ORANGE, "^"),
     "Max": (VERMILION, "D"),

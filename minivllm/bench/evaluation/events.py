@@ -21,44 +21,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.bench import simulation
 from minivllm.bench.evaluation.setups import EXTRA_PER_BLOCK, Deployment
-from minivllm.block_pool import KVCacheBlock
-from minivllm.block_table import cdiv
 from minivllm.kv_cache_manager import KVCacheManager
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduler import Scheduler
-from minivllm.scheduler_output import BlockPair
 from minivllm.sequence import Sequence, SequenceGroup
 
 Lengths = Iterator[tuple[int, int]]  # (prompt tokens, output tokens)
 Arrival = tuple[float, int, int]  # (seconds from the start, prompt tokens, output tokens)
 MAX_MODEL_LEN = simulation.MAX_MODEL_LEN
-
-
-class WatermarkManager(KVCacheManager):
-    """Paged memory that keeps 1% free of newcomers, as vLLM did in 2023.
-
-    Without it a full memory admits a request into the last free blocks, and preempts it a step later. At
-    OPT-175B, where computing a prompt again is dear, a tenth of the rate is lost that way.
-    """
-
-    share = 0.01
-
-    def allocate_slots(
-        self, chunks: list[tuple[Sequence, int]], computed_blocks: Iterable[KVCacheBlock] = ()
-    ) -> list[BlockPair] | None:
-        """As in `KVCacheManager`; None too if a newcomer would leave less than the share free."""
-        held, computed_blocks = self.block_tables, list(computed_blocks)
-        newcomers = sum(count for seq, count in chunks if seq.seq_id not in held)
-        left = self.pool.num_free - cdiv(newcomers, self.block_size) - len(computed_blocks)
-        if newcomers and self.pool.num_used and left < self.share * self.pool.num_blocks:
-            return None
-        return super().allocate_slots(chunks, computed_blocks)
 
 
 @dataclass(frozen=True)
@@ -71,6 +47,8 @@ class System:
         swap: whether a preempted sequence is moved to CPU memory; else it is computed again.
         shares_prefix: whether the prefix cache is on.
         lookup_tokens: what finding a block costs a paged kernel, in tokens that it could have read.
+        watermark: share of paged memory kept free of newcomers, 1% as in vLLM of 2023. At OPT-175B, where
+            computing a prompt again is dear, a tenth of the rate is lost without it.
     """
 
     memory: str
@@ -79,13 +57,14 @@ class System:
     swap: bool = False
     shares_prefix: bool = False
     lookup_tokens: float = EXTRA_PER_BLOCK
+    watermark: float = 0.01
 
     def scheduler(self, where: Deployment) -> Scheduler:
         """With empty queues, and the memory and limits of a deployment."""
         num_blocks = where.num_slots // self.block_size
         if self.memory == "paged":
             cpu_blocks = num_blocks if self.swap else 0
-            kv = WatermarkManager(num_blocks, self.block_size, self.shares_prefix, cpu_blocks)
+            kv = KVCacheManager(num_blocks, self.block_size, self.shares_prefix, cpu_blocks, self.watermark)
         else:
             kv = orca(ReservationPolicy(self.memory), MAX_MODEL_LEN)(num_blocks, self.block_size)
         kind = StaticBatchScheduler if self.static else Scheduler

@@ -12,15 +12,19 @@ At a small ratio paging gains most; at a large one every system has more request
 and memory no longer matters. So the whole curve is shown, and the paper's ratio is marked on it. Lengths are
 ShareGPT-like: the paper's, scaled by max_model_len / 2,048, so that a laptop is done within an hour.
 
-All requests are there at the start, and two rates are measured. The first counts while requests wait, until
-the queue is empty for good: the paper's situation, in which new requests arrive all the time. The second
+All requests are there at the start, and two rates are measured. The first counts while requests wait: the
+paper's situation, in which new requests arrive all the time. It begins when a quarter of the requests is
+done, because the first ones all have the same age, and ends when the queue is empty for good. The second
 counts the whole run. At its end the few longest answers run almost alone, under every system::
 
-    requests running   40 |######..          paging: while requests wait the batch is full (#); at the
-                        7 |######........    end (.) few long answers are left, and memory stands empty
-                          +------------- time
+    requests running   40 |..######..          paging: while requests wait the batch is full (#); at the
+                        7 |..######........    end few long answers are left, and memory stands empty
+                          +--------------- time
 
-    $ python -m minivllm bench headline --ratios 7.7 --repeats 5          half an hour
+Paging is measured twice: as it is, and with a watermark of 5%, which a newcomer must leave free for those who
+run. Without it a full memory admits a request into its last free blocks, and preempts it some steps later.
+
+    $ python -m minivllm bench headline --ratios 7.7 --repeats 5          a quarter to half an hour
     $ python -m minivllm bench headline --ratios 2 4 7.7 16 --repeats 3 --plot headline.png
 
 Paper: section 6.2. vLLM V1 has no counterpart.
@@ -37,10 +41,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minivllm.bench import options, report, workloads
-from minivllm.bench.backends import OURS, Backend, check_run, make_baseline
+from minivllm.bench.backends import OURS, WATERMARK, Backend, check_run, make_baseline
 from minivllm.bench.report import Spread
 from minivllm.bench.steps import TimedStep, record_steps, watching_plans
 from minivllm.bench.workloads import SHAREGPT_LIKE, BenchRequest, Gamma, LengthModel
+from minivllm.scheduler_output import SchedulerOutput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +53,8 @@ if TYPE_CHECKING:
 PAPER_RATIO = 7.7
 PAPER_CONTEXT = 2048
 WARM_UP = 8  # requests: enough for all kernels to be compiled
-SYSTEMS = ("orca-max", "orca-pow2", "orca-oracle", OURS)
+SYSTEMS = ("orca-max", "orca-pow2", "orca-oracle", OURS, WATERMARK)
+LABELS = dict(zip(SYSTEMS, ("Max", "Pow2", "Oracle", "vLLM", "vLLM, watermark"), strict=True))
 
 
 def scaled_lengths(max_model_len: int) -> LengthModel:
@@ -61,14 +67,14 @@ def scaled_lengths(max_model_len: int) -> LengthModel:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How long it takes is `--num-prompts` x `--ratios` x `--repeats`, four times each."""
+    """How long it takes is `--num-prompts` x `--ratios` x `--repeats`, five times each."""
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, folder or hub id")
     text = "memory, in reservations of max_model_len"
     parser.add_argument("--ratios", nargs="+", type=float, default=[PAPER_RATIO], help=text)
     options.add_attention(parser)
     options.add_counts(
         parser,
-        num_prompts=(96, "requests"),
+        num_prompts=(192, "requests"),
         max_model_len=(512, "what Orca (Max) reserves; the lengths are scaled with it"),
         max_num_seqs=(128, "sequences at once: meant never to be the limit"),
         repeats=(5, "rounds, in which all systems take turns"),
@@ -101,46 +107,74 @@ def measure(args: argparse.Namespace, ratio: float, requests: list[BenchRequest]
         timed(name, system, requests[:WARM_UP])
     turns = {name: partial(timed, name, system, requests) for name, system in systems.items()}
     rounds = report.in_turns(turns, args.repeats)
-    point: dict[str, Any] = {"ratio": ratio, "batch": {}, "rates": {}, "whole_run": {}}
+    counts = ("batch", "preemptions", "recomputed")
+    point: dict[str, Any] = {"ratio": ratio, "rates": {}, "whole_run": {}, **{name: {} for name in counts}}
     for name, runs in rounds.items():
         point["batch"][name] = float(np.mean([run.running for run in runs]))
+        point["preemptions"][name], point["recomputed"][name] = runs[0].preemptions, runs[0].recomputed
         point["rates"][name] = Spread(tuple(run.rate_while_waiting for run in runs)).as_json()
         point["whole_run"][name] = Spread(tuple(run.rate for run in runs)).as_json()
-    del systems, turns  # four models; the next ratio needs the memory
+    del systems, turns  # five models; the next ratio needs the memory
     gc.collect()
     return point
 
 
 @dataclass(frozen=True)
 class Run:
-    """Of one run: output tokens/s while requests wait and in all; sequences in a step while requests wait."""
+    """Of one run: output tokens/s while requests wait and in all; sequences in a step while requests wait;
+    preemptions, and tokens computed once more because of them.
+    """
 
     rate_while_waiting: float
     rate: float
     running: float
+    preemptions: int
+    recomputed: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How things stood when a step was planned."""
+
+    num_waiting: int
+    num_unfinished: int
+    num_preempted: int
 
 
 def timed(name: str, system: Backend, requests: list[BenchRequest]) -> Run:
     """One run, refused if a request got another number of tokens than it asked for."""
-    engine, waiting = system.llm.llm_engine, []
-    with (
-        record_steps(engine) as steps,
-        watching_plans(engine, lambda _: waiting.append(bool(engine.scheduler.waiting))),
-    ):
+    engine, moments = system.llm.llm_engine, []
+    scheduler = engine.scheduler
+
+    def look(plan: SchedulerOutput) -> None:
+        moments.append(Moment(len(scheduler.waiting), len(scheduler.groups), len(plan.preempted)))
+
+    with record_steps(engine) as steps, watching_plans(engine, look):
         done = system.run(requests)
     check_run(name, requests, done)
-    return summarize(steps.records, waiting)
+    # The last token of an answer is sampled and never computed.
+    needed = sum(len(each.prompt_token_ids) + each.output_len - 1 for each in requests)
+    return summarize(steps.records, moments, needed)
 
 
-def summarize(steps: list[TimedStep], waiting: list[bool]) -> Run:
-    """The rates of a run, from its steps and from whether a request waited in each.
+def summarize(steps: list[TimedStep], moments: list[Moment], num_needed: int) -> Run:
+    """The rates of a run, from its steps and from how things stood in each.
 
-    Example: steps of 1 s with 4, 4, 3, 1 sequences, a request waits in the first two: 4 tokens/s while
-    requests wait, 3 in all. A run in which no request ever waits is counted whole.
+    Example: steps of 1 s with 9, 4, 4, 3, 1 sequences; from the second on a quarter of the requests is done,
+    in the third one waits for the last time: 4 tokens/s while requests wait, 4.2 in all. Where no such steps
+    are, the whole run is counted.
     """
-    last = max((index for index, waits in enumerate(waiting) if waits), default=len(steps) - 1)
-    queued = steps[: last + 1]
-    return Run(rate_of(queued), rate_of(steps), sum(step.num_samples for step in queued) / len(queued))
+    most = max(moment.num_unfinished for moment in moments)
+    begin = next((i for i, moment in enumerate(moments) if moment.num_unfinished <= 0.75 * most), 0)
+    end = 1 + max((i for i, moment in enumerate(moments) if moment.num_waiting), default=-1)
+    queued = steps[begin:end] or steps
+    return Run(
+        rate_while_waiting=rate_of(queued),
+        rate=rate_of(steps),
+        running=sum(step.num_samples for step in queued) / len(queued),
+        preemptions=sum(moment.num_preempted for moment in moments),
+        recomputed=sum(step.num_tokens for step in steps) - num_needed,
+    )
 
 
 def rate_of(steps: list[TimedStep]) -> float:
@@ -159,15 +193,18 @@ def print_report(result: report.Result) -> None:
     )
     for key, title in (("rates", "While requests wait"), ("whole_run", "The whole run, its end included")):
         print(f"{title}:")
-        lines = [("ratio", "system", "running", "output tokens/s", "of Orca (Max)")]
+        queued = key == "rates"
+        columns = ("running",) if queued else ("preemptions", "computed again")
+        lines = [("ratio", "system", *columns, "output tokens/s", "of Orca (Max)")]
         for point in result["points"]:
             rates = {name: Spread.from_json(entry) for name, entry in point[key].items()}
             first = rates[SYSTEMS[0]]
             for name, rate in rates.items():
                 reason = report.why_no_ratio(where, {name: rate, SYSTEMS[0]: first})
                 text = "1" if name == SYSTEMS[0] else reason or f"{report.paired_ratio(rate, first):.2f}"
-                running = f"{point['batch'][name]:.1f}" if key == "rates" else ""
-                lines.append((f"{point['ratio']:g}", name.ljust(12), running, f"{rate:.1f}", text))
+                more = [f"{point['preemptions'][name]}", f"{point['recomputed'][name]} tokens"]
+                more = [f"{point['batch'][name]:.1f}"] if queued else more
+                lines.append((f"{point['ratio']:g}", name.ljust(18), *more, f"{rate:.1f}", text))
         print(report.table(lines))
 
 
@@ -188,7 +225,7 @@ def look_of(system: str) -> tuple[str, str]:
     """Colour and marker of a system, those of the paper's figures."""
     from minivllm.bench.evaluation.drawing import LOOK
 
-    return LOOK[{"orca-max": "Max", "orca-pow2": "Pow2", "orca-oracle": "Oracle", OURS: "vLLM"}[system]]
+    return LOOK[LABELS[system]]
 
 
 def draw_bars(axes: Axes, points: list[dict[str, Any]]) -> None:
