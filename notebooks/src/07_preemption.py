@@ -388,7 +388,8 @@ claim("a prompt in pieces costs no token more", {tokens_computed(trace) for trac
 # went away with the first engine: V1 only recomputes, and its prefix cache makes that cheaper. The last question above
 # is real: in one report generation fell from 100 tokens per second to 1.5, while a prompt of 100,000 was admitted
 # again and again (pull request #37307). With `scheduler_reserve_full_isl`, today the default, a
-# request is admitted only when its whole input fits.
+# request is admitted only when its whole input fits. A second option, `watermark` (ours has it too, 0 unless asked
+# for), is the share of the blocks which a newcomer must leave free.
 #
 # [`vllm/v1/core/sched/scheduler.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/core/sched/scheduler.py
 #
