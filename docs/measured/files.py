@@ -2,7 +2,7 @@
 
 A measurement may be there once, on several processors, or not at all::
 
-    cpu_vllm.json              the first processor
+    cpu_vllm.json              the newest
     cpu_vllm_zen3.json         the same on another one: a word more at the end
     (cpu_headline.json)        not there: the page shows the command that makes it
 
