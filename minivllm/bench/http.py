@@ -14,7 +14,7 @@ off beside `offline`: at the infinite rate in tokens/s, at a low one in TTFT::
     client    POST at the arrival time ---> chunk  chunk  chunk ... usage, [DONE]
     TTFT      from the arrival to the first chunk with a token, the connection included
 
-While a server works, `/health` is asked 50 times per second. Its answer needs nothing of the engine: it takes
+While a server works, `/health` is asked 10 times per second. Its answer needs nothing of the engine: it takes
 as long as the server's event loop does other things, or has no core.
 
 Measures, tables and figure are those of `serve.py`. vLLM V1: `vllm/benchmarks/serve.py` with
@@ -46,7 +46,7 @@ from minivllm.bench.serve import Served
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 
 OFFLINE, WATCHED, VLLM = "offline", "watched", "vllm"
-PROBE_SECONDS = 0.02
+PROBE_SECONDS = 0.1
 Run = Callable[[list[BenchRequest]], tuple[list[Served], float]]
 
 
