@@ -109,7 +109,7 @@ print(f"of 64 numbers of rows {len(differing)} give other bits than 64 rows do, 
 # The same toy Llama in float32 and in bfloat16, reading the same 200 tokens. At each position: would both choose the
 # same next token? And how far apart are the two best logits there?
 
-# %%
+# %% tags=["machine"]
 tokens = [(7 * i * i + 3 * i) % 256 for i in range(200)]
 logits = {}
 for dtype in ("float32", "bfloat16"):
@@ -245,7 +245,7 @@ print(f"seed 7 here and seed 7 in torch.multinomial: {other_draws} of 4 tokens d
 #
 # ## The picture
 
-# %%
+# %% tags=["machine"]
 fig = new_figure(9, 3)
 left, right = fig.subplots(1, 2)
 edges = torch.linspace(0, float(gap.max()), 30)

@@ -131,7 +131,7 @@ def test_readme_quotes_only_numbers_of_a_file():
     # Ratios are formed round by round from the files; the page which is written from them has their medians.
     page = (ROOT / "docs" / "performance.md").read_text()
     numbers.update(float(ratio) for ratio in re.findall(r"\*\*(\d+\.\d+)x\*\* \(", page))
-    numbers.update(float(end) for ends in re.findall(r"x\*\* \((\S+) to (\S+)\)", page) for end in ends)
+    numbers.update(float(end) for ends in re.findall(r"x\*\* \(([\d.]+) to ([\d.]+)\)", page) for end in ends)
     quoted = quoted_measurements(README)
     assert len(quoted) >= 6
     missing = [number for number in quoted if number not in WITHOUT_A_FILE and not held(number, numbers)]
