@@ -176,11 +176,11 @@ def generate(llm: LLM, workload: Workload) -> tuple[float, list[list[int]]]:
 
 
 def compare(plain: LLM, drafting: LLM, workload: Workload, rounds: int) -> Result:
-    """Both engines in turns; tokens, counters, and the seconds of all rounds."""
+    """Both engines in turns; tokens, counters, and the seconds of all rounds but a first one, to warm up."""
+    turns = {"plain": partial(generate, plain, workload), "drafts": partial(generate, drafting, workload)}
+    in_turns(turns, 1)
     before = drafting.llm_engine.stats()
-    runs = in_turns(
-        {"plain": partial(generate, plain, workload), "drafts": partial(generate, drafting, workload)}, rounds
-    )
+    runs = in_turns(turns, rounds)
     after = drafting.llm_engine.stats()
     drafted, accepted, rows = (
         getattr(after, name) - getattr(before, name)
