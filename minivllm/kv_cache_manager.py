@@ -134,8 +134,8 @@ class KVCacheManager:
         # A cached block without a holder is in the free queue: to hold such a block takes it from the queue.
         revived = sum(block.ref_count == 0 for block in computed_blocks)
         # An empty pool admits anybody: there is no one to leave blocks for.
-        is_newcomer = self.pool.num_used > 0 and chunks[0][0].seq_id not in self.block_tables
-        spare = self.num_watermark_blocks if is_newcomer else 0
+        comes_in = self.pool.num_used > 0 and any(seq.seq_id not in self.block_tables for seq, _ in chunks)
+        spare = self.num_watermark_blocks if comes_in else 0
         if sum(missing) + len(shared) + revived + spare > self.pool.num_free:
             return None
 

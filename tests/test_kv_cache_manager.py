@@ -64,6 +64,13 @@ def test_a_newcomer_leaves_the_watermark_free_and_those_who_run_may_use_it():
     assert manager.pool.num_free == 0
 
 
+def test_a_group_which_computes_nothing_in_a_step_gets_nothing():
+    """Would catch a look at the first of no sequences: a group that cannot sample as a whole has no chunks."""
+    manager = KVCacheManager(2, 4, watermark=0.5)
+    computed(manager, Sequence(0, [1] * 5, seed=0), 5)
+    assert manager.allocate_slots([]) == []
+
+
 def test_a_group_is_allocated_as_a_whole_or_not_at_all():
     """Would catch a loop over sequences that gives blocks to the first and fails at the second."""
     manager = KVCacheManager(3, 4)
