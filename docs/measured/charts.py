@@ -35,7 +35,7 @@ PAGED = "blocks of 16"
 def bars(axes: Axes, spreads: dict[str, Spread], unit: str = "{:.1f}") -> None:
     """Horizontal bars from top to bottom, ours in full colour, each with its range and its number."""
     for row, (name, spread) in enumerate(spreads.items()):
-        colour = PALETTE[0] if name in (OURS, PAGED) else mix_with_white(PALETTE[1], 0.5)
+        colour = PALETTE[0] if name.startswith(OURS) or name == PAGED else mix_with_white(PALETTE[1], 0.5)
         axes.barh(row, spread.median, 0.7, color=colour, edgecolor=INK, lw=0.6)
         low, high = min(spread.values), max(spread.values)
         if len(spread.values) > 1:

@@ -27,6 +27,9 @@ from tests import helpers
 from tests.helpers import add, make_scheduler, token_after
 from tests.test_any_history import alone, assert_same, everything, play, random_options
 
+# The same bits in any batch: among many thousand draws one lies so close to the border between two tokens that
+# the rounding of another batch would move it across.
+EXACT = {"attention_backend": "torch", "batch_invariant": True}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
 
 
@@ -56,7 +59,7 @@ def config_of(method, draft, k=3):
 def play_history(make, roomy, seed, mode, speculative_config):
     """One random history with speculation against each of its requests alone without; the engine's counters."""
     r = random.Random(f"{mode}/{seed}")
-    options = random_options(r, mode) | {"attention_backend": "torch"}
+    options = random_options(r, mode) | EXACT
     engine = make(speculative_config=speculative_config, **options)
     for prompt, params, outputs in play(engine, r, beams=False):
         assert_same(everything(outputs, params), everything(alone(roomy, prompt, params), params))
@@ -67,7 +70,7 @@ def play_history(make, roomy, seed, mode, speculative_config):
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
 def test_every_request_gets_what_it_gets_alone_without_speculation(make_engine, noisy_draft, method, mode):
     """Would catch a rejected draft that stays: in a text, a block's name, a penalty, a log-probability, a swap."""
-    roomy = make_engine(num_blocks=256, attention_backend="torch")
+    roomy = make_engine(num_blocks=256, **EXACT)
     seen = [play_history(make_engine, roomy, i, mode, config_of(method, noisy_draft)) for i in range(2)]
     accepted = sum(stats.num_accepted_tokens for stats in seen)
     assert sum(stats.num_draft_tokens for stats in seen) > accepted
@@ -318,10 +321,13 @@ def main(count):
             options = {"num_blocks": 64, "block_size": 4, "max_model_len": 256} | options
             return LLMEngine(EngineConfig(model=str(model), **options))
 
-        roomy, totals = make(num_blocks=256, attention_backend="torch"), {}
+        roomy, totals = make(num_blocks=256, **EXACT), {}
         for seed in range(count):
             method, mode = ("ngram", "draft_model")[seed % 2], ("recompute", "swap")[seed // 2 % 2]
-            stats = play_history(make, roomy, seed, mode, config_of(method, draft))
+            try:
+                stats = play_history(make, roomy, seed, mode, config_of(method, draft))
+            except AssertionError as error:
+                raise AssertionError(f"history {seed}, {mode}, {method}") from error
             for name in ("num_preemptions", "prefix_cache_hits", "num_draft_tokens", "num_accepted_tokens"):
                 totals[name] = totals.get(name, 0) + getattr(stats, name)
         print(f"{count} histories of the tiny model, all texts equal: {totals}")

@@ -236,7 +236,9 @@ def draw_bars(axes: Axes, points: list[dict[str, Any]]) -> None:
         whiskers = [[rate.median - min(rate.values)], [max(rate.values) - rate.median]]
         axes.barh(name, rate.median, xerr=whiskers, color=look_of(name)[0], capsize=3)
     axes.invert_yaxis()
-    axes.set_xlabel(f"output tokens/s while requests wait, memory for {point['ratio']:g} x max_model_len")
+    axes.set_xlabel(
+        f"output tokens/s while requests wait, memory {point['ratio']:g} x max_model_len", fontsize=9
+    )
 
 
 def draw_curves(axes: Axes, points: list[dict[str, Any]]) -> None:
