@@ -1,18 +1,22 @@
 """Both attention kernels for CPUs against float64, on poisoned blocks: decode and prefill."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 
+import llvmlite.binding
+import numba
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minivllm.kernels import prefill_attention_cpu as module
 from minivllm.kernels.matmul_cpu import ROWS, WIDTH
 from minivllm.kernels.paged_attention_cpu import ENOUGH, compile_paged_attention_cpu, use_threads
-from minivllm.kernels.prefill_attention_cpu import VALUE_WIDTH, make_scratch, prefill_attention_cpu
+from minivllm.kernels.prefill_attention_cpu import VALUE_WIDTH
 from tests.kernels.attention_case import Bug, Case, assert_matches
 
 
@@ -22,18 +26,18 @@ def packed_query(case):
     return torch.cat((case.query, extra), dim=1)[:, : case.heads[0]]
 
 
-def prefill(case):
+def prefill(case, kernel=module):
     """Every sequence of a case, one call each; what no call writes stays NaN."""
     output, query = torch.full(case.query.shape, torch.nan), packed_query(case)
     caches = case.key_cache.numpy(), case.value_cache.numpy()
     starts = case.query_start_loc.tolist()
-    scratch = make_scratch(max(case.query_lens), max(case.lens), *case.heads, case.head_dim)
+    scratch = kernel.make_scratch(max(case.query_lens), max(case.lens), *case.heads, case.head_dim)
     for array in scratch:
         array.fill(np.nan)
     for r, num_keys in enumerate(case.lens):
         rows, blocks = slice(starts[r], starts[r + 1]), np.array(case.tables[r], np.int64)
         batch = blocks, num_keys, np.float32(case.scale), scratch
-        prefill_attention_cpu(query[rows].numpy(), *caches, *batch, output[rows].numpy())
+        kernel.prefill_attention_cpu(query[rows].numpy(), *caches, *batch, output[rows].numpy())
     return output
 
 
@@ -89,6 +93,23 @@ def test_any_prefill_equals_float64(data, keys, heads, block_size, head_dim):
     queries = [data.draw(st.integers(1, n)) for n in keys]
     case = Case(keys, queries, heads, head_dim, block_size)
     assert_matches(prefill(case), case.expected_prefill(), torch.float32)
+
+
+@pytest.mark.parametrize("has_avx512", [False, True])
+def test_a_prefill_is_right_for_the_other_width_of_registers(has_avx512, tmp_path, monkeypatch):
+    """Would catch tiles which cover a head with this machine's registers only."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
+    for name in ("matmul_cpu", "prefill_attention_cpu"):
+        path = sys.modules[f"minivllm.kernels.{name}"].__file__
+        spec = importlib.util.spec_from_file_location(f"minivllm.kernels.{name}_copy", path)
+        copy = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        monkeypatch.setitem(sys.modules, f"minivllm.kernels.{name}", copy)
+    assert (48 if has_avx512 else 24) == copy.WIDTH
+    for head_dim in (16, 64, 80):
+        case = Case([n for _, n in LENGTHS], [q for q, _ in LENGTHS], (9, 3), head_dim)
+        assert_matches(prefill(case, copy), case.expected_prefill(), torch.float32)
 
 
 def test_large_scores_of_a_prefill_do_not_overflow():
