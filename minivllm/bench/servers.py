@@ -71,6 +71,8 @@ def minivllm_command(args: argparse.Namespace, port: int, more: Sequence[str] = 
     for name in ("max_model_len", "num_blocks"):
         if (value := getattr(args, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
+    if args.batch_invariant:
+        command.append("--batch-invariant")
     caching = "" if args.enable_prefix_caching else "no-"
     return [*command, f"--{caching}enable-prefix-caching", *more]
 

@@ -54,6 +54,10 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "type": json.loads,
         "help": """as JSON: '{"method": "ngram", "num_speculative_tokens": 4}'""",
     },
+    "batch_invariant": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "the same bits in any batch (CPU)",
+    },
     "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
     "distributed_executor_backend": {
         "choices": CHOICES["distributed_executor_backend"],
