@@ -103,9 +103,9 @@ def check_fields(config: RopeConfig | ModelConfig | EngineConfig) -> None:
             raise TypeError(f"{name} must be a name or a path, got {value!r}.")
         elif kind.startswith("dict") and not isinstance(value, dict):
             raise TypeError(f"{name} must be a dict, but is of type {type(value).__name__}.")
-        elif kind == "float" and require_number(name, value) == AT_LEAST.get(name):
-            pass
-        elif kind == "float" and not 0 < value <= AT_MOST.get(name, 1e30):
+        elif kind == "float" and not (
+            require_number(name, value) == AT_LEAST.get(name) or 0 < value <= AT_MOST.get(name, 1e30)
+        ):
             raise ValueError(f"{name} must be in (0, {AT_MOST.get(name, 1e30)}], got {value}.")
 
 

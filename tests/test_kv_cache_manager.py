@@ -48,10 +48,12 @@ def test_a_request_that_does_not_fit_changes_nothing():
 
 
 def test_a_newcomer_leaves_the_watermark_free_and_those_who_run_may_use_it():
-    """Would catch a reserve which nobody may touch, one which newcomers eat up, and an empty pool kept shut."""
+    """Would catch a reserve that no sequence may use, one that newcomers use up, and an empty pool kept shut."""
     manager = KVCacheManager(8, 4, watermark=0.26)  # int(2.08) = 2 blocks
     first, second = Sequence(0, [1] * 40, seed=0), Sequence(1, [2] * 40, seed=0)
-    assert manager.allocate_slots([(first, 7 * 4)]) is not None  # nobody runs: all 8 would do
+    assert (
+        manager.allocate_slots([(first, 7 * 4)]) is not None
+    )  # no other sequence holds blocks: all 8 may be taken
     first.num_computed_tokens = 28
     assert manager.allocate_slots([(second, 1)]) is None  # 1 is free, and has to stay so
     assert manager.allocate_slots([(first, 4)]) is not None

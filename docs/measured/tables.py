@@ -18,11 +18,11 @@ from pathlib import Path
 
 from measured.files import option, processor, rates_of, ratio_words, read, results_of
 from minivllm.baselines import compare
+from minivllm.bench.backends import OURS, WATERMARK
 from minivllm.bench.evaluation import headline, validate
 from minivllm.bench.report import Result, Spread, why_no_ratio
 from minivllm.bench.speculative import speedup_of
 
-OURS, WATERMARK = "minivllm", "minivllm-watermark"
 ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json", "cpu_hf_continuous.json")
 NAMES = {
     "vllm": "vLLM (CPU build)",
