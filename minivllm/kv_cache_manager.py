@@ -133,7 +133,7 @@ class KVCacheManager:
         ]
         # A cached block without a holder is in the free queue: to hold such a block takes it from the queue.
         revived = sum(block.ref_count == 0 for block in computed_blocks)
-        # An empty pool admits anybody: there is no one to leave blocks for.
+        # Into an empty pool any group may come: no other group holds blocks and needs more.
         comes_in = self.pool.num_used > 0 and any(seq.seq_id not in self.block_tables for seq, _ in chunks)
         spare = self.num_watermark_blocks if comes_in else 0
         if sum(missing) + len(shared) + revived + spare > self.pool.num_free:
