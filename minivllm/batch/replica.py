@@ -31,7 +31,7 @@ class Replica:
     """
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        self.engine = AsyncLLM(LLMEngine(EngineConfig(model=model, **options)))
+        self.engine = AsyncLLM(lambda: LLMEngine(EngineConfig(model=model, **options)))
         defaults = default_sampling_params(self.engine.engine.model_folder)
         # How many requests are under way is for the caller to say: none is refused because others wait.
         service = Service(engine=self.engine, names=(model,), defaults=defaults, max_unfinished=10**9)

@@ -51,7 +51,7 @@ show_source(AsyncLLM._run, docstring=False)
 
 # %%
 llm = toy_llm(num_blocks=16)
-engine = AsyncLLM(llm.llm_engine)
+engine = AsyncLLM(lambda: llm.llm_engine)
 DELTA = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA)
 arrived = {}
 

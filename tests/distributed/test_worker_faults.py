@@ -177,7 +177,7 @@ def test_a_server_whose_worker_is_gone_takes_no_more_requests(divisible):
     config = EngineConfig(model=str(divisible), distributed_executor_backend="mp", **OPTIONS)
 
     async def serve():
-        engine = AsyncLLM(LLMEngine(config))
+        engine = AsyncLLM(lambda: LLMEngine(config))
         (process,) = engine.engine.executor.group._processes
         outputs = [output async for output in engine.generate(PROMPT, GREEDY, "a")]
         assert outputs[-1].finished and engine.is_running

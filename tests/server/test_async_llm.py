@@ -35,7 +35,8 @@ def make_async(tiny_llama):
     made = []
 
     def make(**options):
-        made.append(AsyncLLM(LLMEngine(EngineConfig(model=str(tiny_llama), **OPTIONS | options))))
+        config = EngineConfig(model=str(tiny_llama), **OPTIONS | options)
+        made.append(AsyncLLM(lambda: LLMEngine(config)))
         return made[-1]
 
     yield make
@@ -83,6 +84,36 @@ async def until(condition):
     async with asyncio.timeout(60):
         while not await condition():
             await asyncio.sleep(0.001)
+
+
+# -- its thread -------------------------------------------------------------------------------------
+
+
+def test_one_thread_makes_the_engine_and_runs_every_step(tiny_llama):
+    """Would catch an engine made elsewhere: it leaves OpenMP helpers behind, and every step is slower."""
+    threads = []
+
+    class Watch:
+        def record(self, *step):
+            threads.append(threading.current_thread())
+
+    def make():
+        threads.append(threading.current_thread())
+        return LLMEngine(EngineConfig(model=str(tiny_llama), **OPTIONS), trace=Watch())
+
+    engine = AsyncLLM(make)
+    asyncio.run(read(engine, "some words", GREEDY, "a"))
+    engine.shutdown()
+    assert len(threads) > GREEDY.max_tokens and set(threads) == {engine._thread}
+    assert threading.current_thread() not in threads
+
+
+def test_an_engine_that_cannot_be_made_is_told_to_the_caller(tiny_llama):
+    """Would catch a constructor that waits for ever for a thread which has died, or hides why it died."""
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="num_blocks"):
+        AsyncLLM(lambda: LLMEngine(EngineConfig(model=str(tiny_llama), **OPTIONS | {"num_blocks": 0})))
+    assert threading.active_count() == before
 
 
 # -- the same texts ---------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_the_load_generator_counts_every_token_at_its_time(server):
 
 def test_the_load_generator_fails_where_the_server_refuses(server):
     """Negative control: would catch a rate that is computed from error answers."""
-    with pytest.raises(RuntimeError, match=r"answered 400|made 0 tokens"):
+    with pytest.raises(RuntimeError, match=r"answered .*400 Bad Request"):
         http.send_all(server.url, "tiny", [BenchRequest(tuple(range(300)), 5)])
 
 

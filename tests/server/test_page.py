@@ -28,7 +28,7 @@ def walk(tiny_llama):
         log = StepLog()
         log.is_watched = True
         options = {"num_blocks": 16, "block_size": 4, "max_model_len": 60} | options
-        engine = AsyncLLM(LLMEngine(EngineConfig(model=str(tiny_llama), **options), trace=log))
+        engine = AsyncLLM(lambda: LLMEngine(EngineConfig(model=str(tiny_llama), **options), trace=log))
 
         async def main():
             async def read(number, prompt):
@@ -119,11 +119,8 @@ def test_nothing_is_written_down_while_nobody_watches(tiny_llama, walk):
 def test_two_slow_pages_see_the_same_newest_frame(tiny_llama):
     """Would catch frames that queue up for a slow page, and two tabs that disagree."""
     log = StepLog()
-    engine = AsyncLLM(
-        LLMEngine(
-            EngineConfig(model=str(tiny_llama), num_blocks=16, block_size=4, max_model_len=60), trace=log
-        )
-    )
+    config = EngineConfig(model=str(tiny_llama), num_blocks=16, block_size=4, max_model_len=60)
+    engine = AsyncLLM(lambda: LLMEngine(config, trace=log))
 
     async def main():
         feed = Feed(engine, log)
