@@ -22,6 +22,11 @@ COMMANDS = {
     "cpu_vllm.json": "bench vllm --backend minivllm vllm hf --repeats 5",
     "cpu_openvino.json": "bench openvino --repeats 5",
     "cpu_vllm_sharegpt.json": "bench vllm --workload sharegpt-like --num-prompts 8 --repeats 5",
+    "cpu_hf_static_32.json": "bench throughput --backend minivllm hf --hf-max-batch-size 32 --repeats 5",
+    "cpu_prefill.json": (
+        "bench throughput --backend minivllm vllm openvino hf --workload fixed --num-prompts 1 "
+        "--input-len 1024 --output-len 1 --max-model-len 1100 --repeats 7"
+    ),
     "cpu_hf_continuous.json": "bench throughput --num-prompts 12 --backend minivllm hf-continuous "
     "--repeats 5",
     "cpu_fixed_32.json": "bench throughput --num-running 32 --backend minivllm --repeats 5 --profile",

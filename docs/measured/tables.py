@@ -20,10 +20,11 @@ from measured.files import option, processor, rates_of, ratio_words, read, resul
 from minivllm.baselines import compare
 from minivllm.bench.backends import OURS, WATERMARK
 from minivllm.bench.evaluation import headline, validate
-from minivllm.bench.report import Result, Spread, why_no_ratio
+from minivllm.bench.report import Result, Spread, paired_ratio, why_no_ratio
 from minivllm.bench.speculative import speedup_of
 
-ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json", "cpu_hf_continuous.json")
+ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json",
+                "cpu_hf_static_32.json", "cpu_hf_continuous.json")  # fmt: skip
 NAMES = {
     "vllm": "vLLM (CPU build)",
     "openvino": "OpenVINO GenAI",
@@ -133,7 +134,7 @@ def step_parts(result: Result) -> str:
 
 
 def http_cost(result: Result) -> str:
-    """Rates when requests come fastest, and ratios of medians: the rounds in a file are sorted."""
+    """Rates when requests come fastest, and how our server's compare, round by round."""
     rates = [point["request_rate"] for point in result["points"]]
     fastest = None if None in rates else max(rates)
     speeds = {
@@ -142,11 +143,13 @@ def http_cost(result: Result) -> str:
         if point["request_rate"] == fastest
     }
     when = "all requests at once" if fastest is None else f"{fastest:g} requests/s"
+    if result.get("client", OURS) != OURS:
+        when += ", sent by vLLM's load generator"
     text = f"{when}: " + ", ".join(f"{name} {speed.median:.1f} tokens/s" for name, speed in speeds.items())
     if reason := why_no_ratio(result["provenance"], speeds):
         return f"{text}; no ratio: {reason}"
     ours = speeds.pop(OURS)
-    ratios = [f"**{ours.median / other.median:.2f}x** of {name}" for name, other in speeds.items()]
+    ratios = [f"**{paired_ratio(ours, other).median:.2f}x** of {name}" for name, other in speeds.items()]
     return f"{text}; our server reaches {', '.join(ratios)}"
 
 

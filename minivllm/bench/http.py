@@ -21,6 +21,8 @@ Client and server share the engine's cores, and what the client costs looks as i
 reads lines from a socket: with httpx the client took 0.65 s of processor time for 4,259 tokens, half as much
 again as the server's event loop.
 
+With `--client vllm` the requests are sent, and timed, by vLLM's load generator (`load_generator.py`).
+
 Measures, tables and figure are those of `serve.py`. vLLM V1: `vllm/benchmarks/serve.py` with
 `lib/endpoint_request_func.py`.
 """
@@ -43,14 +45,16 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from minivllm.bench import options, servers
+from minivllm.bench import load_generator, options, servers
 from minivllm.bench import serve as in_process
 from minivllm.bench.backends import OURS, make_baseline
-from minivllm.bench.report import Result, finish, new_result
+from minivllm.bench.report import Result, Spread, finish, new_result, ratio_text
 from minivllm.bench.serve import Served
 from minivllm.bench.workloads import BenchRequest, with_arrivals
+from minivllm.weights.loader import resolve_model
 
 OFFLINE, WATCHED, VLLM = "offline", "watched", "vllm"
+SPEEDS = "rounds_tokens_per_second"  # of a point: one value per round, in the order of the rounds
 PROBE_SECONDS = 0.5
 Run = Callable[[list[BenchRequest]], tuple[list[Served], float]]
 
@@ -71,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests per second; inf: all at once",
     )
     add("--burstiness", type=float, default=1.0, help="1: Poisson; below: bunched; above: regular")
+    add("--client", choices=("minivllm", VLLM), default="minivllm", help="who sends the requests")
     add("--vllm-env", type=Path, default=Path(".venv-vllm"), help="environment of vLLM")
     add("--num-reserved-cores", type=int, default=0, help="passed on to our server")
     options.add_counts(parser, repeats=(3, "times that each point is measured"))
@@ -80,24 +85,23 @@ def run(args: argparse.Namespace) -> int:
     """Start what is to be measured, take turns, report; -> 0."""
     requests = options.requests_from(args)
     workload = options.describe_workload(args, requests)
-    result = new_result("http", model=args.model, workload=workload, goodput_limits_ms={}, points=[])
+    result = new_result("http", client=args.client, model=args.model, workload=workload,
+                        goodput_limits_ms={}, points=[])  # fmt: skip
     with ExitStack() as stack:
         backends = {name: make_backend(name, args, stack) for name in dict.fromkeys(args.backend)}
         names = {(text.partition("=")[0]): each for text, each in backends.items()}
         for each in names.values():
             each(requests[:2])  # to warm up
         for rate in args.request_rate:
-            arriving = with_arrivals(requests, rate, args.burstiness, args.seed)
             rounds: dict[str, list[Result]] = {name: [] for name in names}
-            for _ in range(args.repeats):
+            for number in range(args.repeats):
+                arriving = with_arrivals(requests, rate, args.burstiness, args.seed + number)
                 for name, each in names.items():
                     rounds[name].append(in_process.summarize(*each(arriving), {}))
             for name, points in rounds.items():
-                # The median round; all of them stay in the file.
-                points.sort(key=lambda point: point["output_tokens_per_second"])
-                spread = [point["output_tokens_per_second"] for point in points]
                 point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None,
-                         **points[len(points) // 2], "rounds_tokens_per_second": spread,
+                         **in_process.median_round(points),
+                         SPEEDS: [point["output_tokens_per_second"] for point in points],
                          "rounds_ttft_median": [point["ttft"]["median"] for point in points]}  # fmt: skip
                 result["points"].append(point)
                 print(f"\n{name}\n{in_process.vllm_table(point)}")
@@ -109,7 +113,7 @@ def make_backend(text: str, args: argparse.Namespace, stack: ExitStack) -> Run:
     """A function that runs requests; what it needs lives as long as `stack`. ValueError: no such backend."""
     name, _, url = text.partition("=")
     if url:
-        return partial(send_all, url.rstrip("/"), None)
+        return client_of(args, url.rstrip("/"), None)
     port = servers.free_port()
     if name == OFFLINE:
         return partial(
@@ -123,7 +127,16 @@ def make_backend(text: str, args: argparse.Namespace, stack: ExitStack) -> Run:
     else:
         raise ValueError(f"--backend takes offline, minivllm, watched, vllm or NAME=URL, got {text!r}.")
     server = stack.enter_context(servers.running(name, command, port, variables))
-    return partial(send_all, server.url, servers.NAME, watch=name == WATCHED)
+    return client_of(args, server.url, servers.NAME, watch=name == WATCHED)
+
+
+def client_of(args: argparse.Namespace, url: str, model: str | None, watch: bool = False) -> Run:
+    """The client that was asked for. ValueError: vLLM's is no open page, and needs the model's name."""
+    if args.client != VLLM:
+        return partial(send_all, url, model, watch=watch)
+    if watch or model is None:
+        raise ValueError("--client vllm goes with the backends offline, minivllm and vllm.")
+    return partial(load_generator.send_all, url, model, resolve_model(args.model), args.vllm_env)
 
 
 def send_all(
@@ -222,7 +235,8 @@ def print_report(result: Result) -> None:
         bare = points.get((OFFLINE, rate))
         if bare is None or name == OFFLINE:
             continue
-        ratio = point["output_tokens_per_second"] / bare["output_tokens_per_second"]
-        later = statistics.median(point["rounds_ttft_median"]) - statistics.median(bare["rounds_ttft_median"])
-        print(f"{name} at {rate or math.inf:g} req/s: {ratio:.3f}x the tokens/s of the bare engine, "
-              f"first token {1e3 * later:+.1f} ms")  # fmt: skip
+        speeds = (Spread(tuple(each[SPEEDS])) for each in (point, bare))
+        pairs = zip(point["rounds_ttft_median"], bare["rounds_ttft_median"], strict=True)
+        later = statistics.median(1e3 * (a - b) for a, b in pairs)
+        print(f"At {rate or math.inf:g} req/s: {ratio_text(*speeds, name, OFFLINE, result['provenance'])}; "
+              f"its first token comes {later:+.1f} ms later")  # fmt: skip

@@ -271,9 +271,8 @@ def plot(result: Result, path: str) -> None:
     most = max((len(rounds) for curve in curves.values() for rounds in curve.values()), default=0)
     figure.axes[0].set(xlabel="request rate (requests/s)", ylabel="normalized latency (s/token)")
     where, workload = result["provenance"], result["workload"]
-    of = len(result["points"][0].get("rounds_tokens_per_second", ()))  # `bench http` keeps one of its rounds
-    one = f"the median round of {of}" if of > 1 else "one round"
-    counted = one if most == 1 else f"marks: {most} rounds, each with arrivals of its own; line: medians"
+    several = f"marks: {most} rounds, each with arrivals of its own; line: medians"
+    counted = "one round" if most == 1 else several
     text = f"{workload['num_prompts']} requests per point; {counted}\n{where['gpu'] or where['cpu']}"
     figure.axes[0].set_title(text, fontsize="small")
     figure.savefig(path)

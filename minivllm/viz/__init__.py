@@ -13,6 +13,7 @@ manager that a reader has written is drawn by the same code as ours.
 | `request_area` | bytes of K and V each request holds, step by step |
 | `throughput_waterfall` | tokens per step and per second, idea by idea |
 | `rate_bars`, `rate_square`, `rate_curves` | measured rates with all of their rounds |
+| `roofline_figure` | what the machine can do at most, and the parts of a step below it |
 | `trace_player` | a run as a moving picture: tables, pool, copies, hits |
 
 `trace.py` records a run, `drawing.py` draws block tables as text, `demo.py` is `make demo`; these three need
@@ -49,6 +50,7 @@ _HOME = {
     "rate_square": "rates",
     "request_area": "memory",
     "request_style": "style",
+    "roofline_figure": "roofline",
     "seating": "usage",
     "show": "style",
     "slot_map": "blocks",

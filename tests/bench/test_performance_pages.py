@@ -211,6 +211,9 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     make_performance.draw(tmp_path)
     drawn = {"cpu_headline.png", "cpu_http.png", "cpu_speculative.png", "result_serving.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == drawn
+    write(tmp_path, "cpu_http_client", common | http | {"client": "vllm"})
+    page = make_performance.pages(tmp_path)["performance.md"]
+    assert "all requests at once, sent by vLLM's load generator" in page
 
 
 # -- charts -----------------------------------------------------------------------------------------
