@@ -7,7 +7,7 @@ The speed of that read depends on the order of W in memory, and the best order d
     mm          W^T, copied: row after row of (in, out)                   everywhere
     MKL         panels as Intel's library wants them                      x86, float32
     oneDNN      small tiles, as wide as the vector registers              x86, some ARM; float32, bfloat16
-    panels      as `matmul_cpu.py`, this project's own kernel, wants them everywhere Numba is; float32
+    panels      as `matmul_cpu.py`, this project's own kernel, wants them everywhere Numba is; float32, bfloat16
 
                 +--+--+--+
     oneDNN: W = |a |b |c |  lies in memory as  a d b e c f: the numbers which one inner loop
@@ -43,6 +43,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,7 +65,10 @@ TOLERANCE = {torch.float32: 1e-4}
 
 
 class LinearKernel(Protocol):
-    """A weight in the layout of one library, and the product with it."""
+    """A weight in the layout of one library, and the product with it.
+
+    x may be float32 with weights of another dtype: it is rounded to theirs, and the result is float32 again.
+    """
 
     name: ClassVar[str]
 
@@ -87,7 +91,7 @@ class TorchLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(x.to(self._weight.dtype), self._weight, self._bias).to(x.dtype)
 
 
 class TransposedLinear:
@@ -100,7 +104,9 @@ class TransposedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        return x.mm(self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
+        rows = x.to(self._weight.dtype)
+        y = rows.mm(self._weight) if self._bias is None else torch.addmm(self._bias, rows, self._weight)
+        return y.to(x.dtype)
 
 
 class MklLinear:
@@ -125,11 +131,13 @@ class OneDnnLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
-        self._bias = bias
+        self._dtype, self._bias = weight.dtype, bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        rows = x.to(self._dtype)
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
+        return y.to(x.dtype)
 
 
 class PanelLinear:
@@ -141,21 +149,31 @@ class PanelLinear:
         # Imported here and not above: it takes a second, and needs Numba.
         from . import matmul_cpu, paged_attention_cpu
 
-        if weight.dtype != torch.float32 or len(weight) < matmul_cpu.WIDTH:
+        if weight.dtype not in (torch.float32, torch.bfloat16) or len(weight) < matmul_cpu.WIDTH:
             raise NotImplementedError(
-                f"panels are for float32 and at least {matmul_cpu.WIDTH} outputs, not for {weight.dtype} "
-                f"and {len(weight)}: choose another product."
+                f"panels are for float32 and bfloat16 and at least {matmul_cpu.WIDTH} outputs, not for "
+                f"{weight.dtype} and {len(weight)}: choose another product."
             )
         self._kernel, self._use_threads = matmul_cpu.matmul_cpu, paged_attention_cpu.use_threads
-        self._panels, self._bias = matmul_cpu.pack_panels(weight.numpy()), bias
+        self._dtype = weight.dtype
+        self._panels, self._bias = matmul_cpu.pack_panels(self._numbers(weight)), bias
         self._num_outputs = len(weight)
+
+    def _numbers(self, rows: Tensor) -> np.ndarray:
+        """What the kernel takes: float32, or two bfloat16 side by side as one uint32."""
+        rows = rows.to(self._dtype)
+        if self._dtype == torch.float32:
+            return rows.numpy()
+        if rows.shape[1] % 2:  # the last one gets a zero for a partner
+            rows = F.pad(rows, (0, 1))
+        return rows.contiguous().view(torch.uint32).numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
         self._use_threads(torch.get_num_threads())
-        y = x.new_empty(len(x), self._num_outputs)
-        self._kernel(x.numpy(), self._panels, y.numpy())
-        return y if self._bias is None else y.add_(self._bias)
+        y = torch.empty(len(x), self._num_outputs)
+        self._kernel(self._numbers(x), self._panels, y.numpy())
+        return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
 
 
 TILE = 16
@@ -225,7 +243,7 @@ def fastest(
     for turn, (column, rows) in itertools.product(range(rounds), enumerate(ROWS)):
         if time.perf_counter() - start > seconds:
             break
-        inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
+        inputs = {weight.shape[1]: torch.ones(rows, weight.shape[1]) for weight in weights}
         for row in range(len(kinds)):
             for index, weight in enumerate(weights):
                 begin = time.perf_counter()

@@ -47,6 +47,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
+from .bfloat16_cpu import emit_multiply_add_pairs, halves
 from .prefetch_cpu import CACHE_LINE, emit_prefetch
 
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
@@ -68,7 +69,9 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
 class _Matrix:
-    """A float32 array of Numba's (rows, columns), its columns side by side, as LLVM sees it."""
+    """An array of Numba's (rows, columns), its columns side by side, as LLVM sees it: of float32, or of pairs
+    of bfloat16 (uint32), which take the same place.
+    """
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: types.Array, value: ir.Value) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -92,18 +95,28 @@ def _built_in(builder: ir.IRBuilder, name: str, returns: ir.Type, *takes: ir.Typ
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, takes), name)
 
 
+def _emit_multiply_add(
+    builder: ir.IRBuilder, weights: ir.Value, repeated: ir.Value, total: ir.Value
+) -> ir.Value:
+    function = _built_in(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *[_VECTOR] * 3)
+    return builder.call(function, [weights, repeated, total])
+
+
 def _step(
-    builder: ir.IRBuilder, numbers: list[ir.Value], weights: list[ir.Value], sums: list[list[ir.Value]]
+    builder: ir.IRBuilder,
+    numbers: list[ir.Value],
+    weights: list[ir.Value],
+    sums: list[list[ir.Value]],
+    multiply_add: Callable[..., ir.Value],
 ) -> None:
     """One step k: sums[row][v] += number of the row * weights[v], given the addresses of all three."""
-    multiply_add = _built_in(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *[_VECTOR] * 3)
     nothing = ir.Constant(_VECTOR, ir.Undefined)
     loaded = [builder.load(weight, align=4) for weight in weights]
     for address, of_row in zip(numbers, sums, strict=True):
         first = builder.insert_element(nothing, builder.load(address), _I32(0))
         repeated = builder.shuffle_vector(first, nothing, ir.VectorType(_I32, LANES)([0] * LANES))
         for weight, total in zip(loaded, of_row, strict=True):
-            builder.store(builder.call(multiply_add, [weight, repeated, builder.load(total)]), total)
+            builder.store(multiply_add(builder, weight, repeated, builder.load(total)), total)
 
 
 def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
@@ -113,13 +126,16 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
             x (T, in), panel (in, width), y (T, out), all float32; width = vectors * LANES
             y[row:row + rows, column:column + width] = x[row:row + rows] @ panel
 
+    x and panel may be pairs of bfloat16 instead (see `bfloat16_cpu.py`): uint32, `in` counts pairs then.
+
     Rows beyond the last are the last one again: computed twice, and written twice, the same bits. `part`
     counts which part of the next panel, of `PARTS`, the tile prefetches: panels lie one after the other.
     """
 
     def tile(x, panel, y, row, column, part):  # in Python itself
         width = vectors * LANES
-        y[row : row + rows, column : column + width] = x[row : row + rows] @ panel[:, :width]
+        factors = zip(halves(x[row : row + rows]), halves(panel[:, :width]), strict=True)
+        y[row : row + rows, column : column + width] = sum(a @ b for a, b in factors)
 
     @overload(tile, inline="always")
     def in_compiled_code(x, panel, y, row, column, part):
@@ -135,6 +151,8 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
                 for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
             )
             row, column, part = arguments[3:]
+            is_float = signature.args[0].dtype == types.float32
+            multiply_add = _emit_multiply_add if is_float else emit_multiply_add_pairs
             last = builder.sub(x.rows, _I64(1))
             indices = [builder.add(row, _I64(i)) for i in range(rows)]
             indices = [builder.select(builder.icmp_signed("<", i, last), i, last) for i in indices]
@@ -144,7 +162,8 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
                 builder.store(_VECTOR([0.0] * LANES), total)
 
             def step(k: ir.Value) -> None:
-                _step(builder, [x.address(i, k) for i in indices], panel.vectors(k, _I64(0), vectors), sums)
+                numbers, weights = [x.address(i, k) for i in indices], panel.vectors(k, _I64(0), vectors)
+                _step(builder, numbers, weights, sums, multiply_add)
 
             turns = builder.udiv(x.columns, _I64(STEPS))
             next_panel = builder.bitcast(panel.address(panel.rows, _I64(0)), _BYTES)
@@ -171,13 +190,13 @@ _one_row, _four_rows = make_tile(1), make_tile(ROWS)
 
 
 @numba.njit(
-    "void(float32[:,:], float32[:,:,::1], float32[:,::1])",
+    ["void(float32[:,:], float32[:,:,::1], float32[:,::1])", "void(uint32[:,:], uint32[:,:,::1], float32[:,::1])"],
     parallel=True, nogil=True, cache=True, error_model="numpy",
 )  # fmt: skip
 def matmul_cpu(x, panels, y):
     """y (T, out) = x (T, in) W^T, with W as `pack_panels` gives it; the panels are divided among the threads.
 
-    Each row of x is contiguous, and `out` at least `WIDTH`.
+    Each row of x is contiguous, and `out` at least `WIDTH`. x and panels are float32, or pairs of bfloat16.
     """
     num_rows, num_columns = y.shape
     for number in numba.prange(len(panels)):
@@ -190,7 +209,8 @@ def matmul_cpu(x, panels, y):
 
 
 def pack_panels(weight: np.ndarray) -> np.ndarray:
-    """W (out, in) -> panels (ceil(out / WIDTH), in, WIDTH), a copy; `out` is at least `WIDTH`.
+    """W (out, in) -> panels (ceil(out / WIDTH), in, WIDTH), a copy; `out` is at least `WIDTH`. For bfloat16,
+    W is given as pairs: uint32 (out, in / 2).
 
     The last panel ends with the last column, so it may share columns with the one before it::
 

@@ -38,12 +38,13 @@ from functools import cache
 import numba
 import numpy as np
 
+from .bfloat16_cpu import widen
 from .prefetch_cpu import prefetch
 from .rows_cpu import FAST_MATH, exp
 
 # query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output; `::1` means C-contiguous.
 SIGNATURE = (
-    "void(float32[:,:,:], float32[:,:,:,::1], float32[:,:,:,::1], int64[::1], int32[:,::1], int32[::1], "
+    "void(float32[:,:,:], {kv}[:,:,:,::1], {kv}[:,:,:,::1], int64[::1], int32[:,::1], int32[::1], "
     "float32, float32[:,:,::1])"
 )
 
@@ -63,7 +64,7 @@ def scores(queries, keys, rows, next_keys, ahead, weights):
         for g in range(len(queries)):
             score = np.float32(0)
             for d in range(queries.shape[1]):
-                score += queries[g, d] * key[d]
+                score += queries[g, d] * widen(key[d])
             weights[g, slot] = score
 
 
@@ -107,20 +108,22 @@ def add_values(weights, values, rows, next_values, ahead, acc):
                 weights[g, slot + 3],
             )
             for d in range(acc.shape[1]):
-                acc[g, d] += w0 * v0[d] + w1 * v1[d] + w2 * v2[d] + w3 * v3[d]
+                first = w0 * widen(v0[d]) + w1 * widen(v1[d])
+                acc[g, d] += first + w2 * widen(v2[d]) + w3 * widen(v3[d])
     for slot in range(fours, filled):
         value = values[rows[slot]]
         for g in range(len(acc)):
             for d in range(acc.shape[1]):
-                acc[g, d] += weights[g, slot] * value[d]
+                acc[g, d] += weights[g, slot] * widen(value[d])
 
 
 @cache
-def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
-    """The kernel for one head_dim: a constant, because a loop of known length becomes vector instructions.
+def compile_paged_attention_cpu(head_dim: int, kv: str = "float32") -> Callable[..., None]:
+    """The kernel for one head_dim and one type of K and V, "float32" or "uint16": the bits of a bfloat16.
 
-    It is compiled here and not in the middle of a step: about five seconds, once per machine, because Numba
-    keeps the result in a cache on disk. Each sequence has one query::
+    head_dim is a constant, because a loop of known length becomes vector instructions. The kernel is compiled
+    here and not in the middle of a step: about five seconds, once per machine, because Numba keeps the result
+    in a cache on disk. Each sequence has one query::
 
         kernel(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output)
 
@@ -129,7 +132,9 @@ def compile_paged_attention_cpu(head_dim: int) -> Callable[..., None]:
         least 1. Oracle: `paged_attention_reference`.
     """
 
-    @numba.njit(SIGNATURE, parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
+    @numba.njit(
+        SIGNATURE.format(kv=kv), parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH
+    )
     def paged_attention_cpu(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output):
         num_blocks, block_size, num_kv_heads, _ = key_cache.shape
         group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h

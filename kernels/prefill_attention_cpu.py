@@ -29,6 +29,7 @@ Oracle: `prefill_attention_reference`. vLLM V1: `csrc/cpu/cpu_attn.cpp`.
 import numba
 import numpy as np
 
+from .bfloat16_cpu import widen
 from .matmul_cpu import LANES, ROWS, WIDTH, make_tile
 from .rows_cpu import FAST_MATH, exp
 
@@ -72,16 +73,22 @@ def softmax(scores, limit):
     return total
 
 
+# query, key_cache, value_cache, blocks, num_keys, scale, scratch, output
+SIGNATURE = (
+    "void(float32[:,:,:], {kv}[:,:,:,::1], {kv}[:,:,:,::1], int64[::1], int64, float32, "
+    "Tuple((float32[:,:,::1], float32[:,:,:,::1], float32[:,:,::1])), float32[:,:,::1])"
+)
+
+
 @numba.njit(
-    "void(float32[:,:,:], float32[:,:,:,::1], float32[:,:,:,::1], int64[::1], int64, float32, "
-    "Tuple((float32[:,:,::1], float32[:,:,:,::1], float32[:,:,::1])), float32[:,:,::1])",
+    [SIGNATURE.format(kv="float32"), SIGNATURE.format(kv="uint16")],
     parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
 )  # fmt: skip
 def prefill_attention_cpu(query, key_cache, value_cache, blocks, num_keys, scale, scratch, output):
     """Attention of queries which are the last tokens of one sequence.
 
-    query, output (q, Hq, D), query may be a slice; key_cache and value_cache (B, S, Hkv, D); blocks (b,) of
-    the sequence; num_keys, at least q: what the last query sees; scratch: from `make_scratch`.
+    query, output (q, Hq, D), query may be a slice; key_cache and value_cache (B, S, Hkv, D), float32 or the
+    bits of bfloat16; blocks (b,) of the sequence; num_keys, at least q: what the last query sees; scratch: from `make_scratch`.
     """
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_queries, group = len(query), query.shape[1] // num_kv_heads
@@ -96,8 +103,8 @@ def prefill_attention_cpu(query, key_cache, value_cache, blocks, num_keys, scale
             j = b * block_size + slot
             for head in range(num_kv_heads):
                 for d in range(head_dim):
-                    keys[head, j // WIDTH, d, j % WIDTH] = key_cache[blocks[b], slot, head, d]
-                    values[head, j, d] = value_cache[blocks[b], slot, head, d]
+                    keys[head, j // WIDTH, d, j % WIDTH] = widen(key_cache[blocks[b], slot, head, d])
+                    values[head, j, d] = widen(value_cache[blocks[b], slot, head, d])
     num_tiles = (num_rows + ROWS - 1) // ROWS
     for program in numba.prange(num_kv_heads * num_tiles):  # one head after the other: it stays in the cache
         head, place = program // num_tiles, program % num_tiles

@@ -88,13 +88,14 @@ class KVCache:
 
         Args:
             layer: which layer's cache.
-            key: (T, Hkv, D), any strides: usually a slice of the packed QKV projection.
+            key: (T, Hkv, D), any strides: usually a slice of the packed QKV projection. Rounded to the
+                cache's dtype.
             value: (T, Hkv, D).
             slot_mapping: (T,) int64, all different.
         """
         assert key.shape == value.shape == (slot_mapping.shape[0], *self._key_slots[layer].shape[1:])
-        self._key_slots[layer].index_copy_(0, slot_mapping, key)
-        self._value_slots[layer].index_copy_(0, slot_mapping, value)
+        for slots, new in ((self._key_slots[layer], key), (self._value_slots[layer], value)):
+            slots.index_copy_(0, slot_mapping, new.to(slots.dtype))
 
     def copy_blocks(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks on the device, in all layers: the copy of copy-on-write.

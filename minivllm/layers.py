@@ -38,9 +38,19 @@ class Build:
     dtype: torch.dtype
     device: torch.device
 
-    def parameter(self, *shape: int) -> nn.Parameter:
+    @property
+    def activations(self) -> torch.dtype:
+        """Type of all that goes from layer to layer, and of the norms' weights.
+
+        The Numba kernels compute in float32, whatever the type of weights and KV cache: a processor has few
+        instructions for less, and little is read there. Elsewhere it is the model's own type.
+        """
+        return torch.float32 if self.attention.name == "numba" else self.dtype
+
+    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """A weight to be filled by `load_weights`; this engine never trains, so it needs no gradient."""
-        return nn.Parameter(torch.empty(*shape, dtype=self.dtype, device=self.device), requires_grad=False)
+        empty = torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
+        return nn.Parameter(empty, requires_grad=False)
 
 
 class Linear(nn.Module):
@@ -78,7 +88,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, build: Build, size: int | None = None) -> None:
         super().__init__()
-        self.weight = build.parameter(build.config.hidden_size if size is None else size)
+        self.weight = build.parameter(size or build.config.hidden_size, dtype=build.activations)
         eps = torch.tensor([build.config.rms_norm_eps], dtype=torch.float32, device=build.device)
         self.register_buffer("eps", eps, persistent=False)
 

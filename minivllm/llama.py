@@ -129,6 +129,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, build: Build, attention: type[LlamaAttention]) -> None:
         super().__init__()
+        self.activations = build.activations
         self.embed_tokens = build.parameter(build.config.vocab_size, build.config.hidden_size)
         self.layers = nn.ModuleList(
             LlamaDecoderLayer(build, layer, attention) for layer in range(build.config.num_hidden_layers)
@@ -139,7 +140,7 @@ class LlamaModel(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         """(T,) -> (T, hidden)."""
         # A parameter instead of nn.Embedding, so that a tied head can use the very same tensor.
-        return F.embedding(input_ids, self.embed_tokens)
+        return F.embedding(input_ids, self.embed_tokens).to(self.activations)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata

@@ -366,17 +366,18 @@ def test_auto_is_the_fastest_that_fits_and_an_unknown_name_is_refused():
     """Catches a typo in attention_backend that silently runs something else."""
     config = model_config()
     assert make_attention_backend("auto", config, S, torch.float32, "cpu").name == "numba"
-    assert make_attention_backend("auto", config, S, torch.bfloat16, "cpu").name == "torch"
+    assert make_attention_backend("auto", config, S, torch.bfloat16, "cpu").name == "numba"
+    assert make_attention_backend("auto", config, S, torch.float16, "cpu").name == "torch"
     for name in ("torch", "numba"):
         assert make_attention_backend(name, config, S, torch.float32, "cpu").name == name
     with pytest.raises(ValueError, match="'flash'"):
         make_attention_backend("flash", config, S, torch.float32, "cpu")
 
 
-@pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "cuda")])
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.float32, "cuda")])
 def test_the_numba_backend_refuses_what_its_kernel_cannot_read(dtype: torch.dtype, device: str):
-    """Catches bfloat16 bits read as float32, and a kernel for the host that is handed a device pointer."""
-    with pytest.raises(ValueError, match="float32 on a CPU, not for"):
+    """Catches float16 bits read as bfloat16, and a kernel for the host that is handed a device pointer."""
+    with pytest.raises(ValueError, match="bfloat16 on a CPU, not for"):
         make_attention_backend("numba", model_config(), S, dtype, device)
 
 

@@ -339,6 +339,26 @@ def test_half_precision_follows_hugging_face_in_the_same_precision(dtype: torch.
     assert exact.square().mean().sqrt() > 10 * their_error  # negative control: zeros would not do
 
 
+def test_bfloat16_with_the_numba_kernels_rounds_weights_and_cache_and_little_else():
+    """Catches sums in bfloat16: nearer to float32 with rounded weights than Hugging Face in bfloat16 is."""
+    theirs = hugging_face_llama(num_hidden_layers=2)
+    ids = random_ids(40)
+    halved = theirs.to(torch.bfloat16)
+    their_logits = hugging_face_logits(halved, ids).float()
+    exact = hugging_face_logits(halved.float(), ids)  # the same weights, rounded and wide again
+    their_error = (their_logits - exact).square().mean().sqrt()
+    attention = NumbaAttention(config_of(theirs), S, torch.bfloat16, "cpu")
+    run = PagedRun(load(halved, attention, torch.bfloat16), [ids])
+    run.step({0: 33})
+    run.step({0: 1})
+    run.step({0: 6})
+    logits = run.all_logits()
+    assert logits.dtype == torch.float32
+    error = (logits - exact).square().mean().sqrt()
+    assert 0 < error < their_error
+    assert exact.square().mean().sqrt() > 10 * their_error  # negative control: zeros would not do
+
+
 def test_rms_norm_survives_numbers_whose_squares_overflow_half_precision():
     """Catches squares summed in float16: 300 squared is above its largest number, 65,504."""
     norm = RMSNorm(tiny_build(torch.float16))

@@ -8,8 +8,9 @@ backend    decode (one query per sequence)        prefill (several)
 `triton`   `kernels/paged_attention.py`           `kernels/prefill_attention.py`
 =========  =====================================  ==============================================
 
-`auto` takes `triton` on a GPU and, on a CPU, `numba` for float32 where Numba is installed, else `torch`. The
-backends differ in speed and in rounding, not in meaning; each is tested against the same oracle.
+`auto` takes `triton` on a GPU and, on a CPU, `numba` for float32 and bfloat16 where Numba is installed, else
+`torch`. The backends differ in speed and in rounding, not in meaning; each is tested against the same oracle.
+With bfloat16, `numba` reads weights and KV cache in that type and computes in float32 (`Build.activations`).
 
 Paper: section 4.1.
 vLLM V1: `v1/attention/selector.py`, `v1/attention/backends/triton_attn.py` and `cpu_attn.py`.
@@ -34,6 +35,10 @@ FEW_QUERIES = 8
 """Up to so many queries of a sequence are computed one by one: a decode, or drafts that are verified."""
 FEW_KEYS = 64
 """So are those of a sequence with at most so many tokens: a call for each sequence would cost more."""
+
+
+NUMBA_DTYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
+"""Types of K and V which the compiled loops read -> what Numba calls them."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,9 @@ class NumbaAttention:
     def __init__(
         self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        if torch.device(device).type != "cpu" or dtype != torch.float32:
+        if torch.device(device).type != "cpu" or dtype not in NUMBA_DTYPES:
             raise ValueError(
-                f"attention_backend 'numba' is for float32 on a CPU, not for {dtype} on {device}. "
+                f"attention_backend 'numba' is for float32 and bfloat16 on a CPU, not for {dtype} on {device}. "
                 "Use 'torch', or 'triton' on a GPU."
             )
         if find_spec("numba") is None:
@@ -84,7 +89,8 @@ class NumbaAttention:
 
         self._block_size = block_size
         self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self._decode, self._prefill = compile_paged_attention_cpu(config.head_dim), prefill_attention_cpu
+        kind = NUMBA_DTYPES[dtype]
+        self._decode, self._prefill = compile_paged_attention_cpu(config.head_dim, kind), prefill_attention_cpu
         self._deal_out, self._use_threads, self._make_scratch = deal_out, use_threads, make_scratch
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:
@@ -131,7 +137,7 @@ class NumbaAttention:
         result = query.new_empty(query.shape)
         # NumPy arrays of the same memory: nothing is copied.
         queries, output = query.numpy(), result.numpy()
-        cache = kv_cache.key[layer].numpy(), kv_cache.value[layer].numpy()
+        cache = as_array(kv_cache.key[layer]), as_array(kv_cache.value[layer])
         for prefill in plan.prefills:
             batch = prefill.blocks, prefill.num_keys, np.float32(scale), plan.scratch
             self._prefill(queries[prefill.rows], *cache, *batch, output[prefill.rows])
@@ -139,6 +145,11 @@ class NumbaAttention:
             batch = plan.tokens, plan.block_tables, plan.seq_lens
             self._decode(queries, *cache, *batch, np.float32(scale), output)
         return result
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as a NumPy array of the same memory; NumPy has no bfloat16, and sees its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 class TritonAttention:
@@ -191,7 +202,7 @@ def make_attention_backend(
     require_choice("attention_backend", name, CHOICES["attention_backend"])
     on_cpu = torch.device(device).type == "cpu"
     if name == "auto":
-        numba_fits = on_cpu and dtype == torch.float32 and find_spec("numba") is not None
+        numba_fits = on_cpu and dtype in NUMBA_DTYPES and find_spec("numba") is not None
         name = "numba" if numba_fits else "torch" if on_cpu else "triton"
     if name == "triton":
         return TritonAttention()

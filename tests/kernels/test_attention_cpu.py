@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minivllm.backends.attention_kernels import NUMBA_DTYPES, as_array
 from minivllm.kernels import prefill_attention_cpu as module
 from minivllm.kernels.matmul_cpu import ROWS, WIDTH
 from minivllm.kernels.paged_attention_cpu import ENOUGH, compile_paged_attention_cpu, use_threads
@@ -29,7 +30,7 @@ def packed_query(case):
 def prefill(case, kernel=module):
     """Every sequence of a case, one call each; what no call writes stays NaN."""
     output, query = torch.full(case.query.shape, torch.nan), packed_query(case)
-    caches = case.key_cache.numpy(), case.value_cache.numpy()
+    caches = as_array(case.key_cache), as_array(case.value_cache)
     starts = case.query_start_loc.tolist()
     scratch = kernel.make_scratch(max(case.query_lens), max(case.lens), *case.heads, case.head_dim)
     for array in scratch:
@@ -45,9 +46,10 @@ def decode(case):
     """The last query of every sequence, in one call."""
     tokens = case.query_start_loc[1:].long() - 1
     output, lens = torch.full(case.query.shape, torch.nan), np.array(case.lens, np.int32)
-    caches = case.key_cache.numpy(), case.value_cache.numpy()
+    caches = as_array(case.key_cache), as_array(case.value_cache)
     batch = tokens.numpy(), case.block_tables.numpy(), lens, np.float32(case.scale)
-    compile_paged_attention_cpu(case.head_dim)(packed_query(case).numpy(), *caches, *batch, output.numpy())
+    kernel = compile_paged_attention_cpu(case.head_dim, NUMBA_DTYPES[case.key_cache.dtype])
+    kernel(packed_query(case).numpy(), *caches, *batch, output.numpy())
     return output[tokens]
 
 
@@ -161,6 +163,21 @@ def test_the_assertion_rejects_known_bugs_of_a_decode(bug):
         assert_matches(decode(case), case.expected_decode(bug=bug), torch.float32)
 
 
+def test_a_cache_in_bfloat16_is_read_as_what_it_holds():
+    """Would catch the two halves of a pair exchanged, bits read as float32, and blocks asked for by wrong bytes."""
+    case = Case([1 + 13 * r for r in range(ENOUGH)], heads=(9, 3))
+    case.query_lens = [min(n, 9) for n in case.lens]
+    case.query = torch.randn(sum(case.query_lens), 9, case.head_dim)
+    unrounded = case.expected_decode(), case.expected_prefill()
+    case.key_cache, case.value_cache = case.key_cache.bfloat16(), case.value_cache.bfloat16()
+    for run, expected, wrong in zip(
+        (decode, prefill), (case.expected_decode(), case.expected_prefill()), unrounded, strict=True
+    ):
+        assert_matches(run(case), expected, torch.float32)  # nothing but the cache is rounded
+        with pytest.raises(AssertionError):  # negative control
+            assert_matches(run(case), wrong, torch.float32)
+
+
 def test_python_itself_runs_the_loops():
     """Would catch an instruction of LLVM's without a counterpart in Python: no debugger could step through."""
     script = """
@@ -168,6 +185,9 @@ import torch
 from tests.kernels.attention_case import Case, assert_matches
 from tests.kernels.test_attention_cpu import decode, prefill
 case = Case([5, 18], [5, 2], (4, 2), head_dim=8, block_size=4)
+assert_matches(prefill(case), case.expected_prefill(), torch.float32)
+assert_matches(decode(case), case.expected_decode(), torch.float32)
+case.key_cache, case.value_cache = case.key_cache.bfloat16(), case.value_cache.bfloat16()
 assert_matches(prefill(case), case.expected_prefill(), torch.float32)
 assert_matches(decode(case), case.expected_decode(), torch.float32)
 """

@@ -105,6 +105,22 @@ def test_bfloat16_weights_are_multiplied_or_the_product_is_not_offered(kind):
             torch.testing.assert_close(actual, F.linear(x + 1, weight), rtol=0.02, atol=0.1)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("shape", [(64, 48), (65, 47)])
+def test_float32_rows_and_bfloat16_weights_make_float32(kind, shape):
+    """Would catch an error about two dtypes, and, in panels, a last number without a partner."""
+    weight, bias = torch.randn(shape).bfloat16(), torch.randn(shape[0]).bfloat16()
+    if not agrees(kind, weight):
+        kind = TorchLinear
+    x = torch.randn(5, shape[1])
+    actual = kind(weight, bias)(x)
+    assert actual.dtype == torch.float32
+    expected = F.linear(x.bfloat16().float(), weight.float(), bias.float())
+    torch.testing.assert_close(actual, expected, rtol=0.01, atol=0.1)
+    if kind is PanelLinear:  # its sums are not rounded
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("wrong", [Doubled, WrongBias])
 def test_a_product_which_disagrees_is_not_offered(wrong, dtype, large, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from minivllm.kernels import bfloat16_cpu
 from minivllm.kernels import matmul_cpu as module
 from minivllm.kernels.matmul_cpu import ROWS, WIDTH, matmul_cpu, pack_panels
 from minivllm.kernels.paged_attention_cpu import use_threads
@@ -19,7 +20,8 @@ TOLERANCE = 1e-3
 def product(x, weight, kernel=module):
     """x W^T, with poisoned memory before and after x and y; fails if the product wrote outside of y."""
     before, after = 3, 5
-    inputs = np.full((before + len(x) + after, x.shape[1]), np.nan, np.float32)
+    poison = np.nan if x.dtype == np.float32 else 0x7FC07FC0  # two NaNs
+    inputs = np.full((before + len(x) + after, x.shape[1]), poison, x.dtype)
     inputs[before : before + len(x)] = x
     outputs = np.full((before + len(x) + after, len(weight)), np.inf, np.float32)
     kernel.matmul_cpu(
@@ -35,6 +37,12 @@ def assert_product(actual, x, weight):
     np.testing.assert_allclose(
         actual, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=0, atol=TOLERANCE
     )
+
+
+def pairs_of(array):
+    """Neighbours of each row, rounded to bfloat16, as one uint32; and what they hold, as float32."""
+    rounded = torch.from_numpy(array).bfloat16()
+    return rounded.view(torch.uint32).numpy(), rounded.float().numpy()
 
 
 def random(*shape):
@@ -55,6 +63,34 @@ def test_the_product_is_right_at_every_edge_and_writes_nothing_else(rows, shape)
     for wrong in (np.zeros_like(actual), np.roll(actual, 1, axis=1), 0.9 * actual):  # negative controls
         with pytest.raises(AssertionError):
             assert_product(wrong, x, weight)
+
+
+@pytest.mark.parametrize("has_pairs", [False, True])
+@pytest.mark.parametrize("shape", [(2 * WIDTH, 16), (2 * WIDTH + 1, 62), (WIDTH, 578), (WIDTH, 2)])
+def test_pairs_of_bfloat16_are_multiplied_as_what_they_hold(shape, has_pairs, tmp_path, monkeypatch):
+    """Would catch the halves of a pair exchanged on one side, a sum in bfloat16, and the way without vdpbf16ps."""
+    if has_pairs and not bfloat16_cpu.HAS_PAIRS:
+        pytest.skip("this processor has no instruction for pairs")
+    monkeypatch.setattr(bfloat16_cpu, "HAS_PAIRS", has_pairs)
+    kernel = copy_of_the_kernel(tmp_path, monkeypatch)
+    weight, weight64 = pairs_of(random(*shape))
+    for rows in (1, ROWS, ROWS + 1, 33):
+        x, x64 = pairs_of(random(rows, shape[1]))
+        actual = product(x, weight, kernel)
+        assert_product(actual, x64, weight64)
+        swapped = x64.reshape(rows, -1, 2)[..., ::-1].reshape(rows, -1)
+        for wrong in (np.zeros_like(actual), (swapped @ weight64.T), 0.9 * actual):  # negative controls
+            with pytest.raises(AssertionError):
+                assert_product(wrong, x64, weight64)
+
+
+def test_a_row_of_pairs_has_the_same_bits_in_any_batch():
+    """Would catch a batch that decides how the two products of a pair are added."""
+    weight, _ = pairs_of(random(2 * WIDTH, 578))
+    x, _ = pairs_of(random(33, 578))
+    together = product(x, weight)
+    for first, last in ((0, 1), (32, 33), (5, 7), (1, 33)):
+        assert np.array_equal(product(x[first:last], weight), together[first:last])
 
 
 def test_rows_of_a_slice_are_read_where_they_are():
@@ -99,15 +135,21 @@ def test_the_last_panel_ends_with_the_last_column():
     assert np.array_equal(panels[2], weight[WIDTH + 12 :].T)
 
 
-@pytest.mark.parametrize("has_avx512", [False, True])
-def test_the_tile_is_right_for_the_other_width_of_registers(has_avx512, tmp_path, monkeypatch):
-    """Would catch a kernel which is right on this machine's registers only."""
+def copy_of_the_kernel(folder, monkeypatch):
+    """The kernel compiled anew, with what is patched at this moment."""
     # A cache of its own, so that the copy does not replace the kernel.
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
     spec = importlib.util.spec_from_file_location("minivllm.kernels.matmul_cpu_copy", module.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
+    return copy
+
+
+@pytest.mark.parametrize("has_avx512", [False, True])
+def test_the_tile_is_right_for_the_other_width_of_registers(has_avx512, tmp_path, monkeypatch):
+    """Would catch a kernel which is right on this machine's registers only."""
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"avx512f": has_avx512})
+    copy = copy_of_the_kernel(tmp_path, monkeypatch)
     assert (48 if has_avx512 else 24) == copy.WIDTH
     weight = random(2 * copy.WIDTH + 5, 61)
     for rows in (1, 3, 4, 33):
