@@ -45,11 +45,12 @@ COMMANDS = {
     "cpu_sharing.json": "bench sharing --repeats 5",
     "cpu_speculative.json": "bench speculative",
     "cpu_http.json": (
-        "bench http --backend offline minivllm vllm --request-rate 1 2 4 inf --num-prompts 64 --repeats 5"
+        "bench http --backend offline minivllm watched vllm --request-rate 1 4 inf --max-num-seqs 32 "
+        "--repeats 5"
     ),
     "cpu_serve.json": (
-        "bench serve --num-prompts 20 --max-model-len 512 --num-blocks 256 --goodput ttft:4000 tpot:400 "
-        "--backend minivllm orca-max static-contiguous --request-rate 0.2 0.4 0.6 0.9"
+        "bench serve --num-prompts 24 --max-model-len 512 --num-blocks 256 --goodput ttft:1000 tpot:100 "
+        "--backend minivllm orca-max static-contiguous --request-rate 0.75 1.5 3"
     ),
     "cpu_latency.json": "bench latency --num-iters-warmup 2 --num-iters 10",
     "cpu_parallel.json": "bench parallel",

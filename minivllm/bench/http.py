@@ -33,7 +33,6 @@ import argparse
 import asyncio
 import json
 import math
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -49,12 +48,11 @@ from minivllm.bench import load_generator, options, servers
 from minivllm.bench import serve as in_process
 from minivllm.bench.backends import OURS, make_baseline
 from minivllm.bench.report import Result, Spread, finish, new_result, ratio_text
-from minivllm.bench.serve import Served
+from minivllm.bench.serve import FIRST_TOKENS, SPEEDS, Served
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.weights.loader import resolve_model
 
 OFFLINE, WATCHED, VLLM = "offline", "watched", "vllm"
-SPEEDS = "rounds_tokens_per_second"  # of a point: one value per round, in the order of the rounds
 PROBE_SECONDS = 0.5
 Run = Callable[[list[BenchRequest]], tuple[list[Served], float]]
 
@@ -102,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
                 point = {"backend": name, "request_rate": rate if math.isfinite(rate) else None,
                          **in_process.median_round(points),
                          SPEEDS: [point["output_tokens_per_second"] for point in points],
-                         "rounds_ttft_median": [point["ttft"]["median"] for point in points]}  # fmt: skip
+                         FIRST_TOKENS: [point["ttft"]["median"] for point in points]}  # fmt: skip
                 result["points"].append(point)
                 print(f"\n{name}\n{in_process.vllm_table(point)}")
     print()
@@ -228,15 +226,21 @@ async def post(url: str, body: bytes) -> AsyncIterator[bytes]:
 
 
 def print_report(result: Result) -> None:
-    """The table of `bench serve`, and what the server costs beside the bare engine."""
+    """The table of `bench serve`, and what the server costs beside the bare engine.
+
+    That is a ratio of tokens/s where all requests are there at once, and where they arrive, which decides the
+    tokens/s, how much later a first token comes.
+    """
     in_process.print_report(result)
     points = {(point["backend"], point["request_rate"]): point for point in result["points"]}
     for (name, rate), point in points.items():
         bare = points.get((OFFLINE, rate))
         if bare is None or name == OFFLINE:
             continue
-        speeds = (Spread(tuple(each[SPEEDS])) for each in (point, bare))
-        pairs = zip(point["rounds_ttft_median"], bare["rounds_ttft_median"], strict=True)
-        later = statistics.median(1e3 * (a - b) for a, b in pairs)
-        print(f"At {rate or math.inf:g} req/s: {ratio_text(*speeds, name, OFFLINE, result['provenance'])}; "
-              f"its first token comes {later:+.1f} ms later")  # fmt: skip
+        if rate is None:
+            speeds = (Spread(tuple(each[SPEEDS])) for each in (point, bare))
+            print(f"All at once: {ratio_text(*speeds, name, OFFLINE, result['provenance'])}.")
+        else:
+            pairs = zip(point[FIRST_TOKENS], bare[FIRST_TOKENS], strict=True)
+            later = Spread(tuple(1e3 * (a - b) for a, b in pairs))
+            print(f"At {rate:g} requests/s a first token of {name} comes {later:+.1f} ms later.")

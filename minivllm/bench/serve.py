@@ -46,7 +46,8 @@ from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 # Those that a request has one value of. ITL has many, and vLLM has no limit on it either.
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
-ROUNDS = "rounds_normalized_latency"  # of a point: the mean of every round, in seconds per token
+# Of a point: a value for each round. Mean latency in seconds per token; and, from `bench http`, two more.
+ROUNDS, SPEEDS, FIRST_TOKENS = "rounds_normalized_latency", "rounds_tokens_per_second", "rounds_ttft_median"
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,9 @@ def vllm_table(point: dict[str, Any]) -> str:
 def overview(points: Sequence[dict[str, Any]]) -> str:
     """The curve of figure 12 in numbers. Where TTFT p99 leaves p50 behind, the queue has begun to grow.
 
-    Of several rounds this is the median one, and a column more gives the latency of all.
+    Of several rounds this is the median one, and a column more gives the latency of all. Rate and median TTFT
+    are medians over the rounds, where these are known: two policies may have their median in two rounds, and
+    how many tokens were asked for per second depends on the round.
     """
     several = any(len(point.get(ROUNDS, ())) > 1 for point in points)
     heads = ("policy", "req/s", "ms/token", "TTFT p50", "TTFT p99", "TPOT p50", "tok/s")
@@ -251,7 +254,9 @@ def overview(points: Sequence[dict[str, Any]]) -> str:
     times = (("normalized_latency", "mean"), ("ttft", "median"), ("ttft", "p99"), ("tpot", "median"))
     for point in points:
         cells = [f"{1e3 * point[key][statistic]:.1f}" for key, statistic in times]
-        cells.append(f"{point['output_tokens_per_second']:.1f}")
+        cells.append(f"{np.median(point.get(SPEEDS, point['output_tokens_per_second'])):.1f}")
+        if FIRST_TOKENS in point:
+            cells[1] = f"{1e3 * np.median(point[FIRST_TOKENS]):.1f}"
         if several:
             cells.append(" ".join(f"{1e3 * latency:.0f}" for latency in point.get(ROUNDS, ())))
         rows.append((point["backend"], f"{(point['request_rate'] or math.inf):.2f}", *cells))

@@ -39,9 +39,11 @@ class StepLog:
         self.is_watched = False
         self._numbers: dict[str, int] = {}  # request id -> number on the page
         self._next_number = itertools.count(1)
-        self._tables: dict[int, tuple[int, ...]] = {}  # as the step before left them
+        # The blocks of each sequence: as the last step left them, and as the one before did.
+        self._tables: dict[int, tuple[int, ...]] = {}
+        self._before: dict[int, tuple[int, ...]] = {}
         self._last: SchedulerOutput | None = None
-        self._did: list[str] = []
+        self._last_news: list[str] = []
         self._why: list[str] = []
         self._news: deque[tuple[int, str]] = deque(maxlen=MAX_NEWS)
 
@@ -58,9 +60,9 @@ class StepLog:
         news += [self._admission(row) for row in plan.scheduled if self._is_new(row, plan)]
         news += [f"Request {number} is finished; its blocks are free." for number in finished]
         self._news.extend((plan.step, text) for text in news)
-        self._did = [*news, *(self._work(row) for row in plan.scheduled)]
         self._why = self._reasons(plan, updated, scheduler)
-        self._last = plan
+        self._last, self._last_news = plan, news
+        self._before = self._tables
         self._tables = {seq_id: table.block_ids for seq_id, table in scheduler.kv.block_tables.items()}
 
     def number(self, request_id: str) -> int:
@@ -85,7 +87,7 @@ class StepLog:
         return f"Request {number} is admitted: {total} tokens{found}, blocks {blocks}."
 
     def _work(self, row: ScheduledSequence) -> str:
-        new = [block for block in row.block_ids if block not in self._tables.get(row.seq_id, ())]
+        new = [block for block in row.block_ids if block not in self._before.get(row.seq_id, ())]
         last = row.start + row.num_tokens - 1
         what = f"position {last}" if row.num_tokens == 1 else f"positions {row.start} to {last}"
         blocks = f"new blocks: {', '.join(map(str, new))}" if new else "no new block"
@@ -122,12 +124,16 @@ class StepLog:
         """The picture of this moment; call it in the engine's thread. Changes nothing in the engine."""
         scheduler = engine.scheduler
         pool, stats = scheduler.kv.pool, scheduler.stats
+        # Put into words here and not at each step: most steps are never shown.
+        rows = self._last.scheduled if self._last else ()
+        did = [*self._last_news, *(self._work(row) for row in rows)]
         queues = {"running": scheduler.running, "swapped": scheduler.swapped, "waiting": scheduler.waiting}
         requests = [
             self._request(group, state, scheduler) for state, groups in queues.items() for group in groups
         ]
         # The numbers of those that are gone may be forgotten, all but those of the last step.
-        self._numbers = {name: n for name, n in self._numbers.items() if name in scheduler.groups}
+        kept = scheduler.groups.keys() | {row.request_id for row in rows}
+        self._numbers = {name: n for name, n in self._numbers.items() if name in kept}
         return {
             "step": stats.num_steps,
             "num_blocks": pool.num_blocks,
@@ -137,7 +143,7 @@ class StepLog:
             "requests": requests,
             "generated": stats.num_generated_tokens,
             "preemptions": stats.num_preemptions,
-            "did": self._did,
+            "did": did,
             "why": self._why,
             "news": list(self._news),
         }

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 
 import httpx
 import pytest
@@ -41,6 +42,7 @@ def walk(tiny_llama):
             frames = [await engine.call(log.frame)]
             while await engine.step():
                 frames.append(await engine.call(log.frame))
+                assert await engine.call(log.frame) == frames[-1]  # a second look sees the same
             await asyncio.gather(*tasks)
             return frames
 
@@ -136,6 +138,21 @@ def test_two_slow_pages_see_the_same_newest_frame(tiny_llama):
         assert not log.is_watched and feed._task is None
 
     asyncio.run(main())
+    engine.shutdown()
+
+
+def test_pictures_take_a_hundredth_of_the_time_at_most(tiny_llama):
+    """Would catch a large pool whose pictures slow every step down, and ten looks a second at an idle engine."""
+    log = StepLog()
+    config = EngineConfig(model=str(tiny_llama), num_blocks=16, block_size=4, max_model_len=60)
+    engine = AsyncLLM(lambda: LLMEngine(config, trace=log))
+    feed = Feed(engine, log)
+    log.frame = lambda engine: time.sleep(0.01) or {}
+    asyncio.run(feed.look())
+    assert feed.pause >= 1.0
+    log.frame = lambda engine: {}
+    asyncio.run(feed.look())
+    assert feed.pause == 0.1
     engine.shutdown()
 
 
