@@ -77,7 +77,9 @@ def emit_multiply_add_pairs(
         kind = ir.FunctionType(vector, [vector, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [total, *(builder.bitcast(each, pairs) for each in (weights, repeated))])
+        return builder.call(
+            function, [total, *(builder.bitcast(each, pairs) for each in (weights, repeated))]
+        )
     bits = ir.VectorType(ir.IntType(32), lanes)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f32"

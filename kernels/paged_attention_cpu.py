@@ -133,7 +133,12 @@ def compile_paged_attention_cpu(head_dim: int, kv: str = "float32") -> Callable[
     """
 
     @numba.njit(
-        SIGNATURE.format(kv=kv), parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH
+        SIGNATURE.format(kv=kv),
+        parallel=True,
+        nogil=True,
+        cache=True,
+        error_model="numpy",
+        fastmath=FAST_MATH,
     )
     def paged_attention_cpu(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output):
         num_blocks, block_size, num_kv_heads, _ = key_cache.shape

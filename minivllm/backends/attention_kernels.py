@@ -90,7 +90,10 @@ class NumbaAttention:
         self._block_size = block_size
         self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         kind = NUMBA_DTYPES[dtype]
-        self._decode, self._prefill = compile_paged_attention_cpu(config.head_dim, kind), prefill_attention_cpu
+        self._decode, self._prefill = (
+            compile_paged_attention_cpu(config.head_dim, kind),
+            prefill_attention_cpu,
+        )
         self._deal_out, self._use_threads, self._make_scratch = deal_out, use_threads, make_scratch
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:

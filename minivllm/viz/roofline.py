@@ -32,11 +32,13 @@ def roofline_figure(
     ax.loglog([ends[0], corner, ends[1]], [ends[0] * bandwidth, peak, peak], color=INK, lw=1.5)
     ax.text(ends[1], 1.15 * peak, f"{peak:.0f} GFLOP/s", ha="right", fontsize=8)
     ax.text(1.3 * ends[0], 2.2 * ends[0] * bandwidth, f"{bandwidth:.0f} GB/s", fontsize=8)
-    for (name, points), colour, marker in zip(parts.items(), PALETTE, MARKERS, strict=False):
+    for number, (name, points) in enumerate(parts.items(), start=1):
         texts, xs, ys = zip(*points, strict=True)
-        ax.loglog(xs, ys, marker + "-", color=colour, lw=1, label=name)
+        ax.loglog(xs, ys, MARKERS[number % len(MARKERS)] + "-", color=PALETTE[number], lw=1, label=name)
+        # The last part to the left of its points, the others to the right: two of them may be near each other.
+        side, place = (7, "left") if number < len(parts) else (-7, "right")
         for text, x, y in zip(texts, xs, ys, strict=True):
-            ax.annotate(text, (x, y), (7, -8), textcoords="offset points", fontsize=7)
+            ax.annotate(text, (x, y), (side, -8), textcoords="offset points", ha=place, fontsize=7)
     ax.set(xlim=ends, xlabel="operations per byte", ylabel="billion operations per second")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8, loc="lower right")

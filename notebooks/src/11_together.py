@@ -288,7 +288,7 @@ roof = measure_roof(llm)
 points = {}
 for rows in (1, 12):
     for part in decode_parts(llm, [(prompt_ids[0] * 8)[:40]] * rows, 16):
-        text = f"{rows} rows: {1e3 * part.seconds:.1f} ms"
+        text = f"{rows} row{'s'[: rows - 1]}: {1e3 * part.seconds:.1f} ms"
         points.setdefault(part.name, []).append((text, part.intensity, part.rate / 1e9))
 del llm
 show(
