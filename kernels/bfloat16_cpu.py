@@ -21,8 +21,6 @@ Where the instruction is missing, the two halves are widened and multiplied one 
 the bytes. vLLM V1: `csrc/cpu/cpu_types_x86.hpp` (`BF16Vec16`); its products are oneDNN's.
 """
 
-from typing import Any
-
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
@@ -77,9 +75,8 @@ def emit_multiply_add_pairs(
         kind = ir.FunctionType(vector, [vector, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(
-            function, [total, *(builder.bitcast(each, pairs) for each in (weights, repeated))]
-        )
+        factors = [builder.bitcast(each, pairs) for each in (weights, repeated)]
+        return builder.call(function, [total, *factors])
     bits = ir.VectorType(ir.IntType(32), lanes)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f32"

@@ -7,7 +7,7 @@ The speed of that read depends on the order of W in memory, and the best order d
     mm          W^T, copied: row after row of (in, out)                   everywhere
     MKL         panels as Intel's library wants them                      x86, float32
     oneDNN      small tiles, as wide as the vector registers              x86, some ARM; float32, bfloat16
-    panels      as `matmul_cpu.py`, this project's own kernel, wants them everywhere Numba is; float32, bfloat16
+    panels      as `matmul_cpu.py`, this project's own kernel, wants them wherever Numba is; float32, bfloat16
 
                 +--+--+--+
     oneDNN: W = |a |b |c |  lies in memory as  a d b e c f: the numbers which one inner loop

@@ -190,7 +190,7 @@ _one_row, _four_rows = make_tile(1), make_tile(ROWS)
 
 
 @numba.njit(
-    ["void(float32[:,:], float32[:,:,::1], float32[:,::1])", "void(uint32[:,:], uint32[:,:,::1], float32[:,::1])"],
+    [f"void({kind}[:,:], {kind}[:,:,::1], float32[:,::1])" for kind in ("float32", "uint32")],
     parallel=True, nogil=True, cache=True, error_model="numpy",
 )  # fmt: skip
 def matmul_cpu(x, panels, y):

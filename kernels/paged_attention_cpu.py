@@ -132,14 +132,9 @@ def compile_paged_attention_cpu(head_dim: int, kv: str = "float32") -> Callable[
         least 1. Oracle: `paged_attention_reference`.
     """
 
-    @numba.njit(
-        SIGNATURE.format(kv=kv),
-        parallel=True,
-        nogil=True,
-        cache=True,
-        error_model="numpy",
-        fastmath=FAST_MATH,
-    )
+    signature = SIGNATURE.format(kv=kv)
+
+    @numba.njit(signature, parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
     def paged_attention_cpu(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output):
         num_blocks, block_size, num_kv_heads, _ = key_cache.shape
         group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h

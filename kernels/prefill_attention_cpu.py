@@ -88,7 +88,8 @@ def prefill_attention_cpu(query, key_cache, value_cache, blocks, num_keys, scale
     """Attention of queries which are the last tokens of one sequence.
 
     query, output (q, Hq, D), query may be a slice; key_cache and value_cache (B, S, Hkv, D), float32 or the
-    bits of bfloat16; blocks (b,) of the sequence; num_keys, at least q: what the last query sees; scratch: from `make_scratch`.
+    bits of bfloat16; blocks (b,) of the sequence; num_keys, at least q: what the last query sees; scratch:
+    from `make_scratch`.
     """
     block_size, num_kv_heads, head_dim = key_cache.shape[1:]
     num_queries, group = len(query), query.shape[1] // num_kv_heads

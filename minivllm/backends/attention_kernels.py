@@ -78,8 +78,8 @@ class NumbaAttention:
     ) -> None:
         if torch.device(device).type != "cpu" or dtype not in NUMBA_DTYPES:
             raise ValueError(
-                f"attention_backend 'numba' is for float32 and bfloat16 on a CPU, not for {dtype} on {device}. "
-                "Use 'torch', or 'triton' on a GPU."
+                f"attention_backend 'numba' is for float32 and bfloat16 on a CPU, not for {dtype} on "
+                f"{device}. Use 'torch', or 'triton' on a GPU."
             )
         if find_spec("numba") is None:
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
@@ -89,11 +89,8 @@ class NumbaAttention:
 
         self._block_size = block_size
         self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        kind = NUMBA_DTYPES[dtype]
-        self._decode, self._prefill = (
-            compile_paged_attention_cpu(config.head_dim, kind),
-            prefill_attention_cpu,
-        )
+        self._decode = compile_paged_attention_cpu(config.head_dim, NUMBA_DTYPES[dtype])
+        self._prefill = prefill_attention_cpu
         self._deal_out, self._use_threads, self._make_scratch = deal_out, use_threads, make_scratch
 
     def prepare(self, metadata: AttentionMetadata) -> AttentionMetadata:

@@ -35,7 +35,7 @@ def roofline_figure(
     for number, (name, points) in enumerate(parts.items(), start=1):
         texts, xs, ys = zip(*points, strict=True)
         ax.loglog(xs, ys, MARKERS[number % len(MARKERS)] + "-", color=PALETTE[number], lw=1, label=name)
-        # The last part to the left of its points, the others to the right: two of them may be near each other.
+        # The last part's texts to the left of its points: two parts may be near each other.
         side, place = (7, "left") if number < len(parts) else (-7, "right")
         for text, x, y in zip(texts, xs, ys, strict=True):
             ax.annotate(text, (x, y), (side, -8), textcoords="offset points", ha=place, fontsize=7)
