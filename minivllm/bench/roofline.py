@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -42,6 +43,9 @@ from minivllm.bench.steps import (
 from minivllm.config import ModelConfig
 from minivllm.llm import LLM
 from minivllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MANY_ROWS = 256
 """Rows of a product which is bound by arithmetic."""
@@ -96,6 +100,22 @@ def measure_roof(llm: LLM) -> Roof:
             2 * MANY_ROWS * weights / median_seconds(rows),
         ),
     )
+
+
+def step_roofline(llm: LLM, prompt: Sequence[int], row_counts: Sequence[int]) -> tuple[Figure, str]:
+    """A figure of decode steps with so many equal sequences, and its numbers in a sentence."""
+    from minivllm.viz.roofline import roofline_figure
+
+    roof = measure_roof(llm)
+    points: dict[str, list[tuple[str, float, float]]] = {}
+    for rows in row_counts:
+        for part in decode_parts(llm, [prompt] * rows, 16):
+            text = f"{rows} row{'s' if rows > 1 else ''}: {1e3 * part.seconds:.1f} ms"
+            points.setdefault(part.name, []).append((text, part.intensity, part.rate / 1e9))
+    bandwidth, peak = roof.num_bytes / 1e9, roof.operations / 1e9
+    texts = [f"{name}, {text}" for name, row in points.items() for text, _, _ in row]
+    sentence = f"At most {bandwidth:.0f} GB/s and {peak:.0f} GFLOP/s. A decode step: {'; '.join(texts)}."
+    return roofline_figure(bandwidth, peak, points), sentence
 
 
 def decode_parts(llm: LLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Part]:

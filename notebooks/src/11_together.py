@@ -28,7 +28,7 @@ from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.bench.backends import HfStaticBackend, load_hf_model
 from minivllm.bench.report import proc_value
-from minivllm.bench.roofline import decode_parts, measure_roof
+from minivllm.bench.roofline import step_roofline
 from minivllm.bench.workloads import BenchRequest
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.engine import LLMEngine
@@ -37,7 +37,6 @@ from minivllm.viz import (
     blocks_in_use,
     memory_area,
     memory_use,
-    roofline_figure,
     show,
     throughput_waterfall,
     tokens_per_second,
@@ -104,7 +103,7 @@ for prompt, text in list(zip(prompts, texts, strict=True))[:4]:
     print(f"{prompt!r} -> {text.text!r}")
 
 # %% [markdown]
-# Real words, though not always true ones: 135 million parameters are few, so do not learn history here.
+# Real words, though not always true: 135 million parameters are few, so do not learn history here.
 #
 # One after the other, with paging and a KV cache, is our starting point. Even that is far from the bottom. For a
 # single request of 12 tokens, count and time what happens without a KV cache, as in chapter 01:
@@ -278,32 +277,19 @@ show_way("ABDE")
 #
 # ### Where does a step's time go?
 #
-# The roofline of chapter 06 says more if each part of a step is a point in it, here with one sequence and with twelve,
-# each of 40 tokens or more, by the clock on the wall. A part that does more operations per byte lies further to the
-# right, and none can lie above the roof:
+# The roofline of chapter 06, with a point for each part of a step of one sequence, and of twelve:
 
 # %% tags=["machine"]
 llm = LLM("smollm2-135m-instruct", **options | {"max_num_seqs": 12, "num_blocks": 128})
-roof = measure_roof(llm)
-points = {}
-for rows in (1, 12):
-    for part in decode_parts(llm, [(prompt_ids[0] * 8)[:40]] * rows, 16):
-        text = f"{rows} row{'s'[: rows - 1]}: {1e3 * part.seconds:.1f} ms"
-        points.setdefault(part.name, []).append((text, part.intensity, part.rate / 1e9))
+figure, sentence = step_roofline(llm, (prompt_ids[0] * 8)[:40], row_counts=(1, 12))
 del llm
-show(
-    roofline_figure(roof.num_bytes / 1e9, roof.operations / 1e9, points),
-    alt=f"Up to {roof.num_bytes / 1e9:.0f} GB/s and {roof.operations / 1e9:.0f} GFLOP/s. "
-    + ", ".join(f"{name}: {text}" for name, row in points.items() for text, _, _ in row),
-)
+show(figure, alt=sentence)
 
 # %% [markdown]
-# With one row the products lie on the slope: weights are read as fast as memory gives them, for one use each. Twelve
-# rows move them to the right, twelve uses for the same bytes. Attention does not move: each sequence has keys and
-# values of its own, and only the query heads of a group share them. The rest is no lack of speed but of work: most of
-# its time Python prepares the next call.
+# Twelve rows move the products to the right: twelve uses for the same bytes. Attention does not move, as each sequence
+# has keys and values of its own. The rest is mostly Python, which prepares the next call.
 #
-# And the reason for the last bar of the waterfall, in the picture you know:
+# And the reason for the waterfall's last bar:
 
 # %%
 show(

@@ -67,12 +67,11 @@ async def client(name, text):
     arrived[name] = decode(tokens)
 
 
+PROMPTS = {"ann": "Four score and seven years ago", "ben": "all men are created", "cleo": "the world will little note"}
+
+
 async def three_clients():
-    await asyncio.gather(
-        client("ann", "Four score and seven years ago"),
-        client("ben", "all men are created"),
-        client("cleo", "the world will little note"),
-    )
+    await asyncio.gather(*(client(*each) for each in PROMPTS.items()))
     return await engine.call(lambda inner: inner.stats().num_steps)
 
 
@@ -88,7 +87,7 @@ for name, text in sorted(arrived.items()):
 async def leaves():
     held = lambda: engine.call(lambda inner: inner.scheduler.kv.pool.num_used)
     await engine.pause()
-    stream = engine.generate({"prompt_token_ids": encode("Four score and seven years ago")}, DELTA, "dora")
+    stream = engine.generate({"prompt_token_ids": encode(PROMPTS["ann"])}, DELTA, "dora")
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     await engine.step()
@@ -127,8 +126,7 @@ def serve(rate, lengths=LENGTHS, scheduler_cls=Scheduler, kv_cls=KVCacheManager,
         if not scheduler.has_unfinished:
             now = max(now, coming[-1][0])  # idle until the next one comes
         while coming and coming[-1][0] <= now:
-            _, i = coming.pop()
-            prompt, output = lengths[i]
+            prompt, output = lengths[i := coming.pop()[1]]
             seq = Sequence(i, [0] * prompt, seed=0)
             scheduler.add(SequenceGroup(str(i), None, [seq], greedy(output), prompt + output))
         plan = scheduler.schedule()
@@ -221,14 +219,20 @@ for budget, (ttft, gap) in by_budget.items():
 # ## The picture
 
 # %%
-COLORS = {"naive batching": "#D55E00", "Orca-like": "#0072B2", "paged": "#009E73"}
-fig = new_figure(7, 3.6)
-axes = fig.subplots()
-for (name, curve), look in zip(curves.items(), ("s:", "D--", "o-"), strict=True):
-    axes.plot(RATES, curve, look, color=COLORS[name], label=name)
-axes.axhline(3 * idle, color="#999999", linewidth=1)
-axes.set(xlabel="requests per 100 ticks", ylabel="ticks per token", ylim=(0, 16))
-axes.legend()
+LOOKS = {"naive batching": ("s:", "#D55E00"), "Orca-like": ("D--", "#0072B2"), "paged": ("o-", "#009E73")}
+
+def draw(rates, curves, **axis):
+    fig = new_figure(7, 3.4)
+    axes = fig.subplots()
+    for name, (look, color) in LOOKS.items():
+        axes.plot(rates, curves[name], look, color=color, label=name)
+    axes.set(**axis)
+    axes.legend()
+    return fig
+
+
+fig = draw(RATES, curves, xlabel="requests per 100 ticks", ylabel="ticks per token", ylim=(0, 16))
+fig.axes[0].axhline(3 * idle, color="#999999", linewidth=1)
 show(
     fig,
     alt=f"Latency per token against the request rate. Within three times the idle latency of {idle:.1f} ticks stay naive "
@@ -246,39 +250,24 @@ show(
 # alone: at 1, a server that takes one at a time could just keep up.
 
 # %% tags=["machine"]
-MEMORY = {"num_blocks": 12, "block_size": 16, "max_model_len": 64, "enable_prefix_caching": False}
-real = {
-    name: make_baseline(backend, "smollm2-135m-instruct", MEMORY).llm.llm_engine
-    for name, backend in (("naive batching", "static-contiguous"), ("Orca-like", "orca-max"), ("paged", "minivllm"))
-}
+MEMORY = {"num_blocks": 12, "max_model_len": 64, "enable_prefix_caching": False}  # of 16 tokens
+BACKENDS = {"naive batching": "static-contiguous", "Orca-like": "orca-max", "paged": "minivllm"}
+real = {name: make_baseline(each, "smollm2-135m-instruct", MEMORY).llm.llm_engine for name, each in BACKENDS.items()}
 requests = [BenchRequest(tuple(range(100, 100 + prompt)), output) for prompt, output in WORKLOAD]
-for system in real.values():
-    serve_for_real(system, requests)  # to warm up
+warm_up = [serve_for_real(system, requests) for system in real.values()]  # first use of memory and kernels
 alone = sum(serve_for_real(real["paged"], [each])[1] for each in requests) / len(requests)
 
-REAL_RATES = (1, 2, 4, 8)
-measured = {
-    name: [
-        sum(each.measures()["normalized_latency"] for each in serve_for_real(system, arriving)[0]) / len(requests)
-        for arriving in (with_arrivals(requests, rate / alone, seed=3) for rate in REAL_RATES)
-    ]
-    for name, system in real.items()
-}
-print(f"a request alone takes {alone:.2f} s; ms per token at the rates", *REAL_RATES)
-for name, row in measured.items():
-    print(f"{name:<15}" + "  ".join(f"{1000 * value:5.0f}" for value in row))
 
-# %% tags=["machine"]
-fig = new_figure(7, 3.2)
-axes = fig.subplots()
-for (name, row), look in zip(measured.items(), ("s:", "D--", "o-"), strict=True):
-    axes.plot(REAL_RATES, [1000 * value for value in row], look, color=COLORS[name], label=name)
-axes.set(xlabel="requests in the time of one request alone", ylabel="ms per token", ylim=(0, None))
-axes.legend()
+def ms_per_token(system, rate):
+    served, _ = serve_for_real(system, with_arrivals(requests, rate / alone, seed=3))
+    return round(1000 * normalized([(each.arrival, each.tokens) for each in served]))
+
+
+REAL_RATES = (1, 2, 4, 8)
+measured = {name: [ms_per_token(system, rate) for rate in REAL_RATES] for name, system in real.items()}
 show(
-    fig,
-    alt="Latency per token of SmolLM2 against the request rate, for naive batching, reservations and paging: "
-    f"at the highest rate {', '.join(f'{1000 * row[-1]:.0f} ms ({name})' for name, row in measured.items())}.",
+    draw(REAL_RATES, measured, xlabel="requests in the time of one alone", ylabel="ms per token", ylim=(0, None)),
+    alt=f"A request alone takes {alone:.2f} s. ms per token: {measured}.",
 )
 
 # %% [markdown]
@@ -288,14 +277,8 @@ show(
 # ## Claims
 
 # %%
-expected = {
-    name: decode(llm.generate({"prompt_token_ids": encode(text)}, greedy(6), use_tqdm=False)[0].outputs[0].token_ids)
-    for name, text in (
-        ("ann", "Four score and seven years ago"),
-        ("ben", "all men are created"),
-        ("cleo", "the world will little note"),
-    )
-}
+outputs = llm.generate([{"prompt_token_ids": encode(text)} for text in PROMPTS.values()], greedy(6), use_tqdm=False)
+expected = {name: decode(each.outputs[0].token_ids) for name, each in zip(PROMPTS, outputs, strict=True)}
 claim("coroutines get the texts that each prompt gets alone", arrived == expected, measured=f"{len(arrived)} texts")
 claim("three requests together took fewer steps than one after the other", steps < 18, measured="fewer than 18")
 claim("a reader that leaves gives its blocks back without a step", during > 0 and after == 0, measured=f"{during} blocks")
