@@ -19,7 +19,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from measured.files import paths_of, processor, rates_of, read, results_of
+from measured.files import option, paths_of, processor, rates_of, read, results_of
 from measured.tables import ENGINE_FILES, OURS, decode_parts, engine_name, papers_point, work_of
 from minivllm.bench.evaluation import drawing
 from minivllm.bench.evaluation.headline import SYSTEMS
@@ -86,7 +86,10 @@ def step(data: Path) -> Figure:
                 middle = left + width / 2
                 axes.text(middle, row, f"{width:.0f}%", ha="center", va="center", fontsize=9, bbox=box)
             left += width
-    labels = [f"{each['workload']['num_prompts']} sequences\n{processor(each)}" for each in results]
+    labels = [
+        f"{each['workload']['num_prompts']} in {option(each, '--dtype', 'float32')}\n{processor(each)}"
+        for each in results
+    ]
     axes.set_yticks(range(len(results)), labels, fontsize=9)
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set(xlim=(0, 100), xlabel="share of a decode step (%)")
