@@ -71,6 +71,16 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
+def emit_multiply_add(
+    builder: ir.IRBuilder, weights: ir.Value, repeated: ir.Value, total: ir.Value
+) -> ir.Value:
+    """total + weights * repeated, vectors of float32."""
+    vector = total.type
+    kind = ir.FunctionType(vector, [vector] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{vector.count}f32")
+    return builder.call(function, [weights, repeated, total])
+
+
 def emit_multiply_add_pairs(
     builder: ir.IRBuilder, weights: ir.Value, repeated: ir.Value, total: ir.Value
 ) -> ir.Value:
@@ -84,14 +94,10 @@ def emit_multiply_add_pairs(
         factors = [builder.bitcast(each, pairs) for each in (weights, repeated)]
         return builder.call(function, [total, *factors])
     bits = ir.VectorType(ir.IntType(32), lanes)
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f32"
-    )
     w, x = builder.bitcast(weights, bits), builder.bitcast(repeated, bits)
     for half in (
         lambda value: builder.shl(value, bits([16] * lanes)),
         lambda value: builder.and_(value, bits([0xFFFF0000] * lanes)),
     ):
-        factors = [builder.bitcast(half(value), vector) for value in (w, x)]
-        total = builder.call(function, [*factors, total])
+        total = emit_multiply_add(builder, *(builder.bitcast(half(value), vector) for value in (w, x)), total)
     return total

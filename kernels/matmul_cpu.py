@@ -47,7 +47,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from .bfloat16_cpu import emit_multiply_add_pairs, halves
+from .bfloat16_cpu import emit_multiply_add, emit_multiply_add_pairs, halves
 from .prefetch_cpu import CACHE_LINE, emit_prefetch
 
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
@@ -89,17 +89,6 @@ class _Matrix:
         start = self.address(row, column)
         moved = [self._builder.gep(start, [_I64(v * LANES)]) for v in range(count)]
         return [self._builder.bitcast(address, _VECTOR.as_pointer()) for address in moved]
-
-
-def _built_in(builder: ir.IRBuilder, name: str, returns: ir.Type, *takes: ir.Type) -> ir.Function:
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, takes), name)
-
-
-def _emit_multiply_add(
-    builder: ir.IRBuilder, weights: ir.Value, repeated: ir.Value, total: ir.Value
-) -> ir.Value:
-    function = _built_in(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *[_VECTOR] * 3)
-    return builder.call(function, [weights, repeated, total])
 
 
 def _step(
@@ -152,7 +141,7 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
             )
             row, column, part = arguments[3:]
             is_float = signature.args[0].dtype == types.float32
-            multiply_add = _emit_multiply_add if is_float else emit_multiply_add_pairs
+            multiply_add = emit_multiply_add if is_float else emit_multiply_add_pairs
             last = builder.sub(x.rows, _I64(1))
             indices = [builder.add(row, _I64(i)) for i in range(rows)]
             indices = [builder.select(builder.icmp_signed("<", i, last), i, last) for i in indices]

@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from llvmlite import ir
 
 from minivllm.kernels import bfloat16_cpu
 from minivllm.kernels import matmul_cpu as module
@@ -65,12 +66,10 @@ def test_the_product_is_right_at_every_edge_and_writes_nothing_else(rows, shape)
             assert_product(wrong, x, weight)
 
 
-@pytest.mark.parametrize("has_pairs", [False, True])
+@pytest.mark.parametrize("has_pairs", sorted({False, bfloat16_cpu.HAS_PAIRS}))
 @pytest.mark.parametrize("shape", [(2 * WIDTH, 16), (2 * WIDTH + 1, 62), (WIDTH, 578), (WIDTH, 2)])
 def test_pairs_of_bfloat16_are_multiplied_as_what_they_hold(shape, has_pairs, tmp_path, monkeypatch):
     """Would catch the halves of a pair exchanged on one side, a sum in bfloat16, and the way without vdpbf16ps."""
-    if has_pairs and not bfloat16_cpu.HAS_PAIRS:
-        pytest.skip("this processor has no instruction for pairs")
     monkeypatch.setattr(bfloat16_cpu, "HAS_PAIRS", has_pairs)
     kernel = copy_of_the_kernel(tmp_path, monkeypatch)
     weight, weight64 = pairs_of(random(*shape))
@@ -82,6 +81,21 @@ def test_pairs_of_bfloat16_are_multiplied_as_what_they_hold(shape, has_pairs, tm
         for wrong in (np.zeros_like(actual), (swapped @ weight64.T), 0.9 * actual):  # negative controls
             with pytest.raises(AssertionError):
                 assert_product(wrong, x64, weight64)
+
+
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_pairs_are_one_instruction_where_there_is_one_and_two_elsewhere(has_pairs, monkeypatch):
+    """Would catch a name that LLVM does not know, also on a processor which could not run the instruction."""
+    monkeypatch.setattr(bfloat16_cpu, "HAS_PAIRS", has_pairs)
+    vector = ir.VectorType(ir.FloatType(), 16)
+    function = ir.Function(ir.Module(), ir.FunctionType(vector, [vector] * 3), "pairs")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(bfloat16_cpu.emit_multiply_add_pairs(builder, *function.args))
+    llvmlite.binding.initialize_all_targets()
+    llvmlite.binding.initialize_all_asmprinters()
+    machine = llvmlite.binding.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine("znver4")
+    assembly = machine.emit_assembly(llvmlite.binding.parse_assembly(str(function.module)))
+    assert (assembly.count("vdpbf16ps"), assembly.count("vfmadd")) == ((1, 0) if has_pairs else (0, 2))
 
 
 def test_a_row_of_pairs_has_the_same_bits_in_any_batch():
