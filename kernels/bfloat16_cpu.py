@@ -28,6 +28,7 @@ the bytes. vLLM V1: `csrc/cpu/cpu_types_x86.hpp` (`BF16Vec16`); its products are
 """
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -49,6 +50,44 @@ def _widen_compiled(number):
     if number == types.uint16:
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
     return lambda number: number
+
+
+def narrow(number):
+    """float32 -> the bits (uint16) of the nearest bfloat16; between two, the even one. NaN stays NaN."""
+    bits = np.float32(number).view(np.uint32)
+    if number != number:
+        return np.uint16(0x7FC0)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+def narrow_as(number, numbers):
+    """A float32 as the array `numbers` keeps it: itself, or rounded to the bits of a bfloat16 (uint16)."""
+    return number if numbers.dtype == np.float32 else narrow(number)
+
+
+_narrow = numba.njit(narrow)
+
+
+@overload(narrow_as, inline="always")
+def _narrow_compiled(number, numbers):
+    if numbers.dtype == types.float32:
+        return lambda number, numbers: number
+    return lambda number, numbers: _narrow(number)
+
+
+@numba.njit(
+    "void(float32[:,::1], uint32[:,::1])", parallel=True, nogil=True, cache=True, error_model="numpy"
+)
+def pack_pairs(numbers, pairs):
+    """Rows of numbers (T, n), rounded, two neighbours as one uint32: pairs (T, n / 2, rounded up). If n is odd,
+    the last number has 0 for a partner.
+    """
+    bits = pairs.view(np.uint16)
+    for row in numba.prange(len(numbers)):
+        for i in range(numbers.shape[1]):
+            bits[row, i] = _narrow(numbers[row, i])
+        for i in range(numbers.shape[1], bits.shape[1]):
+            bits[row, i] = np.uint16(0)
 
 
 def halves(numbers: np.ndarray) -> list[np.ndarray]:

@@ -147,7 +147,7 @@ class PanelLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # Imported here and not above: it takes a second, and needs Numba.
-        from . import matmul_cpu, paged_attention_cpu
+        from . import bfloat16_cpu, matmul_cpu, paged_attention_cpu
 
         if weight.dtype not in (torch.float32, torch.bfloat16) or len(weight) < matmul_cpu.WIDTH:
             raise NotImplementedError(
@@ -155,25 +155,34 @@ class PanelLinear:
                 f"{weight.dtype} and {len(weight)}: choose another product."
             )
         self._kernel, self._use_threads = matmul_cpu.matmul_cpu, paged_attention_cpu.use_threads
+        self._pack_pairs = bfloat16_cpu.pack_pairs
         self._dtype = weight.dtype
-        self._panels, self._bias = matmul_cpu.pack_panels(self._numbers(weight)), bias
+        self.panels, self._bias = matmul_cpu.pack_panels(self._numbers(weight)), bias
         self._num_outputs = len(weight)
 
     def _numbers(self, rows: Tensor) -> np.ndarray:
         """What the kernel takes: float32, or two bfloat16 side by side as one uint32."""
-        rows = rows.to(self._dtype)
         if self._dtype == torch.float32:
             return rows.numpy()
-        if rows.shape[1] % 2:  # the last one gets a zero for a partner
-            rows = F.pad(rows, (0, 1))
-        return rows.contiguous().view(torch.uint32).numpy()
+        pairs = np.empty((len(rows), (rows.shape[1] + 1) // 2), np.uint32)
+        self._pack_pairs(rows.float().contiguous().numpy(), pairs)
+        return pairs
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
         self._use_threads(torch.get_num_threads())
         y = torch.empty(len(x), self._num_outputs)
-        self._kernel(self._numbers(x), self._panels, y.numpy())
+        self._kernel(self._numbers(x), self.panels, y.numpy())
         return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
+
+
+def stack_panels(layers: Sequence[PanelLinear]) -> np.ndarray:
+    """The panels of layers of one shape, moved into one array (layers, panels, in, WIDTH) which they share."""
+    stacked = np.empty((len(layers), *layers[0].panels.shape), layers[0].panels.dtype)
+    for place, layer in zip(stacked, layers, strict=True):
+        place[...] = layer.panels
+        layer.panels = place
+    return stacked
 
 
 TILE = 16

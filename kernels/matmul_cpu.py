@@ -56,12 +56,10 @@ VECTORS = 3
 """Vectors of a tile, side by side."""
 WIDTH = VECTORS * LANES
 """Columns of a tile, and of a panel."""
-ROWS = 4
-"""Rows of a tile."""
-STEPS = 4
-"""Steps k per turn of the inner loop."""
+ROWS, STEPS = (8, 2) if LANES == 16 else (4, 4)
+"""Rows of a tile, and steps k per turn of the inner loop. AVX-512 has 32 registers: 24 for the tile."""
 PREFETCHES = LANES // 8
-"""Per turn: so many that 6 tiles, one above the other, ask for a whole panel."""
+"""Per turn: so many that the tiles of 24 rows ask for a whole panel."""
 PARTS = 4 * WIDTH * STEPS // (PREFETCHES * CACHE_LINE)
 
 _I32, _I64, _FLOAT, _BYTES = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(8).as_pointer()
@@ -175,7 +173,7 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
     return tile
 
 
-_one_row, _four_rows = make_tile(1), make_tile(ROWS)
+_one_row, _full_tile = make_tile(1), make_tile(ROWS)
 
 
 @numba.njit(
@@ -194,7 +192,7 @@ def matmul_cpu(x, panels, y):
             _one_row(x, panels[number], y, 0, column, 0)
         else:
             for row in range(0, num_rows, ROWS):
-                _four_rows(x, panels[number], y, row, column, min(row // ROWS, PARTS - 1))
+                _full_tile(x, panels[number], y, row, column, min(row // ROWS, PARTS - 1))
 
 
 def pack_panels(weight: np.ndarray) -> np.ndarray:

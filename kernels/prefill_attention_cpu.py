@@ -5,8 +5,8 @@ In a prefill many queries share their keys, so the time is in arithmetic, and th
 K and V are copied out of their blocks, K into panels of `WIDTH` keys, V row by row. It is one copy for all
 queries: with 512 queries it is one part in a hundred of the work.
 
-The query heads which share a KV head are stacked, `group` rows for each token. A program takes 4 rows and one
-KV head. It is small enough to keep all of its scores, so there is no online softmax::
+The query heads which share a KV head are stacked, `group` rows for each token. A program takes the rows of a
+tile, 4 or 8, and one KV head. It is small enough to keep all of its scores, so there is no online softmax::
 
     rows 4 x D  times  K panels         ->  scores, 4 x visible keys     | o o o o . |  row of token 3
                                             exp(score - largest); sum    | o o o o o |  row of token 4
@@ -33,8 +33,8 @@ from .bfloat16_cpu import widen
 from .matmul_cpu import LANES, ROWS, WIDTH, make_tile
 from .rows_cpu import FAST_MATH, exp
 
-VALUE_VECTORS = 4 if LANES == 16 else 3
-"""Vectors of a tile of the second product: with AVX-512, 4 make up a head of 64."""
+VALUE_VECTORS = 2 if LANES == 16 else 3
+"""Vectors of a tile of the second product: with AVX-512, two tiles make up a head of 64."""
 VALUE_WIDTH = VALUE_VECTORS * LANES
 
 _score_tile, _value_tile = make_tile(ROWS), make_tile(ROWS, VALUE_VECTORS)

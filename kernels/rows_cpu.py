@@ -11,15 +11,14 @@ microseconds before it begins. With 32 rows of 576 numbers, beginning is most of
                                                 |                      |            the core's cache when
                                                 +-->  t_i / rms * w_i <+            the second one reads it
 
-The loops run on one thread: 32 rows take 10 to 40 microseconds, and waking a second thread and waiting for it
-would take as long. For many rows (above `MOST_ROWS`) PyTorch's operators, on all threads, are faster. On
-Zen 3, one thread, SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner 1,536), in microseconds, PyTorch first
-and these loops second::
+The rows are divided among the threads from `FEW_NUMBERS` numbers on: waking a second thread and waiting for it takes
+about 2 microseconds, as long as the whole norm of 32 rows. SmolLM2-135M (hidden 576, 9 + 3 heads of 64, inner
+1,536), in microseconds on two cores of an AMD EPYC (Zen 5), PyTorch first and these loops second::
 
     rows     add and norm     rotation      activation
-    1        19 / 14          18 / 11       12 / 9
-    32       24 / 13          37 / 16       64 / 40
-    64       49 / 27          56 / 24       163 / 77
+    1        TODO
+    32
+    1,024
 
 **exp without a library.** Numba calls the C library's exp for each number, which keeps the compiler from
 working on eight at once. `exp` here is arithmetic only::
@@ -39,8 +38,8 @@ exp).
 import numba
 import numpy as np
 
-MOST_ROWS = 64
-"""With more rows, PyTorch's operators on several threads are faster."""
+FEW_NUMBERS = 1 << 15
+"""With fewer numbers, the first thread has nearly finished when a second one begins."""
 # What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
 # assume that numbers are finite: the maximum from which attention starts is -inf.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -61,26 +60,49 @@ def exp(x):
     return power * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
+_inline = numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
+
+
+@_inline
+def _norm_row(hidden, update, weight, eps, normed, total):
+    squares = np.float32(0)
+    for i in range(len(hidden)):
+        number = hidden[i] + update[i]
+        total[i] = number
+        squares += number * number
+    inverse_rms = _ONE / np.sqrt(squares / np.float32(len(hidden)) + eps)
+    for i in range(len(hidden)):
+        normed[i] = total[i] * inverse_rms * weight[i]
+
+
 @numba.njit(
     "void(float32[:,::1], float32[:,::1], float32[::1], float32, float32[:,::1], float32[:,::1])",
-    nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
+    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
 )  # fmt: skip
 def rms_norm_cpu(hidden, update, weight, eps, normed, total):
     """total = hidden + update, normed = total / rms(total) * weight; all (T, H) but weight (H,)."""
-    for row in range(hidden.shape[0]):
-        squares = np.float32(0)
-        for i in range(hidden.shape[1]):
-            number = hidden[row, i] + update[row, i]
-            total[row, i] = number
-            squares += number * number
-        inverse_rms = _ONE / np.sqrt(squares / np.float32(hidden.shape[1]) + eps)
-        for i in range(hidden.shape[1]):
-            normed[row, i] = total[row, i] * inverse_rms * weight[i]
+    if hidden.size < FEW_NUMBERS:
+        for row in range(len(hidden)):
+            _norm_row(hidden[row], update[row], weight, eps, normed[row], total[row])
+    else:
+        for row in numba.prange(len(hidden)):
+            _norm_row(hidden[row], update[row], weight, eps, normed[row], total[row])
+
+
+@_inline
+def _turn_heads(heads, turn, rotated):
+    half = rotated.shape[1] // 2
+    for head in range(len(rotated)):
+        x, y = heads[head], rotated[head]
+        for i in range(half):
+            y[i] = x[i] * turn[i] - x[half + i] * turn[half + i]
+        for i in range(half):
+            y[half + i] = x[half + i] * turn[i] + x[i] * turn[half + i]
 
 
 @numba.njit(
     "void(float32[:,:,::1], int64[::1], float32[:,::1], float32[:,:,::1])",
-    nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
+    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
 )  # fmt: skip
 def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
     """Rotate the first heads of each token, as many as `rotated` (T, heads, D) has.
@@ -88,29 +110,35 @@ def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
     heads (T, at least as many, D); positions (T,); cos_sin (max_position, D): D / 2 cosines, then D / 2
     sines. Into a tensor of its own: where input and output overlap, the compiler takes one number at a time.
     """
-    half = rotated.shape[2] // 2
-    for token in range(rotated.shape[0]):
-        turn = cos_sin[positions[token]]
-        for head in range(rotated.shape[1]):
-            x, y = heads[token, head], rotated[token, head]
-            for i in range(half):
-                y[i] = x[i] * turn[i] - x[half + i] * turn[half + i]
-            for i in range(half):
-                y[half + i] = x[half + i] * turn[i] + x[i] * turn[half + i]
+    if rotated.size < FEW_NUMBERS:
+        for token in range(len(rotated)):
+            _turn_heads(heads[token], cos_sin[positions[token]], rotated[token])
+    else:
+        for token in numba.prange(len(rotated)):
+            _turn_heads(heads[token], cos_sin[positions[token]], rotated[token])
+
+
+@_inline
+def _activate_row(gate_up, out):
+    for i in range(len(out)):
+        gate = gate_up[i]
+        e = exp(-abs(gate))
+        share = _ONE if gate >= 0 else e
+        out[i] = gate * share / (_ONE + e) * gate_up[len(out) + i]
 
 
 @numba.njit(
-    "void(float32[:,::1], float32[:,::1])", nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH
-)
+    "void(float32[:,::1], float32[:,::1])",
+    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
+)  # fmt: skip
 def silu_and_mul_cpu(gate_up, out):
     """out (T, I) = silu of the first half of each row of gate_up (T, 2 * I), times the second half.
 
     silu(g) = g / (1 + e^-g) = g e^g / (1 + e^g): of the two forms, the one whose exponent is not positive.
     """
-    inner = out.shape[1]
-    for row in range(out.shape[0]):
-        for i in range(inner):
-            gate = gate_up[row, i]
-            e = exp(-abs(gate))
-            share = _ONE if gate >= 0 else e
-            out[row, i] = gate * share / (_ONE + e) * gate_up[row, inner + i]
+    if out.size < FEW_NUMBERS:
+        for row in range(len(out)):
+            _activate_row(gate_up[row], out[row])
+    else:
+        for row in numba.prange(len(out)):
+            _activate_row(gate_up[row], out[row])

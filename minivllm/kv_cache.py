@@ -21,23 +21,23 @@ vLLM V1: the tensors are made in `v1/worker/gpu_model_runner.py`, the copies in 
 from __future__ import annotations
 
 import math
+import mmap
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minivllm.config import ModelConfig, require_int
 from minivllm.scheduler_output import BlockPair
 
-_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+_ALIGNMENT = 2 << 20  # bytes: a large page
 
 
 class KVCache:
     """K and V of every layer, cut into blocks, and a swap space of the same shape in CPU memory.
 
     `key[layer]` and `value[layer]` are views of shape (B, S, Hkv, D); so are `cpu_key[layer]` and
-    `cpu_value[layer]`, with B = `num_cpu_blocks`. All layers lie in one tensor, so that moving a block
-    moves it in all layers with one call.
+    `cpu_value[layer]`, with B = `num_cpu_blocks`. All layers lie in one tensor, `blocks` (L, 2, B, S, Hkv, D),
+    so that moving a block moves it in all layers with one call.
 
     Everything starts as zeros and not as uninitialised memory: attention multiplies the unused slots at
     the end of a block by a weight of 0, and 0 * NaN is NaN.
@@ -61,11 +61,11 @@ class KVCache:
         self.num_blocks, self.num_cpu_blocks, self.block_size = num_blocks, num_cpu_blocks, block_size
         shape, cpu_shape = (layers, 2, num_blocks, *slot_shape), (layers, 2, num_cpu_blocks, *slot_shape)
         on_cpu = device.type == "cpu"
-        self._blocks = _lazy_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        self.blocks = _lazy_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
         # Not pinned: the blocks of a swap are gathered into a new tensor first, and that one crosses over.
         self._cpu_blocks = _lazy_zeros(cpu_shape, dtype)
-        self.key = [layer[0] for layer in self._blocks]  # L x (B, S, Hkv, D)
-        self.value = [layer[1] for layer in self._blocks]
+        self.key = [layer[0] for layer in self.blocks]  # L x (B, S, Hkv, D)
+        self.value = [layer[1] for layer in self.blocks]
         self.cpu_key = [layer[0] for layer in self._cpu_blocks]
         self.cpu_value = [layer[1] for layer in self._cpu_blocks]
         # The same memory seen as slots, for `write`: made once, because a view costs about 2 us.
@@ -75,7 +75,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes on the device (the swap space is not counted)."""
-        return self._blocks.nbytes
+        return self.blocks.nbytes
 
     def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
         """Put K and V of this step's tokens into their slots.
@@ -103,15 +103,15 @@ class KVCache:
         All sources are read before any destination is written, so a block may be the source of one pair
         and the destination of another; its old content is copied then.
         """
-        self._move(self._blocks, self._blocks, pairs)
+        self._move(self.blocks, self.blocks, pairs)
 
     def swap_out(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks of a preempted group from the device to the swap space: pairs (device, cpu)."""
-        self._move(self._blocks, self._cpu_blocks, pairs)
+        self._move(self.blocks, self._cpu_blocks, pairs)
 
     def swap_in(self, pairs: tuple[BlockPair, ...]) -> None:
         """Copy blocks of a resumed group from the swap space to the device: pairs (cpu, device)."""
-        self._move(self._cpu_blocks, self._blocks, pairs)
+        self._move(self._cpu_blocks, self.blocks, pairs)
 
     @staticmethod
     def _move(source: Tensor, destination: Tensor, pairs: tuple[BlockPair, ...]) -> None:
@@ -135,18 +135,23 @@ class KVCache:
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros in CPU memory that take no memory until something is written to them.
 
-    The operating system hands out pages of zeros when they are first touched. numpy leaves it at that;
+    The operating system hands out pages of zeros when they are first touched. `mmap` leaves it at that;
     `torch.zeros` writes the zeros itself, so a pool of 1 GiB would take 1 GiB for the first short prompt.
+    Linux is asked for pages of 2 MiB instead of 4 KiB: in a virtual machine each page can take 10 us, and the
+    1,024 tokens of a prompt have 11,520 small ones (SmolLM2-135M, float32).
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes == 0:
         return torch.zeros(shape, dtype=dtype)
     try:
-        memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8))
-    except (MemoryError, ValueError) as error:  # numpy's ValueError: more than any address space
+        memory = mmap.mmap(-1, num_bytes + _ALIGNMENT)
+    except (OSError, OverflowError) as error:
         raise ValueError(
             f"No memory for the KV cache: {shape[2]} blocks take {num_bytes} bytes. Lower num_blocks, "
             f"kv_cache_memory_bytes or swap_space_bytes."
         ) from error
-    start = -memory.data_ptr() % _ALIGNMENT
-    return memory[start : start + num_bytes].view(dtype).view(shape)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    zeros = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -zeros.data_ptr() % _ALIGNMENT
+    return zeros[start : start + num_bytes].view(dtype).view(shape)

@@ -31,7 +31,6 @@ import numpy as np
 import torch
 
 from minivllm.attention import AttentionMetadata
-from minivllm.backends.cuda_graphs import DecodeGraphs
 from minivllm.kv_cache import KVCache
 from minivllm.model import Model
 from minivllm.outputs import SequenceOutput, TokenLogprobs
@@ -65,6 +64,16 @@ class Drafter(Protocol):
         """The plan with `draft_token_ids` in each row that has room for drafts."""
 
 
+class DecodeSteps(Protocol):
+    """Forward passes of decode steps, made ready before: `backends/cuda_graphs.py`, `compiled_steps.py`."""
+
+    def fits(self, metadata: AttentionMetadata) -> bool:
+        """Whether this step is one of them."""
+
+    def run(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        """(T,) both -> (T, hidden), as the model itself."""
+
+
 class ModelRunner:
     """Runs plans on a model and its KV cache.
 
@@ -72,7 +81,7 @@ class ModelRunner:
         model: with its weights.
         kv_cache: the physical blocks; the runner is the only one to touch them.
         sampler: a function (logits (N, V), rows) -> one SequenceOutput per row.
-        graphs: where decode steps are replayed from, on a GPU; None: every step is launched anew.
+        decode_steps: recorded (GPU) or compiled (CPU); None: every step runs call by call.
         drafter: fills in the drafts of a plan; None: they are in it already, or there are none.
     """
 
@@ -81,13 +90,13 @@ class ModelRunner:
         model: Model,
         kv_cache: KVCache,
         sampler: SamplerFunction,
-        graphs: DecodeGraphs | None = None,
+        decode_steps: DecodeSteps | None = None,
         drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.sampler = sampler
-        self.graphs = graphs
+        self.decode_steps = decode_steps
         self.drafter = drafter
         self.device = kv_cache.key[0].device
 
@@ -141,7 +150,7 @@ class ModelRunner:
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
         """Carry out one step; returns one output for each of `plan.scheduled`, in its order.
 
-        The hidden states come from a CUDA graph if the step fits one.
+        The hidden states come from `decode_steps` if the step fits.
         """
         if self.drafter is not None:
             plan = self.drafter.fill_in(plan)
@@ -151,8 +160,8 @@ class ModelRunner:
         if not plan.scheduled:
             return []
         inputs = self.prepare_inputs(plan)
-        if self.graphs is not None and self.graphs.fits(inputs.metadata):
-            hidden = self.graphs.run(inputs.input_ids, inputs.positions, inputs.metadata)
+        if self.decode_steps is not None and self.decode_steps.fits(inputs.metadata):
+            hidden = self.decode_steps.run(inputs.input_ids, inputs.positions, inputs.metadata)
         else:
             hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.metadata)
         # A chunk in the middle of a prompt has nothing to sample yet: an empty output.

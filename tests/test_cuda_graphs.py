@@ -211,10 +211,10 @@ def test_the_engine_gives_the_same_tokens_with_replayed_steps(make_engine):
     results = []
     for replaying in (False, True):
         engine = make_engine(attention_backend="triton", skip_tokenizer_init=True)
-        assert engine.runner.graphs is None  # there is no GPU
+        assert engine.runner.decode_steps is None  # there is no GPU
         if replaying:
             runner = engine.runner
-            runner.graphs = DecodeGraphs(runner.model, runner.kv_cache, 8, 64, capture=PretendCapture())
+            runner.decode_steps = DecodeGraphs(runner.model, runner.kv_cache, 8, 64, capture=PretendCapture())
         for i, prompt in enumerate(prompts):
             params = SamplingParams(temperature=0.0, max_tokens=3 + i, ignore_eos=True)
             engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
@@ -223,7 +223,7 @@ def test_the_engine_gives_the_same_tokens_with_replayed_steps(make_engine):
             outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
         results.append(outputs)
         if replaying:
-            assert runner.graphs.num_replays > 0
+            assert runner.decode_steps.num_replays > 0
     assert results[0] == results[1]
 
 

@@ -55,11 +55,11 @@ def test_the_engine_gives_the_same_tokens_on_the_gpu(tiny_llama, gpu):
     # (the CPU's engine has no tensor that says cuda, so the pretence does not touch it)
     expected = run(make_engine(tiny_llama, "cpu"), REQUESTS)
     engine = make_engine(tiny_llama, "cuda")
-    assert engine.attention.name == "triton" and engine.runner.graphs is not None
+    assert engine.attention.name == "triton" and engine.runner.decode_steps is not None
     weights = [*engine.runner.model.parameters(), *engine.runner.model.buffers()]
     assert all(isinstance(weight.data, OnGpu) or isinstance(weight, OnGpu) for weight in weights)
     assert run(engine, REQUESTS) == expected
-    assert gpu.num_recorded > 0 and engine.runner.graphs.num_replays > 0
+    assert gpu.num_recorded > 0 and engine.runner.decode_steps.num_replays > 0
 
 
 def test_a_replay_runs_the_recording_and_no_python(tiny_llama, gpu):
@@ -72,7 +72,7 @@ def test_a_replay_runs_the_recording_and_no_python(tiny_llama, gpu):
     num_prefills = 1  # all three prompts in one step
     # Each bucket runs once as ever, and once more for its recording.
     assert len(calls) == num_prefills + 2 * gpu.num_recorded
-    assert engine.runner.graphs.num_replays > gpu.num_recorded
+    assert engine.runner.decode_steps.num_replays > gpu.num_recorded
 
 
 def test_buffers_that_are_not_filled_change_the_text(tiny_llama, gpu, monkeypatch):
@@ -81,14 +81,14 @@ def test_buffers_that_are_not_filled_change_the_text(tiny_llama, gpu, monkeypatc
     expected = run(make_engine(tiny_llama, "cuda", enforce_eager=True), params)
     engine = make_engine(tiny_llama, "cuda")
     assert run(engine, params) == expected
-    fill = engine.runner.graphs._stage
+    fill = engine.runner.decode_steps._stage
     filled = []
 
     def only_once(*args):
         if not filled:
             filled.append(fill(*args))
 
-    monkeypatch.setattr(engine.runner.graphs, "_stage", only_once)
+    monkeypatch.setattr(engine.runner.decode_steps, "_stage", only_once)
     assert run(engine, params) != expected
 
 

@@ -89,7 +89,7 @@ class NumbaAttention:
 
         self._block_size = block_size
         self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self._decode = compile_paged_attention_cpu(config.head_dim, NUMBA_DTYPES[dtype])
+        self.decode_kernel = compile_paged_attention_cpu(config.head_dim, NUMBA_DTYPES[dtype])
         self._prefill = prefill_attention_cpu
         self._deal_out, self._use_threads, self._make_scratch = deal_out, use_threads, make_scratch
 
@@ -143,7 +143,7 @@ class NumbaAttention:
             self._prefill(queries[prefill.rows], *cache, *batch, output[prefill.rows])
         if len(plan.tokens):
             batch = plan.tokens, plan.block_tables, plan.seq_lens
-            self._decode(queries, *cache, *batch, np.float32(scale), output)
+            self.decode_kernel(queries, *cache, *batch, np.float32(scale), output)
         return result
 
 

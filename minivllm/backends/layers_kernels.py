@@ -9,8 +9,7 @@ activation      `silu_and_mul`          `silu_and_mul_cpu`              `kernels
 ==============  ======================  ==============================  ================================
 
 Each column goes with the attention backend of its name; any other backend (a student's, a test's) takes the
-first column. The Numba kernels are in `kernels/rows_cpu.py`; with more than 64 rows PyTorch's operators are
-faster on a CPU, so the second column falls back to the first one then.
+first column. The Numba kernels are in `kernels/rows_cpu.py`.
 
 vLLM V1: `model_executor/custom_op.py` (`forward_native`, `forward_cpu`, `forward_cuda` of each layer).
 """
@@ -32,16 +31,13 @@ class NumbaRMSNorm(RMSNorm):
     """`rms_norm_cpu`: the addition and the norm in one pass."""
 
     def __init__(self, build: Build) -> None:
-        from minivllm.kernels.rows_cpu import MOST_ROWS, rms_norm_cpu
+        from minivllm.kernels.rows_cpu import rms_norm_cpu
 
         super().__init__(build)
-        self._kernel, self._most_rows = rms_norm_cpu, MOST_ROWS
-        self._eps = np.float32(build.config.rms_norm_eps)
+        self._kernel, self._eps = rms_norm_cpu, np.float32(build.config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """See `RMSNorm.forward`."""
-        if len(hidden) > self._most_rows:
-            return super().forward(hidden, update)
         normed, total = torch.empty_like(hidden), torch.empty_like(hidden)
         arrays = hidden.numpy(), update.numpy(), self.weight.numpy(), self._eps
         self._kernel(*arrays, normed.numpy(), total.numpy())
@@ -52,19 +48,14 @@ class NumbaRotaryEmbedding(RotaryEmbedding):
     """`rotary_embedding_cpu`, which looks the angles up itself."""
 
     def look_up(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """As `RotaryEmbedding.look_up` for many rows; else positions (T,) and the whole table."""
-        from minivllm.kernels.rows_cpu import MOST_ROWS
-
-        few = len(positions) <= MOST_ROWS
-        return (positions, self.cos_sin_cache) if few else super().look_up(positions, dtype)
+        """Nothing to do yet: positions (T,) and the whole table."""
+        return positions, self.cos_sin_cache
 
     @staticmethod
     def rotate(heads: Tensor, *rotation: Tensor) -> Tensor:
         """Rotate query and key heads together, (T, Hq + Hkv, D); a new tensor."""
         from minivllm.kernels.rows_cpu import rotary_embedding_cpu
 
-        if rotation[0].dim() > 1:
-            return RotaryEmbedding.rotate(heads, *rotation)
         # Query and key are the first heads of packed rows, which go on with the values. The kernel takes the
         # whole rows, because these lie side by side without gaps.
         num_tokens, num_heads, dim = heads.shape
@@ -75,11 +66,9 @@ class NumbaRotaryEmbedding(RotaryEmbedding):
 
 
 def numba_silu_and_mul(gate_up: Tensor) -> Tensor:
-    """As `silu_and_mul`, by `silu_and_mul_cpu` for few rows."""
-    from minivllm.kernels.rows_cpu import MOST_ROWS, silu_and_mul_cpu
+    """As `silu_and_mul`, by `silu_and_mul_cpu`."""
+    from minivllm.kernels.rows_cpu import silu_and_mul_cpu
 
-    if len(gate_up) > MOST_ROWS:
-        return silu_and_mul(gate_up)
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
     silu_and_mul_cpu(gate_up.numpy(), out.numpy())
     return out

@@ -31,7 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -40,11 +40,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from minivllm.backends.compiled_steps import CompiledSteps
 from minivllm.bench.report import table
 from minivllm.engine import LLMEngine
 from minivllm.layers import Linear
 from minivllm.llama import LlamaForCausalLM
 from minivllm.scheduler_output import SchedulerOutput
+
+if TYPE_CHECKING:
+    from minivllm.kernels.decode_step_cpu import Batch, Scratch
 
 Method = Callable[..., Any]
 
@@ -112,6 +116,21 @@ class Steps:
 
         return wrap
 
+    def timed_layers(self, run_layers: Method) -> Method:
+        """The compiled layers: the time of a call, divided as the cycles that it counted."""
+
+        def timed(batch: Batch, scratch: Scratch) -> None:
+            scratch.cycles[:] = 0
+            start = time.perf_counter()
+            run_layers(batch, scratch)
+            seconds = time.perf_counter() - start
+            products, attention, total = scratch.cycles.tolist()
+            for part, cycles in ((MATMUL, products), (ATTENTION, attention)):
+                self.parts[part] += seconds * cycles / max(total, 1)
+                self.calls[part] += 1
+
+        return timed
+
 
 @contextmanager
 def record_steps(engine: LLMEngine) -> Iterator[Steps]:
@@ -168,6 +187,8 @@ def profile_steps(engine: LLMEngine) -> Iterator[Steps]:
     with record_steps(engine) as steps, ExitStack() as stack:
         for owner, name, part in targets:
             stack.enter_context(replaced(owner, name, steps.timed(part)))
+        if isinstance(runner.decode_steps, CompiledSteps):
+            stack.enter_context(replaced(runner.decode_steps, "run_layers", steps.timed_layers))
         yield steps
 
 

@@ -22,6 +22,7 @@ import torch
 from minivllm.attention import AttentionBackend
 from minivllm.backends.attention_kernels import make_attention_backend
 from minivllm.backends.attention_torch import TorchAttention
+from minivllm.backends.compiled_steps import CompiledSteps, can_compile
 from minivllm.backends.cuda_graphs import DecodeGraphs, can_replay
 from minivllm.backends.linears import tile_linears
 from minivllm.config import EngineConfig
@@ -31,7 +32,7 @@ from minivllm.distributed.parallel_layers import parallelize
 from minivllm.kv_cache import KVCache
 from minivllm.metrics.memory import MemoryReport, derive_num_blocks
 from minivllm.model import Model
-from minivllm.model_runner import Drafter, ModelRunner, SamplerFunction
+from minivllm.model_runner import DecodeSteps, Drafter, ModelRunner, SamplerFunction
 from minivllm.outputs import SequenceOutput
 from minivllm.sampler import Sampler
 from minivllm.scheduler_output import SchedulerOutput
@@ -88,15 +89,17 @@ class Worker:
         if shard.rank == 0:
             draft_model = load_draft_model(speculation, config, model, config.max_model_len)
         kv_cache = self._make_kv_cache(model, draft_model)
-        graphs = None
+        steps: DecodeSteps | None = None
         # A sum over ranks inside a graph has not been tried on GPUs yet.
         if shard.size == 1 and can_replay(self.device, self.attention.name, config.enforce_eager):
-            graphs = DecodeGraphs(model, kv_cache, config.max_num_seqs, config.max_model_len)
+            steps = DecodeGraphs(model, kv_cache, config.max_num_seqs, config.max_model_len)
+        elif shard.size == 1 and can_compile(model, config.enforce_eager):
+            steps = CompiledSteps(model, kv_cache, config.max_num_seqs)
         self.draft = None if draft_model is None else DraftModel(draft_model, kv_cache)
         drafter: Drafter | None = self.draft
         if shard.size > 1 and speculation is not None and speculation.model is not None:
             drafter = DraftsOfRankZero(self.draft, self.tp)
-        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), graphs, drafter)
+        self.runner = ModelRunner(model, kv_cache, sampler or Sampler(), steps, drafter)
 
     def execute_model(self, plan: SchedulerOutput) -> list[SequenceOutput]:
         """Carry out one step, together with all other ranks; every rank has the same outputs."""

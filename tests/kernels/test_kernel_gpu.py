@@ -167,7 +167,7 @@ def test_the_engine_replays_its_decode_steps_and_gives_the_same_tokens(tmp_path)
             str(folder), device="cuda", dtype="float32", num_blocks=256, enforce_eager=enforce_eager
         )
         engine = LLMEngine(config)
-        assert (engine.runner.graphs is None) == enforce_eager
+        assert (engine.runner.decode_steps is None) == enforce_eager
         for i in range(11):
             prompt = {"prompt_token_ids": list(range(3, 4 + 7 * i))}
             params = SamplingParams(temperature=0.0, max_tokens=5 + 4 * i, ignore_eos=True)
@@ -177,7 +177,7 @@ def test_the_engine_replays_its_decode_steps_and_gives_the_same_tokens(tmp_path)
             outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
         results.append(outputs)
     assert results[0] == results[1]
-    assert engine.runner.graphs.num_replays > 30
+    assert engine.runner.decode_steps.num_replays > 30
 
 
 def test_eight_prompts_give_the_tokens_of_transformers(tmp_path):
