@@ -75,13 +75,9 @@ def _narrow_compiled(number, numbers):
     return lambda number, numbers: _narrow(number)
 
 
-@numba.njit(
-    "void(float32[:,::1], uint32[:,::1])", parallel=True, nogil=True, cache=True, error_model="numpy"
-)
+@numba.njit("void(float32[:,::1], uint32[:,::1])", parallel=True, nogil=True, cache=True, error_model="numpy")
 def pack_pairs(numbers, pairs):
-    """Rows of numbers (T, n), rounded, two neighbours as one uint32: pairs (T, n / 2, rounded up). If n is odd,
-    the last number has 0 for a partner.
-    """
+    """Round numbers (T, n) and pair neighbours: (T, n / 2, rounded up), the last one with 0 if n is odd."""
     bits = pairs.view(np.uint16)
     for row in numba.prange(len(numbers)):
         for i in range(numbers.shape[1]):

@@ -177,7 +177,7 @@ class PanelLinear:
 
 
 def stack_panels(layers: Sequence[PanelLinear]) -> np.ndarray:
-    """The panels of layers of one shape, moved into one array (layers, panels, in, WIDTH) which they share."""
+    """Move the panels of layers of one shape into one array (layers, panels, in, WIDTH), which they share."""
     stacked = np.empty((len(layers), *layers[0].panels.shape), layers[0].panels.dtype)
     for place, layer in zip(stacked, layers, strict=True):
         place[...] = layer.panels

@@ -1,11 +1,12 @@
-"""A matrix product for a CPU, made for the few rows of a decode step: y = x W^T, 4 rows of y at a time.
+"""A matrix product for a CPU, made for the few rows of a decode step: y = x W^T, a few rows of y at a time.
 
 A library's product is made for large square matrices. Here W is large, and x has as many rows as sequences
 run: 1 to 64. Two ideas make the product fast.
 
 **The registers hold a tile of y.** A core can multiply and add two vectors per cycle, but only vectors which
 are in registers, and x86 with AVX2 has 16 of those. So a tile of y, 4 rows of 3 vectors, stays in 12
-registers while k runs; 3 more hold a piece of W, and the last one a number of x, repeated::
+registers while k runs; 3 more hold a piece of W, and the last one a number of x, repeated (with AVX-512 there
+are 32 registers, and a tile is 8 rows of 3 vectors)::
 
     one step k         W[k, 0:8]  W[k, 8:16]  W[k, 16:24]      3 loads, each used by 4 rows
     x[0, k] repeated   y[0] +=    y[0] +=     y[0] +=

@@ -258,6 +258,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     # Logits that are the same bits in any batch and any chunk (CPU): one query and 16 rows at a time.
     batch_invariant: bool = False
+    # Call by call: no CUDA graphs on a GPU, no compiled steps on a CPU.
     enforce_eager: bool = False
     max_logprobs: int = 20
     disable_log_stats: bool = True

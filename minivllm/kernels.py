@@ -19,6 +19,7 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `rows_cpu.py` | norm, rotation and activation there: one pass each, and an exp made for vectors |
 | `matmul_cpu.py` | the matrix product there: a tile of the result in registers, the weights in panels |
 | `bfloat16_cpu.py` | half the bytes: numbers widened where they are read, and products of pairs |
+| `decode_step_cpu.py` | the order of these calls compiled too: all layers of a decode step in one |
 | `linear_cpu.py` | that product and PyTorch's four, and the fastest one found by measurement |
 | `heuristics.py` | tile sizes and splits for each chip, as plain if/else |
 | `common.py` | importing Triton the right way; argument checks whose errors teach |

@@ -36,8 +36,8 @@ class KVCache:
     """K and V of every layer, cut into blocks, and a swap space of the same shape in CPU memory.
 
     `key[layer]` and `value[layer]` are views of shape (B, S, Hkv, D); so are `cpu_key[layer]` and
-    `cpu_value[layer]`, with B = `num_cpu_blocks`. All layers lie in one tensor, `blocks` (L, 2, B, S, Hkv, D),
-    so that moving a block moves it in all layers with one call.
+    `cpu_value[layer]`, with B = `num_cpu_blocks`. All layers lie in one tensor, `blocks`, of shape
+    (L, 2, B, S, Hkv, D), so that moving a block moves it in all layers with one call.
 
     Everything starts as zeros and not as uninitialised memory: attention multiplies the unused slots at
     the end of a block by a weight of 0, and 0 * NaN is NaN.

@@ -8,7 +8,8 @@ that hold a model stay as they are::
     metrics/memory.py         config, nbytes, one forward pass   how much room is left for KV blocks
     model_runner.py           forward(...) -> (T, hidden)        each step
                               compute_logits(rows) -> (N, V)     of the rows that are sampled from
-    backends/cuda_graphs.py   forward(...)                       recorded, then replayed
+    backends/cuda_graphs.py   forward(...)                       recorded, then replayed (a CPU:
+                                                                 `compiled_steps.py`, for a plain Llama)
 
 It is a protocol: a class that has these members is a `Model` without inheriting anything. `LlamaForCausalLM`
 is one.

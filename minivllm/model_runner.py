@@ -70,7 +70,9 @@ class DecodeSteps(Protocol):
     def fits(self, metadata: AttentionMetadata) -> bool:
         """Whether this step is one of them."""
 
-    def run(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+    def run(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
         """(T,) both -> (T, hidden), as the model itself."""
 
 

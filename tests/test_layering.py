@@ -18,7 +18,7 @@ FLOORS = [
     ["speculative.config", "speculative.ngram", "speculative.speculator", "speculative.verification",
      "speculative.rejection", "speculative.break_even", "scheduler"],
     ["kernels", "kv_cache", "attention", "backends.attention_torch", "backends.attention_kernels", "layers", "backends.linears", "backends.layers_kernels",
-     "model", "llama", "qwen3", "backends.cuda_graphs"],
+     "model", "llama", "qwen3", "backends.cuda_graphs", "backends.compiled_steps"],
     ["distributed.sharding", "weights.files", "weights.generation_config", "weights.registry", "weights.hf_config", "weights.gguf",
      "weights.download", "weights.random_model", "weights.loader", "metrics.memory"],
     ["logits_processors", "sampler", "model_runner", "detokenizer", "prompts", "inputs", "output_processor", "metrics.stats",
@@ -99,6 +99,7 @@ def test_the_two_wings_meet_in_the_runner_only():
         "llama",
         "qwen3",
         "backends.cuda_graphs",
+        "backends.compiled_steps",
     ):
         policy = {"block_pool", "kv_cache_manager", "scheduler", "sequence", "sampling_params"}
         assert not own_imports(file_of(name)) & policy

@@ -374,13 +374,13 @@ def own_frames(frame):
 def test_at_most_eleven_frames_lead_from_generate_to_the_attention_kernel(tiny_llama):
     """Would catch a layer that only forwards, between what a user calls and what computes."""
     llm = LLM(str(tiny_llama), num_blocks=64, block_size=4, max_model_len=200, attention_backend="numba")
-    kernel, stacks = llm.llm_engine.attention._decode, []
+    kernel, stacks = llm.llm_engine.attention.decode_kernel, []
 
     def noting_kernel(*arguments):
         stacks.append(own_frames(sys._getframe()))
         return kernel(*arguments)
 
-    llm.llm_engine.attention._decode = noting_kernel
+    llm.llm_engine.attention.decode_kernel = noting_kernel
     llm.generate("hello", GREEDY, use_tqdm=False)
     assert stacks
     for stack in stacks:

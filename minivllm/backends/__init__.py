@@ -8,6 +8,7 @@ operators. The files of this folder keep to them and are chosen by device, dtype
     layers.py     <---  linears.py             the matrix product that is the fastest on this machine
                   <---  layers_kernels.py      norm, rotation and activation in one pass each
     model.py      <---  cuda_graphs.py         a decode step recorded, then replayed: GPU
+                  <---  compiled_steps.py      a decode step compiled, all its layers in one call: CPU
 
 Paper: section 5 (kernel-level optimization). vLLM V1: `vllm/v1/attention/backends/`,
 `vllm/model_executor/custom_op.py`.

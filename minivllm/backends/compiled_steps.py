@@ -43,7 +43,9 @@ def can_compile(model: Model, enforce_eager: bool) -> bool:
     is_plain = model.attention_layer is LlamaAttention and not any(
         module.bias is not None for module in model.model.modules() if isinstance(module, Linear)
     )
-    return is_plain and isinstance(model.attention, NumbaAttention) and model.linear_kernel == PanelLinear.name
+    return (
+        is_plain and isinstance(model.attention, NumbaAttention) and model.linear_kernel == PanelLinear.name
+    )
 
 
 class CompiledSteps:

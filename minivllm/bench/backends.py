@@ -7,7 +7,8 @@ and without stopping at an end-of-sequence token. They differ in which requests 
                                                             ###..#######    is taken at once
     hf              `generate` on batches of 8, padded      #####ooooooo    o: computed, and thrown away:
                     left, run to the batch's longest        ############       the batch waits for its longest
-    minivllm-traced minivllm with a record of every step; minivllm-eager: without CUDA graphs
+    minivllm-traced minivllm with a record of every step
+    minivllm-eager  call by call: without CUDA graphs, without compiled steps
     hf-continuous   Hugging Face's continuous batching
     vllm, openvino  production engines, in environments of their own (`peers.py`)
 

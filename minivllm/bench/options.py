@@ -43,7 +43,10 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "block_size": {"type": positive_int, "help": "tokens per KV block"},
     "num_blocks": {"type": positive_int, "help": "KV blocks (the KV budget)"},
     "attention_backend": {"choices": CHOICES["attention_backend"], "help": "what computes attention"},
-    "enforce_eager": {"action": "store_true", "help": "no CUDA graphs, to see what they gain"},
+    "enforce_eager": {
+        "action": "store_true",
+        "help": "no CUDA graphs (GPU), no compiled steps (CPU): to see what they gain",
+    },
     "batch_invariant": {"action": "store_true", "help": "same bits in any batch (CPU)"},
     "enable_prefix_caching": {"action": "store_true", "help": "off here: each round has the same prompts"},
 }

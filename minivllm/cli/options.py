@@ -58,7 +58,10 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "action": argparse.BooleanOptionalAction,
         "help": "the same bits in any batch (CPU)",
     },
-    "enforce_eager": {"action": argparse.BooleanOptionalAction, "help": "never capture CUDA graphs"},
+    "enforce_eager": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "no CUDA graphs (GPU), no compiled steps (CPU)",
+    },
     "distributed_executor_backend": {
         "choices": CHOICES["distributed_executor_backend"],
         "help": "uni: one worker in this process; mp: a process for each (default: by their number)",

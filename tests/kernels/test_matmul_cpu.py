@@ -83,6 +83,29 @@ def test_pairs_of_bfloat16_are_multiplied_as_what_they_hold(shape, has_pairs, tm
                 assert_product(wrong, x64, weight64)
 
 
+@pytest.mark.parametrize("columns", [1, 2, 61, 576])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_numbers_are_rounded_to_pairs_as_pytorch_rounds_them(rows, columns):
+    """Would catch a fraction cut off, a tie rounded up, a pair with its halves exchanged, and a NaN made infinite."""
+    bits = torch.randint(0, 2**32, (rows, columns)).to(torch.uint32)
+    numbers = torch.where(
+        torch.rand(rows, columns) < 0.5, torch.randn(rows, columns), bits.view(torch.float32)
+    )
+    numbers.view(torch.int32)[::2] &= -0x8000  # ties, and what is a bfloat16 already
+    pairs = np.full((rows, (columns + 1) // 2), 7, np.uint32)
+    bfloat16_cpu.pack_pairs(numbers.numpy(), pairs)
+    actual = torch.from_numpy(pairs).view(torch.bfloat16)
+    expected = torch.nn.functional.pad(numbers, (0, columns % 2)).bfloat16()
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(3.0), expected.nan_to_num(3.0))
+    one_by_one = [bfloat16_cpu.narrow(number) for number in numbers[0].numpy()]
+    assert [int(each) for each in one_by_one] == [int(each) for each in pairs.view(np.uint16)[0, :columns]]
+    cut_off = (numbers.view(torch.int32) & -0x10000).view(torch.float32).bfloat16()  # negative control
+    assert rows * columns < 10 or not torch.equal(
+        cut_off.nan_to_num(3.0), expected[:, :columns].nan_to_num(3.0)
+    )
+
+
 @pytest.mark.parametrize("has_pairs", [False, True])
 def test_pairs_are_one_instruction_where_there_is_one_and_two_elsewhere(has_pairs, monkeypatch):
     """Would catch a name that LLVM does not know, also on a processor which could not run the instruction."""

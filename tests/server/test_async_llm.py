@@ -327,7 +327,7 @@ def test_a_slow_reader_holds_one_output_and_loses_nothing(make_async, offline):
         outputs = []
         from minivllm.inputs import Request
 
-        with await engine.submit({"slow": lambda inner: Request("slow", DELTA)}, DELTA.output_kind) as stream:
+        with await engine.submit({"slow": lambda inner: Request("slow", LONG)}, LONG.output_kind) as stream:
             outputs.append(await anext(stream))
             while stream.unfinished:  # the engine finishes before the reader looks again
                 assert stream.num_pending <= 1
@@ -337,7 +337,7 @@ def test_a_slow_reader_holds_one_output_and_loses_nothing(make_async, offline):
 
     outputs = asyncio.run(main())
     assert len(outputs) == 2, "nothing was merged"
-    assert joined(outputs) == offline("slow")
+    assert joined(outputs) == offline("slow", replace(GREEDY, max_tokens=LONG.max_tokens))
 
 
 def completion(index, text, **options):
