@@ -41,6 +41,7 @@ COMMANDS = {
         "bench throughput --num-prompts 16 --max-model-len 512 --num-blocks 128 --repeats 5 "
         "--backend static-contiguous orca-max static-paged minivllm --plot docs/data/cpu_2x2.png"
     ),
+    "cpu_compiled_steps.json": "bench throughput --backend minivllm minivllm-eager --repeats 5",
     "cpu_headline.json": "bench headline --ratios 2 4 7.7 16 --repeats 5",
     "cpu_sharing.json": "bench sharing --repeats 5",
     "cpu_speculative.json": "bench speculative",

@@ -287,7 +287,8 @@ show(figure, alt=sentence)
 
 # %% [markdown]
 # Twelve rows move the products to the right: twelve uses for the same bytes. Attention does not move, as each sequence
-# has keys and values of its own. The rest is mostly Python, which prepares the next call.
+# has keys and values of its own. The rest is norms, sampling and the Python between two steps: all layers
+# of a step are one compiled call (`kernels/decode_step_cpu.py`).
 #
 # And the reason for the waterfall's last bar:
 
