@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from minivllm import LLM
 from minivllm.backends.attention_kernels import NumbaAttention
 from minivllm.backends.attention_torch import TorchAttention
 from minivllm.backends.compiled_steps import CompiledSteps, can_compile
+from minivllm.baselines.compare import hidden_states
 from minivllm.bench.steps import ATTENTION, MATMUL, milliseconds_per_step, profile_steps
 from minivllm.kernels.linear_cpu import PanelLinear, TorchLinear
 from minivllm.kv_cache import KVCache
@@ -154,6 +156,17 @@ def test_what_can_be_compiled(tiny_llama, tmp_path, monkeypatch):
         assert not can_compile(load(folder), enforce_eager=False)
     monkeypatch.setattr("minivllm.backends.linears.choose_linear_kernel", lambda weights, memory: TorchLinear)
     assert not can_compile(load(tiny_llama), enforce_eager=False)
+
+
+def test_the_layers_of_a_short_prompt_can_be_compared(tiny_llama):
+    """Would catch a comparison that waits for hooks: a compiled step calls no layer, and short prompts are compiled."""
+    llm = LLM(str(tiny_llama), num_blocks=64, block_size=4, max_model_len=64)
+    for prompt in ([5, 6, 7], [*range(20)]):
+        states = hidden_states(llm, prompt)
+        assert [state.shape for state in states] == [(len(prompt), 64)] * 2
+    assert llm.llm_engine.runner.decode_steps.num_runs == 0
+    llm.generate({"prompt_token_ids": [5, 6, 7]}, test_engine.greedy(1), use_tqdm=False)
+    assert llm.llm_engine.runner.decode_steps.num_runs == 1
 
 
 def test_a_profile_looks_into_compiled_steps(make_engine):

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
@@ -235,7 +236,8 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
 
     That is what Hugging Face's `output_hidden_states` holds, so that entry i means the same in both lists.
     """
-    model = llm.llm_engine.runner.model.model
+    runner = llm.llm_engine.runner
+    model = runner.model.model
     states: list[torch.Tensor] = []
     # Hooks are PyTorch's way to look into a model. A layer leaves its last addition to the norm after it.
     hooks = [
@@ -246,7 +248,8 @@ def hidden_states(llm: LLM, token_ids: list[int]) -> list[torch.Tensor]:
     try:
         # One token of output takes one step, the prefill of the whole prompt: each hook is called once.
         params = SamplingParams(temperature=0, max_tokens=1)
-        llm.generate({"prompt_token_ids": token_ids}, params, use_tqdm=False)
+        with patch.object(runner, "decode_steps", None):  # a compiled step calls no layer
+            llm.generate({"prompt_token_ids": token_ids}, params, use_tqdm=False)
     finally:
         for hook in hooks:
             hook.remove()

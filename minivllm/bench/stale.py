@@ -32,17 +32,21 @@ POLICY = tuple(
 )  # fmt: skip
 # What a measurement depends on, by the "benchmark" that its file names; a folder stands for all in it. Files
 # that change a report and not a number (printing, drawing, the command line) are left out.
-ENGINE = ("minivllm/*.py", "minivllm/backends", "minivllm/baselines", "kernels")
+BASELINES = tuple(
+    f"minivllm/baselines/{name}.py"
+    for name in ("buddy", "contiguous", "no_cache", "slot_usage", "static_batch")
+)
+ENGINE = ("minivllm/*.py", "minivllm/backends", *BASELINES, "kernels")
 DEPENDS: dict[str, tuple[str, ...]] = {
     "throughput": ENGINE,
     "latency": ENGINE,
     "serve": ENGINE,
     "sharing": ENGINE,
-    "compare": ENGINE,
+    "compare": (*ENGINE, "minivllm/baselines/compare.py"),
     "headline": (*ENGINE, "minivllm/bench/evaluation/headline.py"),
     "step-time": (*ENGINE, "minivllm/bench/evaluation/step_time.py", "minivllm/bench/evaluation/validate.py"),
-    "memory": (*POLICY, "minivllm/baselines", "minivllm/bench/simulation.py", "minivllm/bench/workloads.py"),
-    "paper": (*POLICY, "minivllm/baselines", "minivllm/bench/simulation.py", "minivllm/bench/workloads.py",
+    "memory": (*POLICY, *BASELINES, "minivllm/bench/simulation.py", "minivllm/bench/workloads.py"),
+    "paper": (*POLICY, *BASELINES, "minivllm/bench/simulation.py", "minivllm/bench/workloads.py",
               "minivllm/bench/evaluation"),
     "parallel": (*ENGINE, "minivllm/distributed", "minivllm/bench/parallel*.py"),
     "speculative": (*ENGINE, "minivllm/speculative", "minivllm/bench/speculative.py"),
