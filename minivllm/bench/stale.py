@@ -8,14 +8,15 @@ measures is listed below; git knows which of it has changed since::
     cpu_headline.json     5093a58         up to date
                                           python -m minivllm bench serve --num-prompts 20 ...
 
-A changed comment makes a file stale as well: that only costs time, and the opposite would cost trust. A
-commit that is not in this repository (rewritten, or from a copy without history) counts as stale, and so do
+Code is compared without comments and docstrings: what explains it does not change what it does. A commit that
+is not in this repository (rewritten, or from a copy without history) counts as stale, and so do
 files measured with changes that were never committed. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import shlex
 import subprocess
@@ -89,8 +90,43 @@ class Freshness:
         return f"{self.path.name:<26}{self.commit[:12]:<14}{why}"
 
 
+def code_of(source: str) -> str:
+    """A text that two sources share exactly if they differ in comments, docstrings and layout at most.
+
+    Python that cannot be parsed, and files of other languages, stand for themselves.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return source
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # a text that stands alone does nothing
+            node.body = [each for each in body if not _is_text(each)]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _differs(commit: str, name: str, root: Path) -> bool:
+    """Whether the code of one file, relative to `root`, is another one now; a new or removed file is."""
+    old = subprocess.run(
+        ["git", "-C", str(root), "show", f"{commit}:{name}"], capture_output=True, timeout=60
+    )
+    path = root / name
+    if old.returncode != 0 or not path.exists():
+        return True
+    return code_of(old.stdout.decode(errors="replace")) != code_of(path.read_text(errors="replace"))
+
+
 def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tuple[str, ...] | None:
-    """Files below `paths` that differ between `commit` and now, committed or not; None: no such commit.
+    """Files below `paths` whose code is another one than at `commit`; None: no such commit.
 
     "minivllm/*.py" is taken as a shell takes it: files of this folder alone.
     """
@@ -100,7 +136,9 @@ def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tup
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return tuple(sorted(done.stdout.split())) if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    return tuple(name for name in sorted(done.stdout.split()) if _differs(commit, name, root))
 
 
 def freshness(path: Path, root: Path = ROOT) -> Freshness:

@@ -53,6 +53,19 @@ def test_a_file_is_stale_when_its_code_has_changed_and_only_then(repository):
     assert found.command == "python -m minivllm bench kernels"
 
 
+def test_words_about_the_code_make_nothing_stale(repository):
+    """Would catch a day of measuring for a comment, and a change of code that hides beside a docstring."""
+    root, measure = repository
+    path, code = measure(), root / "kernels" / "a.py"
+    code.write_text('"""What it is."""\n\n# why\n(\n    1\n)\n"""And what that was."""\n')
+    assert not stale.freshness(path, root).is_stale
+    for changed in ('"""What it is."""\n2\n', '"""What it is."""\nx = """1"""\n', "1 1\n"):
+        code.write_text(changed)
+        assert stale.freshness(path, root).changed == ("kernels/a.py",)
+    code.unlink()
+    assert stale.freshness(path, root).is_stale
+
+
 def test_what_cannot_be_compared_counts_as_stale(repository):
     """Would catch trust in a commit that is gone, and in code that was never committed."""
     root, measure = repository
