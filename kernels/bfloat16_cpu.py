@@ -20,8 +20,8 @@ its multiplication this one::
 A decode step of 32 sequences of SmolLM2-135M, ms on two cores of an AMD EPYC (Zen 5)::
 
                  products   attention   rest   step
-    float32      19.9       9.6         4.6    34.1
-    bfloat16     13.4       7.7         5.0    26.1
+    float32      19.3       9.8         3.1    32.2
+    bfloat16     11.0       6.9         3.1    21.0
 
 Where the instruction is missing, the two halves are widened and multiplied one after the other: still half of
 the bytes. vLLM V1: `csrc/cpu/cpu_types_x86.hpp` (`BF16Vec16`); its products are oneDNN's.

@@ -5,8 +5,8 @@ does. `kernels/decode_step_cpu.py` has all layers of a step in one compiled func
 function its arguments: the weights of all layers, one array for each kind; the memory for what lies between
 two layers; and, step by step, what the attention backend has prepared::
 
-    PyTorch      embedding | norm qkv rotate write attend o norm gate_up silu down | x 30 | norm | head
-    compiled                '------------------- one call for all layers ---------------'
+    call by call   embedding | norm qkv rotate write attend o norm gate_up silu down | x 30 | norm | head
+    compiled       embedding | one call for all layers                                      | norm | head
 
 Prefills are not compiled: with hundreds of rows a kernel runs long enough for its call not to matter.
 
