@@ -43,7 +43,7 @@ for (engine, dtype, batch_size), run in sorted(runs.items()):
     print(f"{engine:<8} {dtype:<8} batch {batch_size}: {equal} of {run['num_prompts']} equal {gaps and 'gaps ' + gaps}")
 
 # %% [markdown]
-# In float32 all texts agree, vLLM's too; in bfloat16 a few of minivllm's do, and none of vLLM's. Is that a bug?
+# In float32 all texts agree, vLLM's too; in bfloat16 most differ, minivllm's and vLLM's alike. Is that a bug?
 # "vLLM is not deterministic" and "output differs from transformers" are among the most frequent reports there are. This
 # chapter takes the causes one by one.
 #
