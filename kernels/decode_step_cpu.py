@@ -70,10 +70,12 @@ class Batch(NamedTuple):
 class Scratch(NamedTuple):
     """Memory for what lies between two calls, float32, one row per token::
 
-    hidden, total, update, normed  (T, H)               gate_up  (T, 2 I)
-    heads    (T, Hq + 2 Hkv, D)                         inner    (T, I)
-    rotated  (T, Hq + Hkv, D)                           room     pairs of a product's input; else empty
-    attended (T, Hq, D)                                 cycles   (3,): products, attention, all
+        hidden, total, update, normed  (T, H)               gate_up  (T, 2 I)
+        heads    (T, Hq + 2 Hkv, D)                         inner    (T, I)
+        rotated  (T, Hq + Hkv, D)                           room     pairs of a product's input; else empty
+        attended (T, Hq, D)                                 cycles   (3,): products, attention, all
+
+    The cycles are added up from call to call, until they are set to 0.
     """
 
     hidden: np.ndarray
