@@ -33,9 +33,11 @@ POLICY = tuple(
 )  # fmt: skip
 # What a measurement depends on, by the "benchmark" that its file names; a folder stands for all in it. Files
 # that change a report and not a number (printing, drawing, the command line) are left out.
+# Comparing texts is no part of what other benchmarks measure.
 BASELINES = tuple(
-    f"minivllm/baselines/{name}.py"
-    for name in ("buddy", "contiguous", "no_cache", "slot_usage", "static_batch")
+    f"minivllm/baselines/{path.name}"
+    for path in sorted((ROOT / "minivllm" / "baselines").glob("*.py"))
+    if path.stem != "compare"
 )
 ENGINE = ("minivllm/*.py", "minivllm/backends", *BASELINES, "kernels")
 DEPENDS: dict[str, tuple[str, ...]] = {
