@@ -137,7 +137,7 @@ def pages(data: Path) -> dict[str, str]:
     functions = {
         "section": section, "chart": chart,
         "engines": tables.engines, "engine_sentence": tables.engine_sentence, "summary": tables.summary,
-        "answer": tables.answer, "layers": tables.layers,
+        "answer": tables.answer, "layers": tables.layers, "longer_step": tables.longer_step,
         "counted": gpu.counted, "host": gpu.host, "marks": gpu.marks, "is_open": gpu.is_open,
         "measured": lambda data, name: bool(paths_of(data, name)),
     }  # fmt: skip

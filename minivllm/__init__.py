@@ -15,13 +15,16 @@ is done waits for the rest, and then for the next operator: first in a loop, the
 long as a small product. But if another program, say a browser, is busy too, the loop takes the core from the
 very thread which is waited for. With ten thousand turns of that loop (libgomp's default: 300,000) a step is
 as fast as with any more on a quiet machine; on a busy one it takes twice as long as with a thousand, and with
-a hundred thousand eight times. A decode step of 8 sequences, SmolLM2-135M, two cores of an AMD EPYC (Zen 3),
-in ms::
+a hundred thousand eight times. A decode step of 8 sequences, SmolLM2-135M, two cores, in ms::
 
-    GOMP_SPINCOUNT                1,000   10,000   30,000   100,000
-    quiet                         77      50       56       49
-    beside a program which        86      168      307      699
-    keeps a core busy
+    GOMP_SPINCOUNT                           1,000   10,000   30,000   100,000
+    AMD EPYC (Zen 3), an earlier version
+        quiet                                77      50       56       49
+        beside a program which keeps         86      168      307      699
+        a core busy
+    AMD EPYC (Zen 5), all layers in one call (`backends/compiled_steps.py`)
+        quiet                                17      17       17       17
+        beside such a program                34      87       149      269
 
 A value of GOMP_SPINCOUNT which is in the environment already stays as it is.
 

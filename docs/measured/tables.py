@@ -249,6 +249,15 @@ def answer(data: Path, name: str) -> str:
     return MISSING if result is None else find(result)
 
 
+def longer_step(data: Path, few: int = 8, many: int = 32, length: int = 128) -> str:
+    """How many times as long a step of many sequences takes as one of few, all of `length` tokens: "1.67"."""
+    result = read(data, "cpu_step_time.json")
+    assert result is not None, "ask `measured` first"
+    works = zip(result["works"], result["seconds"], strict=True)
+    seconds = {work["rows"]: seconds for work, seconds in works if work["kv_tokens"] == length * work["rows"]}
+    return f"{seconds[many] / seconds[few]:.2f}"
+
+
 # -- layer by layer ---------------------------------------------------------------------------------
 
 

@@ -392,9 +392,9 @@ claim("and it is faster by the clock", gain > 1.2, measured=f"{gain:.2f} times t
 # same latency the paper gives vLLM 2.7 to 8 times the request rate of Orca (Max) on chats, and 1.7 to 2.7 times that of
 # Orca (Oracle), which knows the length of each answer beforehand; the headline, "2-4x", sums up all its experiments.
 # `python -m minivllm bench headline` measures it with SmolLM2 and the paper's memory (7.7 reservations): on two cores
-# of an AMD EPYC (Zen 5) E wrote 1.80 times the tokens of D, and 2.09 times with `watermark=0.05`: 5% of the blocks stay
-# free of newcomers, which spares most preemptions. The point is not picked: with memory for 2, 4, 7.7 and 16
-# reservations E writes 2.78, 2.20, 1.93 and 1.07 times as much as D (half as many requests).
+# of an AMD EPYC (Zen 5) E wrote 1.66 times the tokens of D, and 1.99 times with `watermark=0.05`: 5% of the blocks stay
+# free of newcomers, which spares most preemptions. The point is not picked: with memory for 4, 7.7 and 16 reservations E
+# writes 2.03, 1.83 and 1.07 times as much as D (half as many requests).
 #
 # ## Key points
 #
