@@ -34,6 +34,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import overload
 
+from .compile_cpu import parallel
+
 HAS_PAIRS = bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 """Whether this processor multiplies pairs in one instruction."""
 
@@ -75,7 +77,7 @@ def _narrow_compiled(number, numbers):
     return lambda number, numbers: _narrow(number)
 
 
-@numba.njit("void(float32[:,::1], uint32[:,::1])", parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel("void(float32[:,::1], uint32[:,::1])")
 def pack_pairs(numbers, pairs):
     """Round numbers (T, n) and pair neighbours: (T, n / 2, rounded up), the last one with 0 if n is odd."""
     bits = pairs.view(np.uint16)

@@ -147,14 +147,14 @@ class PanelLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # Imported here and not above: it takes a second, and needs Numba.
-        from . import bfloat16_cpu, matmul_cpu, paged_attention_cpu
+        from . import bfloat16_cpu, compile_cpu, matmul_cpu
 
         if weight.dtype not in (torch.float32, torch.bfloat16) or len(weight) < matmul_cpu.WIDTH:
             raise NotImplementedError(
                 f"panels are for float32 and bfloat16 and at least {matmul_cpu.WIDTH} outputs, not for "
                 f"{weight.dtype} and {len(weight)}: choose another product."
             )
-        self._kernel, self._use_threads = matmul_cpu.matmul_cpu, paged_attention_cpu.use_threads
+        self._kernel, self._use_threads = matmul_cpu.matmul_cpu, compile_cpu.use_threads
         self._pack_pairs = bfloat16_cpu.pack_pairs
         self._dtype = weight.dtype
         self.panels, self._bias = matmul_cpu.pack_panels(self._numbers(weight)), bias

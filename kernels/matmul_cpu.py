@@ -49,6 +49,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from .bfloat16_cpu import emit_multiply_add, emit_multiply_add_pairs, halves
+from .compile_cpu import parallel
 from .prefetch_cpu import CACHE_LINE, emit_prefetch
 
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
@@ -177,10 +178,7 @@ def make_tile(rows: int, vectors: int = VECTORS) -> Callable[..., None]:
 _one_row, _full_tile = make_tile(1), make_tile(ROWS)
 
 
-@numba.njit(
-    [f"void({kind}[:,:], {kind}[:,:,::1], float32[:,::1])" for kind in ("float32", "uint32")],
-    parallel=True, nogil=True, cache=True, error_model="numpy",
-)  # fmt: skip
+@parallel([f"void({kind}[:,:], {kind}[:,:,::1], float32[:,::1])" for kind in ("float32", "uint32")])
 def matmul_cpu(x, panels, y):
     """y (T, out) = x (T, in) W^T, with W as `pack_panels` gives it; the panels are divided among the threads.
 

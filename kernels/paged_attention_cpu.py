@@ -39,8 +39,9 @@ import numba
 import numpy as np
 
 from .bfloat16_cpu import widen
+from .compile_cpu import FAST_MATH, inline, parallel
 from .prefetch_cpu import prefetch
-from .rows_cpu import FAST_MATH, exp
+from .rows_cpu import exp
 
 # query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output; `::1` means C-contiguous.
 SIGNATURE = (
@@ -52,10 +53,8 @@ SIGNATURE = (
 ENOUGH = 2 * numba.config.NUMBA_NUM_THREADS
 """Sequences from which on all threads have work when each sequence is one program."""
 
-_inline = numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
 
-
-@_inline
+@inline
 def scores(queries, keys, rows, next_keys, ahead, weights):
     """weights (group, S) = queries (group, D) times keys[rows], one head's; asks for next_keys[ahead]."""
     for slot in range(len(rows)):
@@ -68,7 +67,7 @@ def scores(queries, keys, rows, next_keys, ahead, weights):
             weights[g, slot] = score
 
 
-@_inline
+@inline
 def softmax(weights, filled, maximum, total, acc):
     """One step of the online softmax, in place; acc (group, D)."""
     for g in range(len(maximum)):
@@ -86,7 +85,7 @@ def softmax(weights, filled, maximum, total, acc):
             acc[g, d] *= rescale
 
 
-@_inline
+@inline
 def add_values(weights, values, rows, next_values, ahead, acc):
     """acc (group, D) += weights times values[rows], one head's; asks for next_values[ahead]."""
     filled = len(rows)
@@ -134,7 +133,7 @@ def compile_paged_attention_cpu(head_dim: int, kv: str = "float32") -> Callable[
 
     signature = SIGNATURE.format(kv=kv)
 
-    @numba.njit(signature, parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH)
+    @parallel(signature, fastmath=FAST_MATH)
     def paged_attention_cpu(query, key_cache, value_cache, tokens, block_tables, seq_lens, scale, output):
         num_blocks, block_size, num_kv_heads, _ = key_cache.shape
         group = query.shape[1] // num_kv_heads  # query heads h * group ... share KV head h
@@ -175,13 +174,6 @@ def compile_paged_attention_cpu(head_dim: int, kv: str = "float32") -> Callable[
                     output[tokens[row], first * group + q, d] = acc[q, d] / total[q]
 
     return paged_attention_cpu
-
-
-def use_threads(num_threads: int) -> int:
-    """Run the kernel on `num_threads` threads from now on, or on as many as Numba has; returns how many."""
-    num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(num_threads)
-    return num_threads
 
 
 def deal_out(seq_lens: np.ndarray, num_threads: int) -> np.ndarray:

@@ -30,8 +30,9 @@ import numba
 import numpy as np
 
 from .bfloat16_cpu import widen
+from .compile_cpu import FAST_MATH, inline, parallel
 from .matmul_cpu import LANES, ROWS, WIDTH, make_tile
-from .rows_cpu import FAST_MATH, exp
+from .rows_cpu import exp
 
 VALUE_VECTORS = 2 if LANES == 16 else 3
 """Vectors of a tile of the second product: with AVX-512, two tiles make up a head of 64."""
@@ -58,7 +59,7 @@ def make_scratch(
     )
 
 
-@numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
+@inline
 def softmax(scores, limit):
     """scores (n,) -> exp(scores - largest) of the first `limit`, 0 for the others, in place; -> the sum."""
     largest = np.float32(-np.inf)
@@ -80,10 +81,7 @@ SIGNATURE = (
 )
 
 
-@numba.njit(
-    [SIGNATURE.format(kv="float32"), SIGNATURE.format(kv="uint16")],
-    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
-)  # fmt: skip
+@parallel([SIGNATURE.format(kv="float32"), SIGNATURE.format(kv="uint16")], fastmath=FAST_MATH)
 def prefill_attention_cpu(query, key_cache, value_cache, blocks, num_keys, scale, scratch, output):
     """Attention of queries which are the last tokens of one sequence.
 

@@ -39,11 +39,10 @@ exp).
 import numba
 import numpy as np
 
+from .compile_cpu import FAST_MATH, inline, parallel
+
 FEW_NUMBERS = 1 << 15
 """With fewer numbers, the first thread has nearly finished when a second one begins."""
-# What the compiler may do to float arithmetic: reorder a sum, fuse a product with an addition. It may not
-# assume that numbers are finite: the maximum from which attention starts is -inf.
-FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 _LOG2_E = np.float32(1.4426950408889634)
 _HALF, _ONE, _LOWEST = np.float32(0.5), np.float32(1), np.float32(-126)
@@ -51,7 +50,7 @@ _P1, _P2, _P3 = np.float32(6.9314718e-1), np.float32(2.4022651e-1), np.float32(5
 _P4, _P5, _P6 = np.float32(9.6181291e-3), np.float32(1.3333558e-3), np.float32(1.5403530e-4)
 
 
-@numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
+@inline
 def exp(x):
     """e^x of a float32 which is 0 or less."""
     t = max(x * _LOG2_E, _LOWEST)
@@ -61,10 +60,7 @@ def exp(x):
     return power * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-_inline = numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
-
-
-@_inline
+@inline
 def _norm_row(hidden, update, weight, eps, normed, total):
     squares = np.float32(0)
     for i in range(len(hidden)):
@@ -76,10 +72,10 @@ def _norm_row(hidden, update, weight, eps, normed, total):
         normed[i] = total[i] * inverse_rms * weight[i]
 
 
-@numba.njit(
+@parallel(
     "void(float32[:,::1], float32[:,::1], float32[::1], float32, float32[:,::1], float32[:,::1])",
-    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
-)  # fmt: skip
+    fastmath=FAST_MATH,
+)
 def rms_norm_cpu(hidden, update, weight, eps, normed, total):
     """total = hidden + update, normed = total / rms(total) * weight; all (T, H) but weight (H,)."""
     if hidden.size < FEW_NUMBERS:
@@ -90,7 +86,7 @@ def rms_norm_cpu(hidden, update, weight, eps, normed, total):
             _norm_row(hidden[row], update[row], weight, eps, normed[row], total[row])
 
 
-@_inline
+@inline
 def _turn_heads(heads, turn, rotated):
     half = rotated.shape[1] // 2
     for head in range(len(rotated)):
@@ -101,10 +97,10 @@ def _turn_heads(heads, turn, rotated):
             y[half + i] = x[half + i] * turn[i] + x[i] * turn[half + i]
 
 
-@numba.njit(
+@parallel(
     "void(float32[:,:,::1], int64[::1], float32[:,::1], float32[:,:,::1])",
-    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
-)  # fmt: skip
+    fastmath=FAST_MATH,
+)
 def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
     """Rotate the first heads of each token, as many as `rotated` (T, heads, D) has.
 
@@ -119,7 +115,7 @@ def rotary_embedding_cpu(heads, positions, cos_sin, rotated):
             _turn_heads(heads[token], cos_sin[positions[token]], rotated[token])
 
 
-@_inline
+@inline
 def _activate_row(gate_up, out):
     for i in range(len(out)):
         gate = gate_up[i]
@@ -128,10 +124,10 @@ def _activate_row(gate_up, out):
         out[i] = gate * share / (_ONE + e) * gate_up[len(out) + i]
 
 
-@numba.njit(
+@parallel(
     "void(float32[:,::1], float32[:,::1])",
-    parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH,
-)  # fmt: skip
+    fastmath=FAST_MATH,
+)
 def silu_and_mul_cpu(gate_up, out):
     """out (T, I) = silu of the first half of each row of gate_up (T, 2 * I), times the second half.
 

@@ -13,6 +13,7 @@ Read them in this order; each adds one idea to the one before. The files are in 
 | `paged_attention.py` | heads grouped for `tl.dot`; tiles decoupled from blocks; split-KV |
 | `combine.py` | merging the partial softmaxes of split-KV |
 | `prefill_attention.py` | many queries per sequence: prefill, chunked prefill and mixed batches |
+| `compile_cpu.py` | how the loops of a CPU kernel are compiled, and on how many threads they run |
 | `paged_attention_cpu.py` | the same on a laptop: plain loops, compiled by Numba |
 | `prefetch_cpu.py` | asking for memory before it is needed |
 | `prefill_attention_cpu.py` | prefill there: two matrix products on what the queries may see |

@@ -84,7 +84,8 @@ class NumbaAttention:
         if find_spec("numba") is None:
             raise ValueError("attention_backend 'numba' needs the package numba: pip install numba.")
         # Imported here and not above: it takes a third of a second, and only this backend needs it.
-        from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out, use_threads
+        from minivllm.kernels.compile_cpu import use_threads
+        from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, deal_out
         from minivllm.kernels.prefill_attention_cpu import make_scratch, prefill_attention_cpu
 
         self._block_size = block_size

@@ -61,7 +61,7 @@ class CompiledSteps:
         # Imported here and not above: it needs Numba.
         from minivllm.kernels import decode_step_cpu as kernel
 
-        self.model, self.kv_cache, self.num_runs = model, kv_cache, 0
+        self.model, self.num_runs = model, 0
         self._kernel, self._max_num_rows = kernel, max_num_rows
         layers, config = list(model.model.layers), model.config
         norms = [(layer.input_layernorm.weight, layer.post_attention_layernorm.weight) for layer in layers]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from minivllm.backends.attention_kernels import NUMBA_DTYPES, as_array
 from minivllm.kernels import prefill_attention_cpu as module
+from minivllm.kernels.compile_cpu import use_threads
 from minivllm.kernels.matmul_cpu import ROWS, WIDTH
-from minivllm.kernels.paged_attention_cpu import ENOUGH, compile_paged_attention_cpu, use_threads
+from minivllm.kernels.paged_attention_cpu import ENOUGH, compile_paged_attention_cpu
 from minivllm.kernels.prefill_attention_cpu import VALUE_WIDTH
 from tests.kernels.attention_case import Bug, Case, assert_matches
 

@@ -11,8 +11,8 @@ from llvmlite import ir
 
 from minivllm.kernels import bfloat16_cpu
 from minivllm.kernels import matmul_cpu as module
+from minivllm.kernels.compile_cpu import use_threads
 from minivllm.kernels.matmul_cpu import ROWS, WIDTH, matmul_cpu, pack_panels
-from minivllm.kernels.paged_attention_cpu import use_threads
 
 # Sums of up to 577 products of standard normal numbers: float32 is some 1e-5 off, another row some 20.
 TOLERANCE = 1e-3

@@ -49,7 +49,8 @@ def decode_step(block_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray,
 
 def kernel_call(block_size: int, seed: int = 0) -> Callable[[], np.ndarray]:
     """The kernel on blocks of `block_size` in random order; -> a call that returns (R, Hq, D)."""
-    from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu, use_threads
+    from minivllm.kernels.compile_cpu import use_threads
+    from minivllm.kernels.paged_attention_cpu import compile_paged_attention_cpu
 
     use_threads(torch.get_num_threads())
     kernel = compile_paged_attention_cpu(HEAD_DIM)

@@ -1,0 +1,68 @@
+"""Threads of the CPU kernels: as many as PyTorch has, and PyTorch's number stays what it was."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("numba")
+
+SCRIPT = """
+import torch
+{before}
+import minivllm.kernels.{module}
+import numba
+from minivllm.kernels.compile_cpu import use_threads
+print(torch.get_num_threads(), use_threads(torch.get_num_threads()), numba.get_num_threads())
+"""
+
+MODULES = (
+    "bfloat16_cpu",
+    "matmul_cpu",
+    "rows_cpu",
+    "paged_attention_cpu",
+    "prefill_attention_cpu",
+    "decode_step_cpu",
+)
+
+
+def threads_after(module: str, before: str = "", **environment: str) -> list[int]:
+    """PyTorch's number of threads in a new process that has imported a kernel, and Numba's, as told and as set."""
+    script = SCRIPT.format(before=before, module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(number) for number in done.stdout.split()]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_kernel_leaves_pytorch_the_number_of_threads_that_was_set(module):
+    """Numba's threads, when they start, set OpenMP's number, which is PyTorch's too: one thread became all cores."""
+    assert threads_after(
+        module, "torch.set_num_threads(1); torch.get_num_threads()", NUMBA_NUM_THREADS="3"
+    ) == [1, 1, 1]
+
+
+def test_omp_num_threads_holds_for_the_kernels_too():
+    """The same where the number comes from the environment."""
+    assert threads_after("matmul_cpu", OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="3") == [1, 1, 1]
+
+
+def test_without_the_repair_numba_changes_pytorchs_number():
+    """The control: if this fails, Numba has changed, and `compile_cpu.py` may lose a few lines."""
+    script = "import torch, numba; torch.set_num_threads(1); torch.get_num_threads(); numba.get_num_threads(); print(torch.get_num_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "NUMBA_NUM_THREADS": "3", "NUMBA_THREADING_LAYER": "omp"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip("no OpenMP for Numba here")
+    if done.stdout.split() == ["1"]:
+        pytest.skip("PyTorch and Numba do not share an OpenMP here")
+    assert done.stdout.split() == ["3"]
