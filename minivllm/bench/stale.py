@@ -10,7 +10,8 @@ measures is listed below; git knows which of it has changed since::
 
 Code is compared without comments and docstrings: what explains it does not change what it does. A commit that
 is not in this repository (rewritten, or from a copy without history) counts as stale, and so do
-files measured with changes that were never committed. vLLM V1 has no counterpart.
+files measured with changes that were never committed. A commit may be named in `UNFELT` if old and new code
+were run in turns and took the same time. vLLM V1 has no counterpart.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ BASELINES = tuple(
     for path in sorted((ROOT / "minivllm" / "baselines").glob("*.py"))
     if path.stem != "compare"
 )
+UNFELT = Path("docs/data/unfelt_commits.txt")
+"""Commits that changed code but no speed, as runs in turns show: a hash and the reason, line by line."""
 ENGINE = ("minivllm/*.py", "minivllm/backends", *BASELINES, "kernels")
 DEPENDS: dict[str, tuple[str, ...]] = {
     "throughput": ENGINE,
@@ -116,15 +119,30 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
+def unfelt(root: Path) -> set[str]:
+    """The commits of `UNFELT`: the first word of each line, but for comments."""
+    path = root / UNFELT
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=60)
+
+
 def _differs(commit: str, name: str, root: Path) -> bool:
-    """Whether the code of one file, relative to `root`, is another one now; a new or removed file is."""
-    old = subprocess.run(
-        ["git", "-C", str(root), "show", f"{commit}:{name}"], capture_output=True, timeout=60
-    )
-    path = root / name
-    if old.returncode != 0 or not path.exists():
-        return True
-    return code_of(old.stdout.decode(errors="replace")) != code_of(path.read_text(errors="replace"))
+    """Whether the code of one file, relative to `root`, is another one now; a new or removed file is.
+
+    What commits of `UNFELT` alone have changed does not count.
+    """
+    old, path = _git(root, "show", f"{commit}:{name}"), root / name
+    if old.returncode == 0 and path.exists():
+        before, now = old.stdout.decode(errors="replace"), path.read_text(errors="replace")
+        if code_of(before) == code_of(now):
+            return False
+    since = set(_git(root, "log", "--format=%H", f"{commit}..HEAD", "--", name).stdout.decode().split())
+    is_committed = _git(root, "diff", "--quiet", "HEAD", "--", name).returncode == 0
+    return not (is_committed and since and since <= unfelt(root))
 
 
 def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tuple[str, ...] | None:

@@ -66,6 +66,39 @@ def test_words_about_the_code_make_nothing_stale(repository):
     assert stale.freshness(path, root).is_stale
 
 
+def test_a_commit_that_no_run_has_felt_makes_nothing_stale_and_the_next_one_does(repository):
+    """Would catch a list that excuses a file for good, or what was never committed."""
+    root, measure = repository
+    path, code = measure(), root / "kernels" / "a.py"
+
+    def commit(number):
+        code.write_text(f"{number}\n")
+        commit = [
+            "git",
+            "-C",
+            str(root),
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "commit",
+            "-qam",
+            "more",
+        ]
+        subprocess.run(commit, check=True)
+        head = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
+
+    listed = root / stale.UNFELT
+    listed.parent.mkdir(parents=True)
+    listed.write_text(f"# why\n{commit(2)} 1.00x in turns\n")
+    assert not stale.freshness(path, root).is_stale
+    code.write_text("3\n")
+    assert stale.freshness(path, root).is_stale
+    commit(4)
+    assert stale.freshness(path, root).changed == ("kernels/a.py",)
+
+
 def test_what_cannot_be_compared_counts_as_stale(repository):
     """Would catch trust in a commit that is gone, and in code that was never committed."""
     root, measure = repository
