@@ -130,19 +130,25 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=60)
 
 
+def _code_at(commit: str, name: str, root: Path) -> str | None:
+    """The code of one file at a commit; None: there is none."""
+    shown = _git(root, "show", f"{commit}:{name}")
+    return code_of(shown.stdout.decode(errors="replace")) if shown.returncode == 0 else None
+
+
 def _differs(commit: str, name: str, root: Path) -> bool:
     """Whether the code of one file, relative to `root`, is another one now; a new or removed file is.
 
     What commits of `UNFELT` alone have changed does not count.
     """
-    old, path = _git(root, "show", f"{commit}:{name}"), root / name
-    if old.returncode == 0 and path.exists():
-        before, now = old.stdout.decode(errors="replace"), path.read_text(errors="replace")
-        if code_of(before) == code_of(now):
-            return False
-    since = set(_git(root, "log", "--format=%H", f"{commit}..HEAD", "--", name).stdout.decode().split())
+    path = root / name
+    now = code_of(path.read_text(errors="replace")) if path.exists() else None
+    if _code_at(commit, name, root) == now:
+        return False
+    since = _git(root, "log", "--format=%H", f"{commit}..HEAD", "--", name).stdout.decode().split()
+    changes = {each for each in since if _code_at(f"{each}^", name, root) != _code_at(each, name, root)}
     is_committed = _git(root, "diff", "--quiet", "HEAD", "--", name).returncode == 0
-    return not (is_committed and since and since <= unfelt(root))
+    return not (is_committed and changes and changes <= unfelt(root))
 
 
 def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tuple[str, ...] | None:
