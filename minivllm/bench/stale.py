@@ -157,14 +157,13 @@ def changed_since(commit: str, paths: tuple[str, ...], root: Path = ROOT) -> tup
     "minivllm/*.py" is taken as a shell takes it: files of this folder alone.
     """
     specs = [f":(glob){path}" if "*" in path else path for path in paths]
-    command = ["git", "-C", str(root), "diff", "--name-only", commit, "--", *specs]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = _git(root, "diff", "--name-only", commit, "--", *specs)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode != 0:
         return None
-    return tuple(name for name in sorted(done.stdout.split()) if _differs(commit, name, root))
+    return tuple(name for name in sorted(done.stdout.decode().split()) if _differs(commit, name, root))
 
 
 def freshness(path: Path, root: Path = ROOT) -> Freshness:

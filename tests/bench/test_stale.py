@@ -13,26 +13,27 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+def git(root, *words):
+    settings = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    done = subprocess.run(
+        ["git", "-C", str(root), *settings, *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
 @pytest.fixture
 def repository(tmp_path):
     """A repository with one measured module, and a file measured at its first commit."""
 
-    def git(*words):
-        settings = ["-c", "user.name=t", "-c", "user.email=t@t"]
-        done = subprocess.run(
-            ["git", "-C", str(tmp_path), *settings, *words], check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    git("init", "-q")
+    git(tmp_path, "init", "-q")
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "a.py").write_text("1\n")
     (tmp_path / "other.py").write_text("1\n")
-    git("add", "-A")
-    git("commit", "-qm", "first")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "first")
 
     def measure(suffix=""):
-        where = {"commit": git("rev-parse", "HEAD") + suffix, "command_line": ["bench", "kernels"]}
+        where = {"commit": git(tmp_path, "rev-parse", "HEAD") + suffix, "command_line": ["bench", "kernels"]}
         path = tmp_path / "file.json"
         path.write_text(json.dumps({"benchmark": "kernels", "provenance": where}))
         return path
@@ -73,21 +74,8 @@ def test_a_commit_that_no_run_has_felt_makes_nothing_stale_and_the_next_one_does
 
     def commit(number):
         code.write_text(f"{number}\n")
-        commit = [
-            "git",
-            "-C",
-            str(root),
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@t",
-            "commit",
-            "-qam",
-            "more",
-        ]
-        subprocess.run(commit, check=True)
-        head = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
+        git(root, "commit", "-qam", "more")
+        return git(root, "rev-parse", "HEAD")
 
     listed = root / stale.UNFELT
     listed.parent.mkdir(parents=True)
