@@ -18,7 +18,7 @@ from pathlib import Path
 
 from measured.files import option, processor, rates_of, ratio_words, read, results_of
 from minivllm.baselines import compare
-from minivllm.bench.backends import OURS, WATERMARK
+from minivllm.bench.backends import FLOAT32, OURS, WATERMARK
 from minivllm.bench.evaluation import headline, validate
 from minivllm.bench.report import Result, Spread, paired_ratio, why_no_ratio
 from minivllm.bench.speculative import speedup_of
@@ -27,6 +27,7 @@ ENGINE_FILES = ("cpu_vllm.json", "cpu_openvino.json", "cpu_vllm_sharegpt.json",
                 "cpu_hf_static_32.json", "cpu_hf_continuous.json")  # fmt: skip
 NAMES = {
     "vllm": "vLLM (CPU build)",
+    FLOAT32: "minivllm in float32",
     "openvino": "OpenVINO GenAI",
     "hf-continuous": "Hugging Face, continuous batching",
 }

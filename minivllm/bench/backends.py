@@ -9,6 +9,7 @@ and without stopping at an end-of-sequence token. They differ in which requests 
                     left, run to the batch's longest        ############       the batch waits for its longest
     minivllm-traced minivllm with a record of every step
     minivllm-eager  call by call: without CUDA graphs, without compiled steps
+    minivllm-float32  whatever --dtype says
     hf-continuous   Hugging Face's continuous batching
     vllm, openvino  production engines, in environments of their own (`peers.py`)
 
@@ -46,7 +47,7 @@ PAGE_SIZE = 256  # tokens per KV block of Hugging Face, the default of Continuou
 # After so long without a result, Hugging Face is asked whether its background thread is still alive.
 RESULT_TIMEOUT_SECONDS = 5.0
 OURS, TRACED, EAGER = "minivllm", "minivllm-traced", "minivllm-eager"
-WATERMARK = "minivllm-watermark"
+WATERMARK, FLOAT32 = "minivllm-watermark", "minivllm-float32"
 # Arguments of `SamplingParams` by the name that `--sampling` gives them.
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -119,6 +120,7 @@ BASELINES: dict[str, Callable[[int], dict[str, Any]]] = {
     TRACED: lambda _: {},
     WATERMARK: lambda _: {"watermark": 0.05},
     EAGER: lambda _: {"enforce_eager": True},
+    FLOAT32: lambda _: {"dtype": "float32"},
     "static-paged": lambda _: {"scheduler_cls": StaticBatchScheduler},
     "static-contiguous": lambda longest: {
         "scheduler_cls": StaticBatchScheduler, **_reserving(ReservationPolicy.MAX)(longest)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minivllm.bench.evaluation.step_time import Work, work_of
+from minivllm.bench.steady import bandwidth_meter
 from minivllm.bench.steps import (
     ATTENTION,
     MATMUL,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 MANY_ROWS = 256
 """Rows of a product which is bound by arithmetic."""
-NUM_BYTES = 256 << 20
-"""Memory to read: more than the caches hold."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,12 @@ class Part:
 @torch.inference_mode()
 def measure_roof(llm: LLM) -> Roof:
     """Bandwidth, and the faster of two products: PyTorch's of squares, the engine's own of many rows."""
-    numbers = torch.ones(NUM_BYTES // 4)
     square = torch.ones(1024, 1024)
     model = llm.llm_engine.runner.model
     weights = sum(linear.weight.numel() for linear in projections(model))
     rows = MatmulBound(model, []).layers_function(MANY_ROWS)
     return Roof(
-        num_bytes=NUM_BYTES / median_seconds(numbers.sum),
+        num_bytes=1e9 * bandwidth_meter(torch.device("cpu"))(),
         operations=max(
             2 * 1024**3 / median_seconds(lambda: square @ square),
             2 * MANY_ROWS * weights / median_seconds(rows),

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from minivllm.bench import options
-from minivllm.bench.backends import BASELINES, EAGER, OURS, TRACED, make_baseline, prompts_of
+from minivllm.bench.backends import BASELINES, EAGER, FLOAT32, OURS, TRACED, make_baseline, prompts_of
 from minivllm.bench.report import Result, describe, finish, new_result, table
 from minivllm.bench.workloads import BenchRequest, with_arrivals
 from minivllm.engine import LLMEngine
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_workload_arguments(parser)
     options.add_engine_arguments(parser)
     options.add_output_arguments(parser, plot=True)
-    policies = [name for name in BASELINES if name not in (TRACED, EAGER)]
+    policies = [name for name in BASELINES if name not in (TRACED, EAGER, FLOAT32)]
     add = parser.add_argument
     add("--backend", nargs="+", choices=policies, default=[OURS], help="whose policies")
     add("--request-rate", nargs="+", type=float, default=[1.0], help="requests per second; inf: all at once")

@@ -260,6 +260,11 @@ class MatmulBound:
             hidden = self._random(rows, self.model.config.hidden_size)
             self._head[rows].append(median_seconds(lambda x=hidden: self.model.compute_logits(x)))
 
+    def keep(self, measurements: Sequence[int]) -> None:
+        """Forget all measurements but these, counted from 0."""
+        for times in (self._layers, self._head):
+            times.update({rows: [values[i] for i in measurements] for rows, values in times.items()})
+
     @torch.inference_mode()
     def plain_seconds(self, rows: int) -> float:
         """One decode step by `F.linear`, each layer with its own random weights, so that none is in the

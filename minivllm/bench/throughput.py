@@ -12,6 +12,8 @@ running. All backends take turns::
     minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
     '---- a round: each runs all requests once --'
 
+A round counts if the machine's memory was as fast as in the others (`steady.py`).
+
 vLLM V1: `vllm/benchmarks/throughput.py`.
 """
 
@@ -25,12 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minivllm.bench import backends, options, report, steps, throughput_report
+from minivllm.bench import backends, options, report, steady, steps, throughput_report
 from minivllm.bench.backends import BASELINES, OURS, SAMPLING, Backend, BackendRun, make_baseline
 from minivllm.bench.peers import PEERS, PeerBackend, install
 from minivllm.bench.report import Result
 from minivllm.bench.steps import MatmulBound
 from minivllm.bench.workloads import BenchRequest
+from minivllm.engine import choose_device
 
 HF, HF_CONTINUOUS = "hf", "hf-continuous"
 BACKENDS = (*BASELINES, HF, HF_CONTINUOUS, *PEERS)
@@ -99,16 +102,19 @@ def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> Result:
         for backend in others.values():
             backend.run(warm_up)
         turns = {name: partial(checked, name, others.get(name, ours)) for name in names}
-        runs = report.in_turns(turns, args.repeats)
+        bandwidth = steady.bandwidth_meter(choose_device(args.device))
+        rounds = steady.in_steady_turns(turns, args.repeats, bandwidth)
 
     reference = OURS if ours else names[0]
-    seconds = {name: [each.seconds for each in runs[name]] for name in names}
-    tokens = {name: runs[name][-1].token_ids for name in names}  # greedy text is the same each time
+    seconds = {name: [each.seconds for each in rounds.results[name]] for name in names}
+    tokens = {name: rounds.results[name][-1].token_ids for name in names}  # greedy text: always the same
     # All tokens of a request or none: behind the first difference, equal tokens are accidents.
     same = {name: sum(map(operator.eq, tokens[name], tokens[reference])) for name in names}
     rates = {name: throughput_report.rates(seconds[name], requests) for name in names}
     result: Result = {"reference": reference, "backends": rates, "same_tokens": same}
+    result["memory_bandwidth"] = rounds.as_json()
     if ours:
+        ours.keep(rounds.kept)
         bound = throughput_report.bound_of(ours.bound, ours.steps, seconds[OURS])
         result |= {"memory": ours.memory, "bound": bound}
     if ours and args.profile:
@@ -144,6 +150,11 @@ class OurRuns:
         self.steps.append(recorded.records)
         self.bound.measure()
         return timed
+
+    def keep(self, rounds: list[int]) -> None:
+        """Forget all timed runs but these."""
+        self.steps = [self.steps[i] for i in rounds]
+        self.bound.keep(rounds)
 
     def profile(self, requests: list[BenchRequest]) -> dict[str, Any]:
         """Where a step's time goes, from one more run, as the timers cost a percent or so."""

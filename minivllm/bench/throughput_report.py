@@ -15,6 +15,7 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
+from minivllm.bench import steady
 from minivllm.bench.options import workload_text
 from minivllm.bench.report import (
     MIB,
@@ -127,6 +128,8 @@ def print_rates(result: Result) -> None:
             comparisons.append(ratio_text(ours, output, reference, name, result["provenance"]))
     if comparisons:
         print("", *comparisons, sep="\n")
+    if "memory_bandwidth" in result:  # files from before it was measured have none
+        print(f"\n{steady.describe(result['memory_bandwidth'])}")
 
 
 def print_bound(bound: dict[str, Any]) -> None:

@@ -608,8 +608,8 @@ def test_throughput_reports_all_backends(folder, tmp_path, capsys, any_machine):
 
     result = json.loads((tmp_path / "r.json").read_text())
     assert set(result) == {
-        "benchmark", "provenance", "model", "workload", "memory", "reference", "backends", "same_tokens",
-        "bound", "profile",
+        "benchmark", "provenance", "model", "workload", "memory", "memory_bandwidth", "reference", "backends",
+        "same_tokens", "bound", "profile",
     }  # fmt: skip
     assert list(result["backends"]) == names
     assert result["same_tokens"] == dict.fromkeys(names, 3)
