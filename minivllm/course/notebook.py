@@ -62,8 +62,8 @@ def claim(text: str, condition: bool, measured: object = None) -> None:
     print(f"{CLAIM_PREFIX}{text}{tail}")
 
 
-def reveal(guess: float | None, measured: float, unit: str = "") -> None:
-    """Compare a reader's guess with what was measured.
+def reveal(guess: float | None, measured: float, unit: str = "", how: str = "Measured") -> None:
+    """Compare a reader's guess with what was measured, or with what was found in the way that `how` says.
 
     None: no guess was made yet. Then the answer is folded: it takes a click to see it, in the stored notebook
     and on the site as well.
@@ -71,12 +71,12 @@ def reveal(guess: float | None, measured: float, unit: str = "") -> None:
     result = f"{measured:,.4g}" if isinstance(measured, float) else f"{measured:,}"
     result = f"{result} {unit}".rstrip()
     if guess is None:
-        _fold(f"Measured: {result}.")
+        _fold(f"{how}: {result}.")
     elif guess == measured:
-        print(f"Measured: {result}. Exactly your guess.")
+        print(f"{how}: {result}. Exactly your guess.")
     else:
-        how = "more" if measured > guess else "less"
-        print(f"Measured: {result}. You guessed {guess:,}: it is {abs(measured - guess):,.4g} {how}.")
+        side = "more" if measured > guess else "less"
+        print(f"{how}: {result}. You guessed {guess:,}: it is {abs(measured - guess):,.4g} {side}.")
 
 
 def _fold(text: str) -> None:

@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from minivllm.viz.style import GRID, INK, MEMORY_STYLE, PEAK, new_figure, request_order, request_style
 from minivllm.viz.trace import Trace
@@ -30,6 +31,7 @@ from minivllm.viz.usage import Work, seating, tables_during
 
 # Above the highest bar of memory, half of its height holds the text and the marks.
 ROOM_FOR_TEXT = 1.5
+ROOM_ABOVE_LINE = 1.45  # likewise above the dashed line, the size of the pool
 LEGEND_HEIGHT = 0.4  # inches
 
 
@@ -56,7 +58,7 @@ def gantt(traces: dict[str, Trace], num_seats: int | None = None) -> Figure:
     width = min(10.5, max(6.0, 1.4 + 0.21 * num_steps))
     fig = new_figure(width, sum(heights) + 0.5 + LEGEND_HEIGHT)
     axes = fig.subplots(2 * len(traces), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-    top = ROOM_FOR_TEXT * max(max(blocks_in_use(trace)) for trace in traces.values())
+    top = _top_of_memory(traces)
     for number, (title, trace) in enumerate(traces.items()):
         axes[2 * number].set_xlim(-0.6, num_steps - 0.4)
         _draw_seats(axes[2 * number], title, trace, plans[title], num_seats)
@@ -126,6 +128,16 @@ def _idle_seats(trace: Trace, plan: list[Work], num_seats: int) -> list[tuple[in
     ]
 
 
+def _top_of_memory(traces: dict[str, Trace]) -> float:
+    """Where the axes of memory end, in blocks: with room for the text above the bars.
+
+    Where the line of the pool is drawn, there is room above that line too.
+    """
+    top = ROOM_FOR_TEXT * max(max(blocks_in_use(trace)) for trace in traces.values())
+    pools = [trace.num_blocks for trace in traces.values() if trace.num_blocks < top]
+    return max([top, *(ROOM_ABOVE_LINE * pool for pool in pools)])
+
+
 def _draw_memory(ax: Axes, trace: Trace, top: float) -> None:
     """Blocks in use, step by step, on an axis up to `top`; the peak and the preemptions marked.
 
@@ -150,6 +162,7 @@ def _draw_memory(ax: Axes, trace: Trace, top: float) -> None:
             # A preemption means that the pool is full, so its line is the top of the bars.
             ax.text(step, trace.num_blocks * 1.03, "P", ha="center", fontsize=8, weight="bold", color=PEAK)
     ax.set_ylim(0, top)
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.set_ylabel("blocks")
     ax.tick_params(labelsize=7)
 

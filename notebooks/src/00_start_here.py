@@ -32,9 +32,9 @@ seed_all()
 # memory once. Reading them takes nearly as long for one request as for thirty. So a server that answers requests
 # one after the other pays full price for each token of each of them.
 #
-# Here are three requests. They go to a tiny Llama with random weights; each of its 256 tokens is shown as an English
-# word. The model talks nonsense, but it is a real Llama: two layers, four query heads, two KV heads. What we say about
-# steps and memory holds for a trained model as well.
+# Here are three requests. They go to a tiny Llama with random weights; each of its 258 tokens is shown as an English
+# word (two are marks, `<s>` and `</s>`). The model talks nonsense, but it is a real Llama: two layers, four query
+# heads, two KV heads. What we say about steps and memory holds for a trained model as well.
 
 # %%
 prompts = ["Four score and seven years ago", "all men are created equal", "the world will"]
@@ -240,7 +240,8 @@ claim(
 #
 # ## Key points
 #
-# - A step is one pass over all the weights; its price hardly depends on how many requests share it.
+# - A step is one pass over all the weights, and the requests in it share the price: on a GPU up to a few hundred cost
+#   hardly more than one, on a CPU about ten (chapter 06 measures it).
 # - The engine is a loop over three calls: schedule, execute, update.
 # - Keys and values live in blocks; a block table says which blocks belong to a request.
 # - Batching and paging must not change a single token, and here they do not.

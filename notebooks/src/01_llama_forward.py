@@ -136,8 +136,9 @@ show_source(RotaryEmbedding.rotate)
 # %% [markdown]
 # Why rotate, when one could add a position vector? Because a dot product of two rotated vectors depends only on the
 # *difference* of the angles. A query at position 15 sees a key at position 12 exactly as a query at position 103 sees a
-# key at 100. So a key can be rotated once, stored, and used by every later query. Without that property a stored key
-# would be worthless.
+# key at 100. The score depends on the distance, and yet each key is rotated by its own position only, whatever comes
+# after it. So it can be rotated once, stored, and used by every later query. (Learned absolute positions, as in OPT,
+# the paper's model, allow that too. A scheme which moved positions when the text grows would not.)
 
 # %%
 query, key = torch.randn(2, 1, 1, 16)  # one token, one head, D = 16
@@ -309,7 +310,7 @@ claim(
 #
 # - Token ids (T,) become hidden vectors (T, hidden); every layer adds attention, then a gated feed-forward part.
 # - Only attention looks at other tokens, and it needs nothing of them but keys and values.
-# - RoPE makes scores depend on distance, so a rotated key is right forever.
+# - RoPE makes scores depend on distance, and rotates a key by its own position only: a stored key stays right.
 # - Computing everything again for each token is quadratic: that is the problem the KV cache solves.
 #
 # **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 2. **Next:** [02 · The KV cache and its price](02_kv_cache.ipynb).

@@ -128,8 +128,8 @@ for name, config, size in (
 # ## How the code does it
 #
 # The KV cache is a tensor for the keys and one for the values of each layer, made once when the engine starts. The
-# scheduler's side decides where in it a token's vectors go; here they are only written. A *slot* is the room for one
-# token in one layer.
+# scheduler's side decides where in it a token's vectors go; here they are only written. A *slot* is the place of one
+# token: the same row in the tensors of every layer.
 
 # %%
 show_source(KVCache.write)
@@ -284,8 +284,9 @@ claim(
 # ## In real vLLM
 #
 # The tensors are allocated in [`vllm/v1/worker/gpu_model_runner.py`], after a trial step has shown how much memory the
-# model itself needs at its busiest; `gpu_memory_utilization` says how much of the rest to take. Writing is a CUDA
-# kernel, `reshape_and_cache`, of which this project has a Triton version in `kernels/`. Keys and values can also be
+# model itself needs at its busiest. `gpu_memory_utilization` is the share of the GPU's whole memory that vLLM may use;
+# what weights and the trial step leave of it becomes blocks. Writing is a CUDA kernel,
+# `reshape_and_cache`, of which this project has a Triton version in `kernels/`. Keys and values can also be
 # stored in 8 bits, which halves the price once more.
 #
 # [`vllm/v1/worker/gpu_model_runner.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu_model_runner.py

@@ -155,7 +155,8 @@ idle = 4 * len(trace.steps) - len(seating(trace))
 show(
     gantt({"static batching": trace}),
     alt=f"Static batching takes {len(trace.steps)} steps for three batches; {idle} of "
-    f"{4 * len(trace.steps)} seat-steps are empty, because short answers wait for the longest of their batch.",
+    f"{4 * len(trace.steps)} seat-steps are empty, because short answers wait for the longest of their batch. In some of "
+    "these a request waits (dots, counted in the title); the others come at the end.",
 )
 
 # %% [markdown]
@@ -193,7 +194,7 @@ claim(
 # In `notebooks/exercises/ch03_naive_batching.py`:
 #
 # - **ex03a** `fragmentation(snapshot)`: the shares of the kinds. Take numerator and denominator from the same
-#   snapshot; it is the classic mistake.
+#   snapshot: to mix two is the classic mistake.
 # - **ex03b** `static_batch_steps(lengths, batch_size)`: steps and empty seat-steps, without running anything.
 # - **ex03c** `order_by_length` (goes further): put requests of similar length into one batch. How many steps does
 #   that save here, and what would a real server have to know?

@@ -289,4 +289,4 @@ claim(
 # - Waste is less than one block per sequence, whatever its length.
 # - All or nothing, and never free twice: these two keep the pool whole.
 #
-# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.1. **Next:** [05 · KV paging](05_kv_paging.ipynb).
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.2. **Next:** [05 · KV paging](05_kv_paging.ipynb).

@@ -94,7 +94,8 @@ reveal(guess, round(wasted_share(paged), 3))
 # ## How the code does it
 #
 # Before each step the **runner** turns the plan into tensors. For every token it looks up the slot, through the block
-# table: one number per token, the `slot_mapping`.
+# table: one number per token, the `slot_mapping`. (A and B in the comments are two sequences, packed one behind the
+# other as in the print below. Drafts belong to chapter 16: read `draft_token_ids` as empty.)
 
 # %%
 show_source(ModelRunner.prepare_inputs)
@@ -193,8 +194,8 @@ print(
 
 # %% [markdown]
 # This is also why freed blocks are not zeroed. An earlier request's keys lie in slots behind `seq_lens`, and a slot
-# comes before `seq_lens` only when its owner has written it. The rubbish above is a hundred times as large as a key, and
-# it has moved no bit.
+# comes before `seq_lens` only when its owner has written it. The rubbish above is a hundred times as large as a key,
+# and it has moved no bit.
 #
 # ## The picture
 #
@@ -315,15 +316,19 @@ used = {each["system"]: each["used"] for each in saved["2"] if each["dataset"] =
 waste = {(each["dataset"], each["block_size"]): each["waste"] for each in saved["18b"]}
 show(
     paper.figure_of(saved),
-    alt=f"Of all slots, reserving the longest length fills {used['max']:.1%} (in the paper 20.4%), paging "
+    alt=f"Of all slots, reserving the longest length fills {used['max']:.1%} (fitted to the paper's 20.4%), paging "
     f"{used['paged']:.1%} (96.3%). Empty slots of held blocks: {waste['ShareGPT', 16]:.1%} at size 16 and "
     f"{waste['ShareGPT', 128]:.1%} at 128 with chats, {waste['Alpaca', 16]:.1%} and {waste['Alpaca', 128]:.1%} with short "
     "instructions.",
 )
 
 # %% [markdown]
-# Upper left is the paper's main point: with real lengths the last block matters even less than with our short ones
-# (chapter 11 does the sum). What sharing saves, lower left, is chapter 09.
+# Upper left is the paper's main point: with lengths like those of real chats the last block matters even less than with
+# our short ones (chapter 11 does the sum). The lengths are drawn with the paper's means. Their spread was fitted to the
+# paper's 20.4%, so that bar agrees by construction, and the others are predictions. Upper right: how many requests run
+# at once. (The paper's 132 for paging on Alpaca are left out, because there the arrival rate was the limit and not
+# memory.) What sharing saves, lower left, is chapter 09; the beams follow random logits, so they show a shape and not a
+# number.
 #
 # ## Exercises
 #
@@ -364,7 +369,7 @@ show(
 #
 # The runner's work is in [`vllm/v1/worker/gpu_model_runner.py`] and `block_table.py`; the names `slot_mapping`,
 # `seq_lens` and `query_start_loc` are the same. Reading is done by FlashAttention or FlashInfer, which accept block
-# tables today; the paper's own kernel (`csrc/attention/`) is not what runs on most GPUs any more. This project's
+# tables today; the paper's own kernel (`csrc/attention/`) was removed in 0.25. This project's
 # Triton kernels are in `kernels/`, and chapter 10 reads one.
 #
 # [`vllm/v1/worker/gpu_model_runner.py`]: https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu_model_runner.py
@@ -376,4 +381,4 @@ show(
 # - Less than one block of waste per sequence: from 70 % of the held memory to a few per cent here.
 # - Saved memory becomes more requests per step, and that becomes throughput.
 #
-# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 4.2. **Next:** [06 · Continuous batching](06_continuous_batching.ipynb).
+# **Read on:** [the paper](https://arxiv.org/abs/2309.06180), sections 4.1 and 4.3. **Next:** [06 · Continuous batching](06_continuous_batching.ipynb).

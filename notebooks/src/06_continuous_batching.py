@@ -14,7 +14,7 @@
 import torch
 
 from minivllm.baselines import StaticBatchScheduler
-from minivllm.bench.report import proc_value
+from minivllm.bench.report import processor_name
 from minivllm.bench.steps import MatmulBound, median_seconds
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
 from minivllm.course.toy import (
@@ -195,7 +195,7 @@ ax.set_yticks([ms[0], ms[-1]], [f"{ms[0]:.0f}", f"{ms[-1]:.0f}"])
 ax.set(xlabel="rows (tokens) in a step", ylabel="ms")
 ax.legend(fontsize=8)
 times = ", ".join(f"{count}: {each:.0f} ms" for count, each in zip(counts, ms, strict=True))
-show(fig, alt=f"Time by rows, on {proc_value('/proc/cpuinfo', 'model name')}, one thread: {times}. The roofs meet at {bend:.0f}.")
+show(fig, alt=f"Time by rows, on {processor_name()}, one thread: {times}. The roofs meet at {bend:.0f}.")
 
 # %% [markdown]
 # This is the **roofline** of this machine. Two lines bound the time from below (the name comes from plots of speed,
@@ -259,7 +259,7 @@ tell(story)
 trace_player(story.llm_engine.trace)
 
 # %% [markdown]
-# In step 4, and in three pieces: 5 tokens, 5 and 3. Request 0 takes the sixth token of these steps.
+# In step 4, and in three pieces: 5 tokens, 5 and 3. Request 0 takes one token of each of these steps.
 #
 # ## Claims
 #

@@ -113,8 +113,8 @@ show_source(Scheduler.preempt)
 show_source(Scheduler.schedule_running)
 
 # %% [markdown]
-# `self.running` is in order of admission. The loop goes through it from the oldest on, and `pop()` takes the victim
-# from the other end: the **newest**. Three things follow.
+# `self.running` is in order of admission. The loop goes through it from the oldest on, and `self.running[-1]` is the
+# victim, at the other end: the **newest**. Three things follow.
 #
 # - *Every request finishes.* The oldest is not a victim while another request runs, and alone it fits: that was checked
 #   when it came. So it makes progress in every step until it is done; then there is another oldest.
@@ -234,8 +234,9 @@ for budget, trace in late.items():
 #
 # ## The picture
 #
-# The twelve requests in 24 blocks. A heavy frame is a prompt, or a request which catches up after a preemption.
-# Requests 9, 8 and 7 are preempted, the newest first. Turn the pool and the budget: what becomes of the work?
+# The twelve requests in 24 blocks. A heavy frame is a prompt, or a request which catches up after a preemption. First
+# requests 9, 8 and 7 are preempted, the newest first; later request 11, three times, and request 10. Turn the pool and
+# the budget: what becomes of the work?
 
 
 # %%
@@ -290,7 +291,7 @@ show(
 )
 
 # %% [markdown]
-# And the preemption of the beginning: the newest request loses its blocks; their content stays (grey).
+# And the preemption of the beginning: the newest request loses its blocks; their content stays (hatched).
 
 # %% tags=["machine"]
 trace_player(story.llm_engine.trace)

@@ -27,7 +27,7 @@ from minivllm import LLM, SamplingParams
 from minivllm.baselines import ReservationPolicy, StaticBatchScheduler, orca
 from minivllm.baselines.no_cache import greedy_without_cache, llama_logits
 from minivllm.bench.backends import HfStaticBackend, load_hf_model
-from minivllm.bench.report import proc_value
+from minivllm.bench.report import processor_name
 from minivllm.bench.roofline import step_roofline
 from minivllm.bench.workloads import BenchRequest
 from minivllm.course.notebook import claim, reveal, seed_all, show_source
@@ -124,11 +124,11 @@ print(
 
 # %% [markdown]
 # Eight times as many positions, and yet nothing like eight times as many seconds. For so short a text, a step costs
-# what it costs to read the weights once, some 540 MB, whether one row goes through them or seventeen. (The line above
-# says more where the output matrix is held a second time, in an order that this processor reads faster.) With 1,000
-# tokens it would be different: then the rows themselves are the work, and there would be a thousand times as many of
-# them. Remember that fact. It makes a wasteful loop look harmless here, and batching lives on it: the rows of a step
-# may as well belong to different people.
+# little more than reading the weights once, some 540 MB, whether one row goes through them or seventeen. (Where the
+# engine printed more MiB of weights, it holds the output matrix twice, once in an order that this processor reads
+# faster; a step reads one of the two.) With 1,000 tokens it would be different: then the rows themselves are the work,
+# up to a thousand in a step in place of one. Remember that fact. It makes a wasteful loop look harmless here, and
+# batching lives on it: the rows of a step may as well belong to different people.
 #
 # ## Predict, then run
 #
@@ -229,9 +229,9 @@ for name, block_size, tokens in (
 #
 # ## The picture
 #
-# From A to E there are two ways. Each bar says how much it gains on the one above it, and on the first. Beside them, the
-# same requests by Hugging Face's `generate`, in static batches of twelve. Its cache grows with the longest of the batch,
-# so memory, which is what limits B, does not limit it; prompts are padded, and it is other code.
+# From A to E there are two ways. Each bar says how much it gains on the one above it, and on the first. Beside them,
+# the same requests by Hugging Face's `generate`, in static batches of twelve. Its cache grows with the longest of the
+# batch, so memory, which is what limits B, does not limit it; prompts are padded, and it is other code.
 
 # %% tags=["machine"]
 hf = HfStaticBackend(load_hf_model("smollm2-135m-instruct", "float32", "cpu"), max_batch_size=12)
@@ -258,7 +258,7 @@ def show_way(names):
     show(
         throughput_waterfall(way, {"Hugging Face, static": (hf_per_step, hf_rate)}),
         alt=f"Output tokens per step: {counted}, Hugging Face {hf_per_step:.1f}; output tokens per second on one core of "
-        f"{proc_value('/proc/cpuinfo', 'model name')}: {timed}, Hugging Face {hf_rate:.0f}.",
+        f"{processor_name()}: {timed}, Hugging Face {hf_rate:.0f}.",
     )
 
 
@@ -275,6 +275,10 @@ show_way("ABDE")
 # read once, but there is more to multiply, and on a CPU multiplication is not free. The gap between the panels is
 # that extra work. On a GPU it is much smaller, which is why batching pays even more there.
 #
+# Hugging Face's bar equals C's on the left and is far shorter on the right: its schedule is C's, but each of its steps
+# takes several times as long. So only what the left panel shows of E's lead over it is scheduling and paging. The rest is
+# faster kernels and less Python per step, which this chapter is not about.
+#
 # ### Where does a step's time go?
 #
 # The roofline of chapter 06, with a point for each part of a step of one sequence, and of twelve:
@@ -286,8 +290,8 @@ del llm
 show(figure, alt=sentence)
 
 # %% [markdown]
-# Twelve rows move the products to the right: twelve uses for the same bytes. Attention does not move, as each sequence
-# has keys and values of its own. The rest is norms, sampling and the Python between two steps: all layers
+# Twelve rows move the products to the right: twelve uses for the same bytes. Attention does not move to the right, as
+# each sequence has keys and values of its own. The rest is norms, sampling and the Python between two steps: all layers
 # of a step are one compiled call (`kernels/decode_step_cpu.py`).
 #
 # And the reason for the waterfall's last bar:
@@ -375,8 +379,8 @@ claim("and it is faster by the clock", gain > 1.2, measured=f"{gain:.2f} times t
 #
 # <details><summary>Why does paging help throughput, although attention itself does not get faster?</summary>
 #
-# Because memory limits how many requests run in a step, and a step costs nearly the same for few as for many. Paging
-# turns wasted slots into seats.
+# Because memory limits how many requests run in a step, and the cost of a step grows far more slowly than the number of
+# its requests. Paging turns wasted slots into seats.
 # </details>
 #
 # <details><summary>You read "24 times the throughput" in an advertisement. What do you ask first?</summary>
@@ -393,8 +397,8 @@ claim("and it is faster by the clock", gain > 1.2, measured=f"{gain:.2f} times t
 # Orca (Oracle), which knows the length of each answer beforehand; the headline, "2-4x", sums up all its experiments.
 # `python -m minivllm bench headline` measures it with SmolLM2 and the paper's memory (7.7 reservations): on two cores
 # of an AMD EPYC (Zen 5) E wrote 1.66 times the tokens of D, and 1.99 times with `watermark=0.05`: 5% of the blocks stay
-# free of newcomers, which spares most preemptions. The point is not picked: with memory for 4, 7.7 and 16 reservations E
-# writes 2.03, 1.83 and 1.07 times as much as D (half as many requests).
+# free of newcomers, which spares most preemptions. The point is not picked: with memory for 4, 7.7 and 16 reservations
+# E writes 2.03, 1.83 and 1.07 times as much as D (half as many requests).
 #
 # ## Key points
 #

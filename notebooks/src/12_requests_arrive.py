@@ -105,9 +105,9 @@ print(f"blocks held: {during} after one step, {after} when the reader has left, 
 # ## Predict, then run
 #
 # Now the second half: time. To measure without a stop watch we let steps cost what they cost on a real machine, more or
-# less: reading the weights, which is the same for every step, and then something for each token. One *tick* is the price
-# of the weights, and each token costs a twentieth of it. A step of 12 sequences, one token each, takes 1.6 ticks; a
-# prompt of 40 takes 3. The scheduler and the memory manager are the real ones; the model is left out, because which
+# less: reading the weights, which is the same for every step, and then something for each token. One *tick* is the
+# price of the weights, and each token costs a twentieth of it. A step of 12 sequences, one token each, takes 1.6 ticks;
+# a prompt of 40 takes 3. The scheduler and the memory manager are the real ones; the model is left out, because which
 # tokens it would write makes no difference to the time.
 
 # %%
@@ -188,10 +188,10 @@ show_source(OutputStream.put, docstring=False)
 # ### Two latencies
 #
 # The mean over whole requests hides what users feel. The **time to first token** (TTFT) is the empty screen. The **time
-# per output token** (TPOT) is the speed at which text appears afterwards; it is the mean of the gaps between tokens, and
-# a single gap is an **inter-token latency** (ITL). TTFT and ITL pull in opposite directions, and the
-# budget of tokens per step decides: a large budget computes a waiting prompt at once, and all that run wait for that
-# long step; a small one cuts the prompt in pieces. To see it, every fifth request gets a prompt of 160:
+# per output token** (TPOT) is the speed at which text appears afterwards; it is the mean of the gaps between tokens,
+# and a single gap is an **inter-token latency** (ITL). TTFT and ITL pull in opposite directions, and the budget of
+# tokens per step decides: a large budget computes a waiting prompt at once, and all that run wait for that long step; a
+# small one cuts the prompt in pieces. To see it, every fifth request gets a prompt of 160:
 
 # %%
 mixed = [(160 if i % 5 == 0 else prompt, output) for i, (prompt, output) in enumerate(LENGTHS[:40])]
@@ -211,10 +211,10 @@ for budget, (ttft, gap) in by_budget.items():
     print(f"budget {budget:3}: first token after {ttft:5.1f} ticks, longest pause between two tokens {gap:4.1f}")
 
 # %% [markdown]
-# With 256 tokens per step, a whole prompt goes through at once, and readers see a pause as long as eight ordinary steps.
-# With 16 the text flows evenly, and the first token comes later: the prompt needs ten steps or more, each of which
-# pays for the weights again. There is no best value. A chat wants even text, a program that waits for the whole answer
-# does not care.
+# With 256 tokens per step, a whole prompt goes through at once, and readers see a pause as long as eight ordinary
+# steps. With 16 the text flows evenly, and the first token comes later: the prompt needs ten steps or more, each of
+# which pays for the weights again. There is no best value. A chat wants even text, a program that waits for the whole
+# answer does not care.
 #
 # ## The picture
 
@@ -267,7 +267,9 @@ REAL_RATES = (1, 2, 4, 8)
 measured = {name: [ms_per_token(system, rate) for rate in REAL_RATES] for name, system in real.items()}
 show(
     draw(REAL_RATES, measured, xlabel="requests in the time of one alone", ylabel="ms per token", ylim=(0, None)),
-    alt=f"A request alone takes {alone:.2f} s. ms per token: {measured}.",
+    alt=f"A request alone takes {alone:.2f} s. ms per token at rates {', '.join(map(str, REAL_RATES))}: "
+    + "; ".join(f"{name} {', '.join(map(str, times))}" for name, times in measured.items())
+    + ".",
 )
 
 # %% [markdown]
@@ -289,8 +291,8 @@ claim(
 )
 claim(
     "on an idle machine the three are alike",
-    curves["Orca-like"][0] < 1.5 * idle,
-    measured=f"{curves['Orca-like'][0]:.2f} and {idle:.2f} ticks per token",
+    all(curve[0] < 1.5 * idle for curve in curves.values()),
+    measured=", ".join(f"{name} {curve[0]:.2f}" for name, curve in curves.items()) + " ticks per token",
 )
 claim(
     "a small budget shortens the pauses between tokens",
@@ -345,7 +347,7 @@ claim(
 #
 # `AsyncLLM` has the same name and the same `generate`. Its engine core is another process, reached by sockets, so that
 # the event loop, the tokenizer and the HTTP server never take the interpreter from the loop that steps; requests and
-# outputs cross as messages. Which requests a process with several engines takes, a load balancer decides. Chunked
+# outputs cross as messages. Where several engines run, a load balancer decides which of them takes a request. Chunked
 # prefill is on, with a budget of 2,048 to 8,192 tokens: on a GPU a token costs far less than a twentieth of the
 # weights, so the budget can be larger before readers notice. The paper measures with Poisson arrivals and gives vLLM
 # 1.7 to 2.7 times the request rate of Orca (Oracle) and 2.7 to 8 times that of Orca (Max), on chats.
@@ -355,6 +357,6 @@ claim(
 # - One thread steps; requests, aborts and questions are functions which it calls between two steps.
 # - Latency against rate is flat, then turns. The knee is the capacity; beyond it there is no latency, only a queue.
 # - Paging moves the knee because more requests fit into a step.
-# - TTFT and TPOT are two different promises, and the token budget trades one for the other.
+# - TTFT and the pauses between tokens (ITL) are two different promises; the token budget trades one for the other.
 #
 # **Read on:** [the paper](https://arxiv.org/abs/2309.06180), section 5. **Next:** [13 · Two workers, one answer](13_two_workers.ipynb).

@@ -35,11 +35,12 @@ seed_all()
 
 # %%
 for name, config in MODELS.items():
-    weights = 2 * (matrix_elements(config) + config.vocab_size * config.hidden_size * (not config.tie_word_embeddings))
+    read = 2 * matrix_elements(config)  # of an embedding table which is no output matrix too, a step reads single rows
+    weights = read + 2 * config.vocab_size * config.hidden_size * (not config.tie_word_embeddings)
     h100 = GPUS["H100"]
     print(
         f"{name:<14} {weights / 1e9:6.1f} GB in bfloat16, H100: {h100.memory / 1e9:.0f} GB. "
-        f"To read all of it takes {1e3 * weights / h100.memory_bandwidth:5.2f} ms, and a decode step has to."
+        f"A decode step reads {read / 1e9:5.1f} GB of it, in {1e3 * read / h100.memory_bandwidth:5.2f} ms."
     )
 
 # %% [markdown]
@@ -158,10 +159,12 @@ print(f"alone : {report.num_blocks} blocks, {report.bytes_per_token} bytes of K 
 # %% [markdown]
 # The KV cache is cut along the heads and not along the tokens. Token 6 of the example request is in block 2 on *both*
 # ranks: on rank 0 the keys and values of KV head 0, on rank 1 those of KV head 1. So there is one block table, made
-# once, right everywhere. Had the tokens been dealt out instead, each rank would need a table and a scheduler of its own.
+# once, right everywhere. Had the tokens been dealt out instead, each rank would need a table and a scheduler of its
+# own.
 #
-# How much is sent? The plan is text about tokens, not the tokens' numbers. In the step above it was about a kilobyte.
-# The sums carry a vector of `hidden_size` numbers for each token, five times in this model.
+# How much is sent? The plan names tokens, positions and blocks; it contains no keys, values or hidden states. In the
+# step above it was about a kilobyte. The sums carry a vector of `hidden_size` numbers for each token, five times in
+# this model.
 #
 # ### Which sizes are possible
 #
@@ -198,9 +201,9 @@ show(
 
 # %% [markdown]
 # And what is it worth? On the CPU of a laptop nothing: the ranks share the cores and the memory which one process had
-# for itself. On GPUs it can be computed. The time of a sum hardly depends on its size, since a few kilobytes are
-# nothing to such a link; it is the number of sums, and of GPUs which each has to visit. So the products shrink with
-# every GPU, and the sums grow:
+# for itself. On GPUs it can be computed. With one sequence a sum is a few kilobytes, and its time hardly depends on its
+# size: what counts is how many sums there are, and how many GPUs each has to visit. With 256 sequences the bytes count
+# too. So the products shrink with every GPU, and the sums grow:
 
 # %%
 rows = [row for row in plan_rows((1, 256)) if row["gpu"] == "H100"]
@@ -210,8 +213,9 @@ show(
     "GPU, the 1B model is slower on 8 than on 4 when there is 1 sequence.",
 )
 for row in rows:
-    cells = ", ".join(f"{cell['total'] * 1e3:.2f}" for cell in row["sizes"])
-    print(f"{row['model']:<14} {row['num_seqs']:>3} sequences: {cells} ms; stops paying at {row['stops_at'] or 'no size here'}")
+    cells = ", ".join(f"{cell['total'] * 1e3:.2f}{'' if cell['fits'] else ' (too large)'}" for cell in row["sizes"])
+    end = f"stops paying at {row['stops_at']}" if row["stops_at"] else "pays up to 8"
+    print(f"{row['model']:<14} {row['num_seqs']:>3} sequences: {cells} ms; {end}")
 
 # %% [markdown]
 # ## Claims
@@ -243,9 +247,9 @@ claim(
     calls[0] == sums and nbytes[0] == sums * 6 * hidden * 4,
     measured=f"{calls[0]} sums, {nbytes[0]:,} bytes for 6 tokens",
 )
-claim("the plan of that step has less bytes than the sums", one_plan_nbytes < nbytes[0])
+claim("the plan of that step has fewer bytes than the sums", one_plan_nbytes < nbytes[0])
 share = max(each.weights for each in reports) / report.weights
-claim("a rank holds half of the weights and 1% at most", 0.5 <= share <= 0.51, measured=f"{share:.1%}")
+claim("a rank holds half of the weights, and at most 1% more", 0.5 <= share <= 0.51, measured=f"{share:.1%}")
 claim("and half of each block", [each.kv_cache * 2 for each in reports] == [report.kv_cache] * 2)
 tight.llm_engine.shutdown()
 left = [child for child in multiprocessing.active_children() if "minivllm" in child.name]
@@ -288,8 +292,8 @@ claim("when the engine is shut down, no process is left", len(left) == 0)
 #
 # ## In real vLLM
 #
-# The classes have these names, in [`vllm/model_executor/layers/linear.py`]; vLLM's models are written with them from the
-# start, while those which it runs through transformers get them put around their layers as here. The engine and the
+# The classes have these names, in [`vllm/model_executor/layers/linear.py`]; vLLM's models are written with them from
+# the start, while those which it runs through transformers get them put around their layers as here. The engine and the
 # workers are processes ([`vllm/v1/executor/multiproc_executor.py`]); the plan goes through shared memory instead of a
 # broadcast, and says only what changed since the step before, so workers keep a copy of each request. Sums of a few
 # kilobytes do not use NCCL but a kernel which reads the other GPUs' memory directly: two to three times as fast. With

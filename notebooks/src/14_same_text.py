@@ -48,7 +48,8 @@ for (engine, dtype, batch_size), run in sorted(runs.items()):
 # chapter takes the causes one by one.
 #
 # The *gap* is how close the call was: the difference between Hugging Face's logits of the two tokens, where the texts
-# part. If a key had been written to the wrong slot, gaps would be of any size. If rounding decided, they would be small.
+# part. If a key had been written to the wrong slot, gaps would be of any size. If rounding decided, they would be
+# small.
 #
 # ## Predict, then run
 #
@@ -66,8 +67,8 @@ print(f"numbers of bfloat16 near 24 are {spacing} apart; {all_gaps.count(0.0)} g
 
 # %% [markdown]
 # bfloat16 keeps 8 significant bits, so near 24 there is nothing between 24.000 and 24.125. All gaps are at most 3 of
-# these steps: ties, or nearly. Where the gap is exactly 0, the two likeliest tokens have *the same* logit, and which of them is
-# "the largest" depends on who asks.
+# these steps: ties, or nearly. Where the gap is exactly 0, the two likeliest tokens have *the same* logit, and which of
+# them is "the largest" depends on who asks.
 #
 # ## How the code does it
 #
@@ -90,8 +91,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 # bfloat16 and float16 take the same two bytes. float16 spends more of them on digits and fewer on the exponent: smaller
 # errors here, and an overflow above 65,504.
 #
-# Which order is taken? The library decides, by the *shape*. A product of 1 row and one of 64 rows are different programs.
-# So what a request gets can depend on how many others share its step:
+# Which order is taken? The library decides, by the *shape*. A product of 1 row and one of 64 rows are different
+# programs. So what a request gets can depend on how many others share its step:
 
 # %% tags=["machine"]
 weight, rows = torch.randn(96, 256), torch.randn(64, 256)
@@ -174,8 +175,9 @@ print("without it, the largest difference:", {n: f"{value:.1e}" for n, value in 
 #
 # ### Causes that are not rounding
 #
-# These change texts by far more than ties do. Check them first. Each on SmolLM2 with four questions: in how many does
-# the next token change, and by how much the log-probability of the right one?
+# These move logits at least a hundred times as far as float32 rounding does. (bfloat16 rounding, above, is as large as
+# some of them.) Check them first. Each on SmolLM2 with four questions: in how many does the next token change, and by
+# how much the log-probability of the right one?
 
 # %%
 llm = real_llm(num_blocks=64, max_model_len=128)
@@ -210,8 +212,9 @@ effect("a repetition penalty that counts the prompt", list(map(penalized, right,
 
 
 # %% [markdown]
-# A pad is a token like any other to a model that is not told to look away. (Its mask is enough here: positions may start
-# at 8, since a rotation knows distances only.) Three more causes change no logit, only what is made of the logits:
+# A pad is a token like any other to a model that is not told to look away. (Its mask is enough here: positions may
+# start at 8, since a rotation knows distances only.) Three more causes change no logit, only what is made of the
+# logits:
 
 # %%
 def answers(**settings):
@@ -277,8 +280,8 @@ claim("the shorter the number, the larger the error: float32, float16, bfloat16"
       errors[torch.float32] < errors[torch.float16] < errors[torch.bfloat16])
 claim("choices differ somewhere, and nowhere beyond twice the largest error", bool(0 < flips.sum() and gap[flips].max() <= limit))
 wrong_prompts = [shift for cause, shift in effects.items() if "rounding" not in cause]
-claim("each cause that is not rounding moves a log-probability 100 times as far as rounding does",
-      min(wrong_prompts) > 100 * effects["rounding: another attention backend"], f"{min(wrong_prompts):.2f}")
+claim("each cause that is not rounding moves a log-probability 100 times as far as float32 rounding does",
+      min(wrong_prompts) > 100 * effects["rounding: another attention backend"], f"{min(wrong_prompts):.4f}")
 claim("flips happen where the gap is small: their median is below a third of all", bool(gap[flips].median() < gap.median() / 3))
 claim("batch_invariant: the same bits among 1, 7, 32 and 63 others", all(same_bits.values()))
 padded = F.pad(rows[:5], (0, 0, 0, 11))
@@ -322,13 +325,13 @@ claim("a tile of 16 rows gives each row the bits it has in any other tile", torc
 #
 # `VLLM_BATCH_INVARIANT=1` replaces matrix products, norms and attention by kernels with a fixed order, on recent GPUs;
 # the idea and its cost are described in "Defeating Nondeterminism in LLM Inference" (Thinking Machines, 2025). Its
-# documentation has a chapter on reproducibility. Threads on the subject are numerous: #5898 and #15437 (greedy text changes
-# with the batch), #590 and #1128 (other text than Hugging Face's), #7779, #11658.
+# documentation has a chapter on reproducibility. Threads on the subject are numerous: #5898 and #15437 (greedy text
+# changes with the batch), #590 and #1128 (other text than Hugging Face's), #7779, #11658.
 #
 # ## Key points
 #
 # - Floating-point sums depend on their order, and libraries choose the order by the shape.
-# - Each logit is off by a little; a greedy text changes only where the two best are closer than that.
+# - Each logit is off by a little; a greedy text changes only where the two best are closer than twice that.
 # - A large gap at the first difference is never rounding: look for a bug, or for another prompt.
 # - Logits that depend on nothing else in the batch can be had, for the price of fixed shapes.
 #

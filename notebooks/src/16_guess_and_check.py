@@ -40,7 +40,7 @@ seed_all()
 # ## The problem
 #
 # A model writes one token per step, and for each step all of its weights are read from memory once. Here a real model
-# (SmolLM2-135M) is asked for a file that it has just seen, with a method more:
+# (SmolLM2-135M) is asked for a file that it has just seen, with one more method:
 
 # %%
 print(PROMPTS["code"])
@@ -55,15 +55,15 @@ num_plain_steps = len(plain.llm_engine.trace.steps)
 print(f"{NUM_TOKENS} tokens in {num_plain_steps} steps")
 
 # %% [markdown]
-# We could have told most of these tokens before the model did: they stand in the prompt. Only the model's word
-# counts, of course. But *checking* a word is cheaper than producing one. A step that computes five tokens of a sequence reads
-# the weights once, as does a step that computes one. (That is why the whole prompt takes one step.) All that a
-# checker needs is five tokens to compute, and four of them may be guesses: **drafts**.
+# We could have told most of these tokens before the model did: they stand in the prompt. Only the model's word counts,
+# of course. But *checking* a word is cheaper than producing one. A step that computes five tokens of a sequence reads
+# the weights once, as does a step that computes one. (That is why the whole prompt takes one step.) All that a checker
+# needs is five tokens to compute, and four of them may be guesses: **drafts**.
 #
 # ## Predict, then run
 #
-# Drafts are made without a model: take the last few tokens of the text, find them at an earlier place, and copy the four
-# tokens that followed there. How many steps will the 60 tokens take now, instead of 60?
+# Drafts are made without a model: take the last few tokens of the text, find them at an earlier place, and copy the
+# four tokens that followed there. How many steps will the 60 tokens take now, instead of 60?
 
 # %%
 guess = None
@@ -105,8 +105,8 @@ show_source(sampled_rows)
 show_source(accept)
 
 # %% [markdown]
-# Two drafts right and the third wrong gives three tokens: the third is the model's own choice in place of the wrong draft.
-# Even if all drafts are wrong, the step yields the one token it would have yielded anyhow.
+# Two drafts right and the third wrong gives three tokens: the third is the model's own choice in place of the wrong
+# draft. Even if all drafts are wrong, the step yields the one token it would have yielded anyhow.
 #
 # ### Take back
 #
@@ -118,9 +118,9 @@ show_source(accept)
 show_source(Scheduler._append_run)
 
 # %% [markdown]
-# There is one trap. A block gets its name when it is *full of accepted tokens*, so `cache_blocks` comes after the tokens
-# are appended. Named at the time of the plan, a block with a wrong draft in it would be found by the next prompt that
-# really has this text.
+# There is one trap. A block gets its name when it is *full of accepted tokens*, so `cache_blocks` comes after the
+# tokens are appended. Named at the time of the plan, a block with a wrong draft in it would be found by the next prompt
+# that really has this text.
 #
 # ### Who gets drafts
 #
@@ -213,16 +213,16 @@ for index, (ax, (name, found)) in enumerate(zip(fig.subplots(1, 3, sharey=True),
 show(fig, alt="Bars: how often each token comes out; line: p. " + ", ".join(f"{k} is off by {v:.3f}" for k, v in errors.items()))
 
 # %% [markdown]
-# Our engine has no `q`, and does not need one. An n-gram draft is *certain*: `q` is 1 at the draft. Then the rule accepts
-# it with probability `p(draft)`, and otherwise draws from `p` without it. Drawing once from `p`, and accepting the draft if
-# it is what was drawn, is the same: that is what `accept` does. And since a draw here depends on the seed and the
-# position alone (chapter 08), even the *same* tokens come out as without drafts.
+# Our engine has no `q`, and does not need one. An n-gram draft is *certain*: `q` is 1 at the draft. Then the rule
+# accepts it with probability `p(draft)`, and otherwise draws from `p` without it. Drawing once from `p`, and accepting
+# the draft if it is what was drawn, is the same: that is what `accept` does. And since a draw here depends on the seed
+# and the position alone (chapter 08), even the *same* tokens come out as without drafts.
 #
 # ## A draft model
 #
-# A smaller model guesses better than a search, and costs more. It has a KV cache with the same block numbers, so a block
-# is one place in two caches. We have no smaller model that goes with the toy, so we take the toy itself, with every weight
-# changed by up to 2%: a guesser which is often right.
+# A smaller model guesses better than a search, and costs more. It has a KV cache with the same block numbers, so a
+# block is one place in two caches. We have no smaller model that goes with the toy, so we take the toy itself, with
+# every weight changed by up to 2%: a guesser which is often right.
 
 # %%
 prompt = {"prompt_token_ids": encode("Four score and seven years ago")}
@@ -249,8 +249,8 @@ print(guided.llm_engine.memory())
 #
 # ## When it pays
 #
-# If a draft is accepted with probability $a$, a step with $k$ drafts yields $1 + a + a^2 + \dots + a^k$ tokens. It takes
-# `cost` times as long as a step without drafts. `python -m minivllm bench speculative` measures the cost on your
+# If a draft is accepted with probability $a$, a step with $k$ drafts yields $1 + a + a^2 + \dots + a^k$ tokens. It
+# takes `cost` times as long as a step without drafts. `python -m minivllm bench speculative` measures the cost on your
 # machine; here is what follows from it:
 
 # %%
@@ -318,14 +318,14 @@ claim("in the end all blocks are free", all(pool.num_used == 0 for pool in engin
 #
 # <details><summary>A draft model is the model itself. How many drafts are accepted, and is it faster?</summary>
 #
-# All of them, and it is slower: for 4 tokens the weights are read 4 times to draft, once more to fill the draft
-# model's cache, and once to check.
+# All of them, and it is slower: for 5 tokens the weights are read 4 times to draft, once more to fill the draft
+# model's cache, and once to check: 6 times.
 # </details>
 #
 # <details><summary>Why does the draft model compute its last draft, too, although the logits are not used?</summary>
 #
-# If all drafts are accepted, that position belongs to the text, and the next drafts attend to it. Without the pass its key
-# and value are missing in the draft model's cache. No token would be wrong, for only the model decides; but the
+# If all drafts are accepted, that position belongs to the text, and the next drafts attend to it. Without the pass its
+# key and value are missing in the draft model's cache. No token would be wrong, for only the model decides; but the
 # drafts would get worse.
 # </details>
 #
