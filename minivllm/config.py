@@ -37,7 +37,7 @@ CHOICES = {
     "distributed_executor_backend": ("uni", "mp"),
 }
 # The ranges of `check_fields`, where an int is not from 1 and a float not up to 1e30 (float32 ends at 3e38).
-AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": 0, "node_rank": 0, "watermark": 0}
+AT_LEAST = {"seed": 0, "swap_space_bytes": 0, "max_logprobs": -1, "node_rank": 0, "watermark": 0}
 AT_MOST = {"gpu_memory_utilization": 1, "watermark": 1}
 
 
@@ -203,7 +203,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything a user may set about the engine. Names and defaults are vLLM's where it has them.
+    """Everything a user may set about the engine.
+
+    Names are vLLM's where it has them (`num_blocks` is its `num_gpu_blocks_override`), and most defaults too.
+    `max_num_seqs` (vLLM: 128 and more, by the device) and `gpu_memory_utilization` (0.92) suit smaller
+    machines. `max_logprobs=-1` is "as many as the vocabulary has", as there.
 
     Sizes count tokens or blocks unless the name says bytes. `None` means "derive it": `max_model_len`
     from the model, `num_blocks` from the memory at hand (see `metrics.memory.derive_num_blocks`).

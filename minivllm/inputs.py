@@ -115,6 +115,8 @@ class InputProcessor:
         named = {*self.model_config.eos_token_ids, getattr(self.tokenizer, "eos_token_id", None)} - {None}
         known_eos = frozenset(token for token in named if token < vocab_size)
         eos = frozenset() if params.ignore_eos else known_eos
+        # As in vLLM, the tokenizer's id ends a text without a reason to name; any other one is named.
+        unnamed = eos & {getattr(self.tokenizer, "eos_token_id", None)} or eos
         max_tokens = params.max_tokens if params.max_tokens is not None else self.max_model_len
         return SequenceGroup(
             request_id=request_id,
@@ -122,7 +124,7 @@ class InputProcessor:
             seqs=[Sequence(seq_id, token_ids, seed=0)],  # see `give_seed`
             params=params,
             max_num_tokens=min(len(token_ids) + max_tokens, self.max_model_len),
-            eos_token_ids=eos,
+            eos_token_ids=unnamed,
             stop_token_ids=eos.union(params.stop_token_ids or ()),
             bad_words_token_ids=bad_word_forms(self.tokenizer, params.bad_words or (), vocab_size),
             arrival_time=arrival_time,
@@ -227,10 +229,10 @@ class InputProcessor:
         for kind, name in (("sample", "logprobs"), ("prompt", "prompt_logprobs")):
             count = getattr(params, name)
             asked = vocab_size if count == -1 else count or 0
-            if asked > self.config.max_logprobs:
+            most = vocab_size if self.config.max_logprobs == -1 else self.config.max_logprobs
+            if asked > most:
                 raise ValueError(
-                    f"Requested {kind} logprobs of {asked}, which is greater than max allowed: "
-                    f"{self.config.max_logprobs}"
+                    f"Requested {kind} logprobs of {asked}, which is greater than max allowed: {most}"
                 )
         if self.tokenizer is None and (params.stop_strings or params.bad_words):
             raise ValueError("stop strings and bad_words need a tokenizer (skip_tokenizer_init=False).")
@@ -261,7 +263,7 @@ def bad_word_forms(
     forms: dict[tuple[int, ...], None] = {}  # a set that keeps its order
     for word in bad_words:
         for before, num_before in (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False)))):
-            forms[tuple(encode(tokenizer, before + word.lstrip(), False)[num_before:])] = None
+            forms[tuple(encode(tokenizer, before + word.lstrip(" "), False)[num_before:])] = None
     if () in forms:
         raise ValueError("bad_words entries must tokenize to at least one token.")
     tokens = dict.fromkeys(token for form in forms for token in form)

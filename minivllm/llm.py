@@ -6,9 +6,9 @@
     >>> outputs[0].outputs[0].text
     ' Paris. The capital of France is Paris'
 
-Names and defaults are vLLM's. Each method checks its arguments, hands the requests to the loop that steps the
-engine (`engine_loop.py`), and sorts what comes out: results are in the order of the prompts, not in the order
-in which they finished::
+Names are vLLM's, and most defaults (see `EngineConfig`). Each method checks its arguments, hands the requests
+to the loop that steps the engine (`engine_loop.py`), and sorts what comes out: results are in the order of
+the prompts, not in the order in which they finished::
 
     chat -> generate, beam_search -> _run ---+
                                              +--> EngineLoop: check all, queue all, step until done, clean up
@@ -194,8 +194,9 @@ class LLM:
         return default_sampling_params(self.llm_engine.model_folder)
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached prompt blocks."""
-        self.llm_engine.reset_prefix_cache()
+        """Forget all cached prompt blocks, between two steps."""
+        with self.engine_loop.turn():
+            self.llm_engine.reset_prefix_cache()
 
     # -- the loop -----------------------------------------------------------------------------------
 

@@ -238,12 +238,13 @@ class OutputProcessor:
             request.first_scheduled_time,
             request.first_token_time,
             finished_time=now if group.is_finished else None,
-            num_output_tokens=sum(seq.num_output_tokens for seq in group.seqs),
+            num_output_tokens=max(seq.num_output_tokens for seq in group.seqs),
         )
         if group.is_finished:
             self.finished_metrics.append(metrics)
             del self._requests[group.request_id]
-        # Each of these lists is a copy: users may change what they got.
+        # Each of these lists is a copy: users may change what they got. The dictionaries of log-probabilities
+        # in them are the same in all outputs of a request; a long prompt has thousands.
         return RequestOutput(
             request_id=group.request_id,
             prompt=group.prompt,

@@ -1,7 +1,6 @@
 """What comes back: to the user (`RequestOutput`), and from one step of the model (`SequenceOutput`).
 
-Everything here is frozen data without behaviour. A step hands its results upward in these classes and
-keeps no reference to what it handed out::
+Everything here is frozen data without behaviour, in which a step hands its results upward::
 
     RequestOutput            one request
       .prompt, .prompt_token_ids, .prompt_logprobs
@@ -30,7 +29,10 @@ class Logprob:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """When things happened to a request, in seconds of `time.perf_counter()`; None: not yet."""
+    """When things happened to a request, in seconds of `time.perf_counter()`; None: not yet.
+
+    `num_output_tokens` is the length of the longest completion: n completions are written side by side.
+    """
 
     arrival_time: float
     first_scheduled_time: float | None = None

@@ -177,7 +177,7 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
     # With top_p = 1 no token may be refused, not even by the rounding of a sum.
     limit = torch.tensor([[p if p < 1.0 else float("inf")] for p in top_p], device=probs.device)
     if min(top_p) < 1.0:
-        limit = limit * probs.sum(dim=-1, keepdim=True)  # (M, 1)
+        limit = limit * _total(probs)  # (M, 1)
     for attempt in range(probs.shape[-1]):
         u = torch.tensor([[uniform(*places[i], attempt)] for i in left], device=probs.device)
         drawn = invert_cdf(probs, u)  # (M, 1)
@@ -186,14 +186,22 @@ def draw_top_p(probs: torch.Tensor, places: list[tuple[int, int]], top_p: list[f
         if all(top_p[i] == 1.0 for i in left):
             return tokens
         likelier = probs > probs.gather(1, drawn)  # (M, V)
-        mass = torch.where(likelier, probs, 0.0).sum(dim=-1)
+        mass = _total(torch.where(likelier, probs, 0.0))  # (M, 1)
         # A mass of 0: no token is likelier. With top_p = 1e-320, which is 0 in float32, the limit is 0 too.
-        refused = (mass >= limit[:, 0]) & (mass > 0.0)
+        refused = ((mass >= limit) & (mass > 0.0))[:, 0]
         left = [i for i, again in zip(left, refused.tolist(), strict=True) if again]
         if not left:
             return tokens
         probs, limit = torch.where(likelier[refused], probs[refused], 0.0), limit[refused]
     raise AssertionError("each attempt refuses one token at least, and the likeliest is never refused")
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of each row of (N, V), (N, 1), which is the same in any batch.
+
+    `sum` divides a single row among the threads, and several rows otherwise, so it adds up in another order.
+    """
+    return values.cumsum(dim=-1)[:, -1:]
 
 
 def invert_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 Names, defaults, ranges and error texts are vLLM's. Both classes are frozen and validate themselves when
 they are made, so a bad value is reported where it was typed and never reaches the engine. They keep the
-fields as the user typed them (a tiny temperature excepted); what the engine needs in another form is a
-property::
+fields as the user typed them (a tiny temperature excepted), of lists and dictionaries a copy of their own;
+what the engine needs in another form is a property::
 
     >>> params = SamplingParams(temperature=0.8, top_p=0.95, stop="\\n")
     >>> params.stop_strings
@@ -32,6 +32,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Collection
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
@@ -73,7 +74,11 @@ def _field(default: Any, *rules: _Rule) -> Any:
 
 
 def _check(params: SamplingParams | BeamSearchParams) -> None:
-    """Raise the error of the first rule that is broken. None is good wherever a field's type says so."""
+    """Raise the error of the first rule that is broken. None is good wherever a field's type says so.
+
+    What can be changed later (a list, a set, a dictionary) is replaced by a copy: a request which waits must
+    not change with the list that its user fills for the next one.
+    """
     for each in fields(params):
         value = getattr(params, each.name)
         rules = () if value is None and each.type.endswith("| None") else each.metadata["rules"]
@@ -81,6 +86,8 @@ def _check(params: SamplingParams | BeamSearchParams) -> None:
             if not rule.is_good(value):
                 text = rule.text.format(value=value, kind=type(value).__name__, type=type(value))
                 raise rule.error(f"{each.name} {text}")
+        if isinstance(value, list | set | dict):
+            object.__setattr__(params, each.name, copy(value))
 
 
 def _type(is_good: Callable[[Any], bool], text: str) -> _Rule:

@@ -271,7 +271,8 @@ class Scheduler:
             seq.num_computed_tokens = num_cached
             if group.num_cached_tokens is None:  # first admission, not a return from preemption
                 group.num_cached_tokens = num_cached
-                self.stats.prefix_cache_queries += group.num_prompt_tokens
+                if self.kv.enable_prefix_caching and group.params.prompt_logprobs is None:
+                    self.stats.prefix_cache_queries += group.num_prompt_tokens
                 self.stats.prefix_cache_hits += num_cached
             self.plan(group, chunks, copies, step)
 
@@ -354,6 +355,7 @@ class Scheduler:
                 parallel_sampling.refork(group, self.kv)
                 continue
             if group.is_beam_search:
+                self.stats.num_generated_tokens += len(sampled)
                 beam_search.advance(group, sampled, self.kv, self.new_seq_id)
                 seqs = group.seqs
             else:

@@ -8,6 +8,9 @@ group is put into these queues is all there is to a policy::
     by priority, 0 before 1        waiting [C 1, D 1]       a new E 0 is the next to be admitted
                                    running [A 0, E 0, B 1]  the next victim is B, admitted before E
 
+Between the two queues there is no order: while a group is swapped out, none that waits is admitted
+(`Scheduler.schedule_waiting`), however early or urgent. What is said below is of each queue by itself.
+
 The policy object is the only one that inserts into a queue. To try another order, write a class with these
 three methods and enter it in `POLICIES`.
 

@@ -40,7 +40,7 @@ class SequenceStatus(Enum):
     """Where a sequence stands. The FINISHED statuses are final."""
 
     WAITING = "waiting"  # holds no block
-    RUNNING = "running"  # holds blocks on the device
+    RUNNING = "running"  # holds blocks on the device, or will share those which its leader computes again
     SWAPPED = "swapped"  # holds blocks in CPU memory
     FINISHED_STOPPED = "stop"  # end-of-sequence token, stop token or stop string
     FINISHED_LENGTH_CAPPED = "length"  # max_tokens or max_model_len
@@ -160,7 +160,8 @@ class SequenceGroup:
     Attributes:
         max_num_tokens: prompt and output may grow to this (max_tokens and max_model_len decided already).
         stop_token_ids: all token ids that end a sequence: end-of-sequence (unless ignored) and the
-            request's own. `eos_token_ids` are those for which `stop_reason` stays None.
+            request's own. `eos_token_ids` are those for which `stop_reason` stays None: the tokenizer's id,
+            without a tokenizer all that end a sequence by themselves.
         bad_words_token_ids: token sequences that must not appear, from `SamplingParams.bad_words`.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; None before it.
         prompt_logprobs: one entry for each prompt position from 1 on, if asked for.

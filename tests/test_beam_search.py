@@ -141,6 +141,14 @@ def test_preemption_and_chunking_do_not_change_the_beams(make_engine, sharp_llam
     assert options["num_blocks"] == 40 or engine.stats().num_preemptions > 0
 
 
+def test_each_token_of_each_beam_is_counted_as_generated(make_engine, sharp_llama):
+    """Would catch a throughput of 0 tokens per second while beams grow."""
+    engine = make_engine(sharp_llama, num_blocks=128)
+    our_beams(engine, PROMPTS[:1], BeamSearchParams(3, 12, ignore_eos=True))
+    # The first step has one beam, which offers candidates for three; each later one extends all three.
+    assert engine.scheduler.stats.num_generated_tokens == 1 + 3 * 11
+
+
 def test_width_w_never_holds_more_than_w_tables():
     """Would catch beams that are replaced but not freed."""
     scheduler = make_scheduler(num_blocks=64)

@@ -367,6 +367,36 @@ def test_stats_tell_blocks_and_tokens_apart(make_engine):
     assert request.time_per_output_token > 0
 
 
+def test_the_time_per_token_of_n_completions_is_that_of_one(make_engine, monkeypatch):
+    """Would catch a time that is n times too short: n completions grow side by side, a token each per step."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr("minivllm.engine.time.perf_counter", lambda: float(next(ticks)))
+    times = []
+    for n in (1, 4):
+        engine = make_engine(num_blocks=40)
+        params = SamplingParams(n=n, temperature=1.0, seed=1, max_tokens=5, ignore_eos=True)
+        engine.add_request("0", {"prompt_token_ids": PROMPTS[0]}, params, arrival_time=0.0)
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+        metrics = outputs[0].metrics
+        assert metrics.num_output_tokens == 5
+        times.append(metrics.time_per_output_token)
+    assert times[0] == times[1] > 0
+
+
+def test_only_prompts_that_are_looked_up_count_as_queries_of_the_prefix_cache(make_engine):
+    """Would catch a hit rate of 0% for a cache that is switched off or passed by."""
+
+    def queries(params, **options):
+        engine = make_engine(**options)
+        run(engine, [PROMPTS[2]] * 2, params)
+        return engine.scheduler.stats.prefix_cache_queries
+
+    assert queries(greedy(2), enable_prefix_caching=False) == 0
+    assert queries(greedy(2, prompt_logprobs=1)) == 0
+    assert queries(greedy(2)) == 2 * len(PROMPTS[2])
+
+
 def test_memory_report_counts_what_is_held(make_engine):
     """Would catch a report that is computed from the config instead of the tensors."""
     engine = make_engine()

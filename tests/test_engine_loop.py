@@ -76,6 +76,30 @@ def test_threads_that_share_an_llm_get_their_own_texts(make_llm):
     assert_nothing_is_left(llm)
 
 
+def test_the_prefix_cache_is_reset_between_two_steps(make_llm, monkeypatch):
+    """Would catch a reset in the middle of a step, which then registers its blocks again: the next prompt
+    finds what its caller wanted to be forgotten.
+    """
+    llm = make_llm()
+    step, log, started = llm.llm_engine.step, [], threading.Event()
+    resetting = threading.Thread(target=lambda: (llm.reset_prefix_cache(), log.append("reset")))
+
+    def slow_step():
+        if not started.is_set():
+            started.set()
+            resetting.start()
+            resetting.join(timeout=0.3)  # a reset which takes no turn is done by now
+        outputs = step()
+        log.append("step")
+        return outputs
+
+    monkeypatch.setattr(llm.llm_engine, "step", slow_step)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    llm.generate(["a prompt of several blocks"], params, use_tqdm=False)
+    resetting.join(timeout=60)
+    assert log.index("reset") > log.index("step")
+
+
 def test_a_thread_that_waits_is_not_passed_by(make_llm):
     """Would catch a lock that the thread which steps takes again before the other one wakes up."""
     llm = make_llm(num_blocks=200)

@@ -492,6 +492,21 @@ def test_logprobs_are_those_of_the_raw_logits(num_rows):
     assert [output.logprobs for output in outputs[2:]] == [None] * (num_rows - 2)
 
 
+def test_the_sum_of_a_row_does_not_depend_on_its_batch_mates():
+    """Would catch a token at the edge of top_p which is kept alone and dropped in a batch: with two threads,
+    PyTorch's `sum` of a single row adds up in another order. That it does is the negative control.
+    """
+    probs = random_logits(64, 49_152).softmax(dim=-1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for sum_of, is_same in ((sampler._total, True), (lambda rows: rows.sum(dim=-1, keepdim=True), False)):
+            alone = torch.cat([sum_of(row[None]) for row in probs])
+            assert torch.equal(alone, sum_of(probs)) == is_same
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_beams_get_their_best_candidates_beside_other_rows():
     """Would catch beams that are sampled, or that get the candidates of another row."""
     logits = random_logits(4, 300)

@@ -276,6 +276,21 @@ def test_params_are_frozen_and_copied_with_replace():
         dataclasses.replace(params, top_k=-7)
 
 
+def test_a_list_that_the_user_changes_later_changes_no_request():
+    """Would catch requests which wait and all get the list that was filled for the last of them; and an id
+    added behind the check, which was an index error in the middle of a step.
+    """
+    given = {"allowed_token_ids": [65], "stop_token_ids": [7], "stop": ["a"], "bad_words": ["b"]}
+    bias = {5: 1.0}
+    params = SamplingParams(logit_bias=bias, **given)
+    expected = dataclasses.replace(params)
+    for values in given.values():
+        values.append("c" if isinstance(values[0], str) else 10**6)
+    bias[10**6] = 1.0
+    assert params == expected
+    assert params.allowed_token_ids == [65] and params.logit_bias == {5: 1.0}
+
+
 BEAM_BAD = [
     *integer_errors("beam_width"),
     *range_errors("beam_width", "must be at least 1", [0, -3]),
@@ -325,7 +340,7 @@ class Words:
     """A tokenizer of four words; a space before a word makes another token of it, as in GPT-2's."""
 
     def __init__(self):
-        self.vocab = {"cat": 1, " cat": 2, "dog": 3, " two": 4, "new": 10, " new": 11}
+        self.vocab = {"cat": 1, " cat": 2, "dog": 3, " two": 4, "new": 10, " new": 11, " \n": 8}
 
     def encode(self, text, add_special_tokens=True):
         assert not add_special_tokens
@@ -379,6 +394,7 @@ def test_bad_words_are_known_at_the_start_of_a_text_after_a_space_and_at_the_sta
     assert ids(" cat") == ((1,), (2,))  # leading spaces are dropped, then all forms are made
     assert ids("two") == ((5, 5, 5), (4,))  # "two" is three tokens, " two" is one
     assert ids("dog", "cat") == ((3,), (5, 5, 5), (1,), (2,))
+    assert ids("\n") == ((6,), (8,))  # a line break is a word as well
 
 
 @pytest.mark.parametrize(("length", "fits"), [(7, True), (8, False), (9, False)])
@@ -410,3 +426,34 @@ def test_an_end_of_sequence_id_that_the_model_lacks_is_left_out(processor):
     wider = InputProcessor(EngineConfig("m", max_logprobs=5), config, Words(), max_model_len=8)
     group = wider.make_group("0", Request({"prompt_token_ids": [1]}, SamplingParams(min_tokens=2)), 0)
     assert group.eos_token_ids == group.stop_token_ids == {9}
+
+
+def test_of_several_end_of_sequence_ids_the_tokenizers_has_no_stop_reason(processor):
+    """Would catch Llama 3's other ends reported as None, where vLLM names the id. Without a tokenizer's id,
+    none of them is named.
+    """
+    config = dataclasses.replace(processor.model_config, eos_token_ids=(3, 9))
+
+    def group(eos_token_id, **options):
+        words = Words()
+        words.eos_token_id = eos_token_id
+        each = InputProcessor(EngineConfig("m"), config, words, max_model_len=8)
+        return each.make_group("0", Request({"prompt_token_ids": [1]}, SamplingParams(**options)), 0)
+
+    assert (group(9).eos_token_ids, group(9).stop_token_ids) == ({9}, {3, 9})
+    assert (group(None).eos_token_ids, group(None).stop_token_ids) == ({3, 9}, {3, 9})
+    assert (group(9, ignore_eos=True).eos_token_ids, group(9, ignore_eos=True).stop_token_ids) == (
+        set(),
+        set(),
+    )
+
+
+def test_max_logprobs_of_minus_one_is_the_whole_vocabulary(processor):
+    """Would catch vLLM's "no limit" refused, or taken for a limit below every request."""
+    config = EngineConfig("m", max_logprobs=-1)
+    wide = InputProcessor(config, processor.model_config, Words(), max_model_len=8)
+    for count in (10, -1):
+        params = SamplingParams(logprobs=count)
+        assert wide.make_group("0", Request({"prompt_token_ids": [1]}, params), 0).params is params
+    with pytest.raises(ValueError, match="of 11, which is greater than max allowed: 10"):
+        wide.make_group("0", Request({"prompt_token_ids": [1]}, SamplingParams(logprobs=11)), 0)

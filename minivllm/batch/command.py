@@ -25,7 +25,7 @@ SEATS_PER_SEQUENCE = 2
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command. Files are opened before a model is loaded: a wrong name is said at once.
+    """Run the command. Files are opened before a model is loaded: a wrong name is reported at once.
 
     Raises:
         ValueError: a file or an option is wrong.

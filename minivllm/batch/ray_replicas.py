@@ -21,7 +21,7 @@ from typing import Any
 from minivllm.batch.run_batch import Answer
 
 MAX_RESTARTS = 3
-"""A replica that dies more often is ill: the model does not fit, or a line kills it."""
+"""A replica that dies more often has a lasting reason: the model does not fit, or a line kills it."""
 
 
 def start_ray(address: str | None) -> None:

@@ -4,7 +4,7 @@
     out.jsonl   {"id": "batch_req_1_5d41402a", "custom_id": "a",
                  "response": {"status_code": 200, "body": {...}}, "error": null}
 
-Every line gets an answer: a line that is no request gets an error, and so does a request that the engine
+Every line gets an answer: a line which is not a request gets an error, and so does a request that the engine
 refuses. Answers are written as they finish, so their order is another one; `custom_id` tells which is whose.
 
 A run may be killed at any moment. With `resume` the next one reads what is there, cuts off a half-written
@@ -44,9 +44,12 @@ class Line:
         """The request.
 
         Raises:
-            ValueError: it is none; the text says what was expected.
+            ValueError: the line is not a request; the text says what was expected.
         """
-        request = json.loads(self.text)
+        try:
+            request = json.loads(self.text)
+        except RecursionError:
+            raise ValueError("expected JSON which is not nested thousands of times.") from None
         if not isinstance(request, dict) or not isinstance(request.get("custom_id"), str):
             raise ValueError("expected an object with a string as custom_id.")
         if request.get("method") != "POST" or request.get("url") not in URLS:
@@ -93,7 +96,7 @@ def read_answered(path: Path) -> set[str]:
     try:
         answered = {json.loads(line)["id"] for line in whole.splitlines()}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no output of run-batch: name another file.") from None
+        raise ValueError(f"{path} was not written by run-batch: name another file.") from None
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
@@ -146,8 +149,9 @@ async def run_batch(
             result = await answer_line(line, answer)
         finally:
             seats.release()
-        # One write: what a kill leaves is a whole line or the beginning of one.
-        output.write(json.dumps(result, ensure_ascii=False) + "\n")
+        # One write: what a kill leaves is a whole line or the beginning of one. In ASCII: JSON can name half
+        # of a surrogate pair, for which UTF-8 has no bytes.
+        output.write(json.dumps(result) + "\n")
         output.flush()
         progress.count(result)
         on_progress(progress)

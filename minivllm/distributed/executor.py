@@ -1,7 +1,7 @@
 """The executor: where plans are carried out, seen from the engine.
 
-The engine does not know how many workers there are. It asks for three things: how many blocks they all have,
-that a plan be carried out, and whether they are alive::
+The engine does not know how many workers there are. It asks how many blocks they all have, has plans carried
+out, and asks whether the workers are alive and what memory they hold; in the end it shuts them down::
 
     LLMEngine ---- executor.execute_model(plan) ----> [SequenceOutput, ...]
                      |

@@ -1,7 +1,7 @@
 """How many drafts each row of a plan gets: what is left over, and none for those whose drafts fail.
 
 Drafts come last. When the plan of a step is made, what is left of the budget and of the free blocks goes to
-drafts, so that they never preempt a group and never keep one waiting::
+drafts. So in the step which has them, they preempt no group and keep none waiting::
 
     budget 12      A decodes      1 token     + 4 drafts
                    B decodes      1 token     + 4 drafts
@@ -17,8 +17,9 @@ it::
     tokens of rest     1   2   4   8  16  32  32
 
 Blocks that were allocated for rejected drafts are kept: the sequence grows into them, by the next
-`num_speculative_tokens` tokens at the latest, unless it ends before. It never holds more than it holds at
-its longest without drafts, since drafts do not reach beyond `max_num_tokens`.
+`num_speculative_tokens` tokens at the latest, unless it ends before. Until then others lack them: when memory
+is full, a group may be preempted, or wait, some steps earlier than without drafts. A sequence never holds
+more than it holds at its longest without drafts, since drafts do not reach beyond `max_num_tokens`.
 
 vLLM V1: in `vllm/v1/core/sched/scheduler.py` (`num_lookahead_tokens`, `spec_token_ids`); it has no rest.
 """

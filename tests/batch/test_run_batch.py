@@ -38,10 +38,13 @@ def answers(lines, answer=echo, limit=4):
     return [json.loads(line) for line in output.getvalue().splitlines()], progress
 
 
-def test_every_line_is_answered_or_told_what_is_wrong_with_it():
-    """Would catch a bad line that ends the run, an answer under another line's name, a blank line counted."""
+def test_every_line_is_answered_or_told_what_is_wrong_with_it(tmp_path):
+    """Would catch a bad line that ends the run, an answer under another line's name, a blank line counted, and
+    an answer that cannot be written as UTF-8.
+    """
     wrong = {
         "no JSON": "Expecting",
+        "[" * 100_000: "nested",
         "[1]": "custom_id",
         json.dumps({"custom_id": 5}): "custom_id",
         json.dumps(request("get") | {"method": "GET"}): "POST",
@@ -50,9 +53,12 @@ def test_every_line_is_answered_or_told_what_is_wrong_with_it():
         json.dumps(request("stream", prompt="a", stream=True)): "without stream",
         json.dumps(request("refused", prompt="refused")): "top_p must be",
     }
-    right = [json.dumps(request(name, prompt=f"for {name}")) for name in ("a", "b", "ü")]
+    right = [json.dumps(request(name, prompt=f"for {name}")) for name in ("a", "b", "ü", "half \ud83d")]
     lines = [right[0], *wrong, "", "  ", *right[1:]]
-    results, progress = answers([line + "\n" for line in lines])
+    path = tmp_path / "out.jsonl"
+    with path.open("w", encoding="utf-8") as output:
+        progress = asyncio.run(run_batch(read_lines([f"{line}\n" for line in lines], set()), echo, output, 4))
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     by_number = {int(result["id"].split("_")[2]): result for result in results}
     assert sorted(by_number) == [n for n, line in enumerate(lines, 1) if line.strip()]
     for number, line in enumerate(lines, 1):
@@ -65,7 +71,7 @@ def test_every_line_is_answered_or_told_what_is_wrong_with_it():
             text = result["response"]["body"]["choices"][0]["text"]
             assert text == f"for {result['custom_id']}" == json.loads(line)["body"]["prompt"]
     assert (progress.num_answered, progress.num_failed) == (len(results), len(wrong))
-    assert (progress.num_prompt_tokens, progress.num_output_tokens) == (2 * 3, 3 * 3)
+    assert (progress.num_prompt_tokens, progress.num_output_tokens) == (2 * 4, 3 * 4)
 
 
 def test_no_more_lines_are_under_way_than_asked_for_and_the_file_is_read_as_they_finish():
@@ -186,6 +192,6 @@ def test_an_output_is_not_overwritten_and_another_file_not_taken_for_one(tmp_pat
         open_output(path, resume=False)
     notes = tmp_path / "notes.txt"
     notes.write_text("first\nsecond")
-    with pytest.raises(ValueError, match="is no output of run-batch"):
+    with pytest.raises(ValueError, match="was not written by run-batch"):
         read_answered(notes)
     assert notes.read_text() == "first\nsecond"
