@@ -247,7 +247,7 @@ def bad_word_forms(
     are cut differently in the two places. SmolLM2's tokens::
 
         "cat"         [9786]           " cat"         [2644]
-        "Einstein"    [53, 11873]      " Einstein"    [34042]         vLLM forbids the first form only
+        "Einstein"    [53, 13817]      " Einstein"    [16211]         vLLM forbids the first form only
         "7"           [39]             " 7"           [216, 39]       the first ends the second as well
 
     Where a tokenizer puts a space before every text (Llama 2), the start of a line has a form of its own.
@@ -261,11 +261,13 @@ def bad_word_forms(
         ValueError: a word without tokens, or with one of `vocab_size` or more.
     """
     forms: dict[tuple[int, ...], None] = {}  # a set that keeps its order
-    for word in bad_words:
-        for before, num_before in (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False)))):
-            forms[tuple(encode(tokenizer, before + word.lstrip(" "), False)[num_before:])] = None
-    if () in forms:
-        raise ValueError("bad_words entries must tokenize to at least one token.")
+    places = (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False))))
+    for word in (each.lstrip(" ") for each in bad_words):
+        made = [tuple(encode(tokenizer, before + word, False)[length:]) for before, length in places]
+        if not any(made):
+            raise ValueError("bad_words entries must tokenize to at least one token.")
+        # Nothing is left of a line break at the start of a line, where the two are one token.
+        forms.update(dict.fromkeys(form for form in made if form))
     tokens = dict.fromkeys(token for form in forms for token in form)
     outside = [token for token in tokens if token >= vocab_size]
     if outside:

@@ -175,3 +175,15 @@ def test_the_engine_does_not_write_a_bad_word(smollm2):
     free, barred = llm.generate(["The capital of France is"] * 2, params, use_tqdm=False)
     assert "Paris" in free.outputs[0].text
     assert "Paris" not in barred.outputs[0].text
+
+
+@pytest.mark.model
+def test_the_forms_that_the_docstring_shows_are_smollm2s(smollm2):
+    """Would catch examples of another tokenizer, and a line break that cannot be forbidden: two line breaks
+    are one token, so nothing is left of the second.
+    """
+    tokenizer = load_tokenizer(smollm2)
+    forms = bad_word_forms(tokenizer, ["cat", "Einstein", "7"], 49_152)
+    assert forms == ((9786,), (2644,), (53, 13817), (16211,), (39,), (216, 39))
+    assert all(str(list(form)) in bad_word_forms.__doc__ for form in forms)
+    assert bad_word_forms(tokenizer, ["\n"], 49_152) == ((198,), (3717,))
