@@ -261,8 +261,8 @@ def bad_word_forms(
         ValueError: a word without tokens, or with one of `vocab_size` or more.
     """
     forms: dict[tuple[int, ...], None] = {}  # a set that keeps its order
-    places = (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False))))
     for word in (each.lstrip(" ") for each in bad_words):
+        places = (("", 0), (" ", 0), ("\n", len(encode(tokenizer, "\n", False))))
         made = [tuple(encode(tokenizer, before + word, False)[length:]) for before, length in places]
         if not any(made):
             raise ValueError("bad_words entries must tokenize to at least one token.")

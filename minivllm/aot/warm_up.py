@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import torch
 
 from minivllm.attention import AttentionMetadata
+from minivllm.backends.cuda_graphs import DecodeGraphs
 from minivllm.block_table import cdiv
 from minivllm.engine import LLMEngine
 
@@ -41,10 +42,10 @@ def warm_up(engine: LLMEngine) -> int:
         return 0
     config, runner, number = engine.config, engine.runner, 0
     steps = list(prefill_steps(config.max_num_seqs, config.max_num_batched_tokens, config.block_size))
-    if runner.decode_steps is None:
-        steps += decode_steps(config.max_num_seqs, cdiv(engine.max_model_len, config.block_size))
-    else:
+    if isinstance(runner.decode_steps, DecodeGraphs):
         number = runner.decode_steps.record_all()
+    else:
+        steps += decode_steps(config.max_num_seqs, cdiv(engine.max_model_len, config.block_size))
     for num_seqs, num_tokens, width in steps:
         metadata = padding(num_seqs, num_tokens, width, engine.device)
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=engine.device)
