@@ -12,10 +12,21 @@ loaded from its cache::
 So this module starts Numba's threads and puts PyTorch's number back, and each parallel loop is compiled by
 `parallel`, which can only be had from here.
 
+**Compiled once, until a line changes.** Numba keeps machine code on disk and makes it anew when the file of
+the function has changed. But `exp` of `rows_cpu.py` becomes a part of the attention kernels, in other files:
+change `exp`, and the old machine code goes on running. So the name of the folder in which it is kept is made
+of all files::
+
+    kernels/__pycache__/numba_3f1c09ab77d2/      a hash of every *_cpu.py; an edit leads to another folder
+
 vLLM V1: `csrc/cpu/utils.cpp` (`init_cpu_threads_env`), where one library serves all loops.
 """
 
-from collections.abc import Callable
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -35,12 +46,49 @@ inline = numba.njit(inline="always", error_model="numpy", fastmath=FAST_MATH)
 """For a function which becomes part of the loops that call it."""
 
 
-def parallel(signatures: str | list[str], **options: Any) -> Callable[..., Any]:
-    """For a function whose `prange` loops are divided among the threads.
+def _version() -> str:
+    """A name for what all kernels of this folder say now."""
+    files = sorted(Path(__file__).parent.glob("*_cpu.py"))
+    return "numba_" + hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
-    It is compiled where it is defined, and kept on disk. While it runs, other threads of Python run too.
+
+@contextmanager
+def _kept_by_version() -> Iterator[None]:
+    """Where Numba keeps what is compiled meanwhile. If it cannot write there, it finds a place by itself."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(Path(before or Path(__file__).parent / "__pycache__") / _VERSION)
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _forget_old_versions() -> None:
+    for folder in (Path(__file__).parent / "__pycache__").glob("numba_*"):
+        if folder.name != _VERSION:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_VERSION = _version()
+_forget_old_versions()
+
+
+def kept(signatures: Any, **options: Any) -> Callable[..., Any]:
+    """For a function which is compiled where it is defined, and kept on disk.
+
+    While it runs, other threads of Python run too.
     """
-    return numba.njit(signatures, parallel=True, nogil=True, cache=True, error_model="numpy", **options)
+
+    def compile_now(function: Callable[..., Any]) -> Callable[..., Any]:
+        with _kept_by_version():
+            return numba.njit(signatures, nogil=True, cache=True, error_model="numpy", **options)(function)
+
+    return compile_now
+
+
+def parallel(signatures: str | list[str], **options: Any) -> Callable[..., Any]:
+    """As `kept`, for a function whose `prange` loops are divided among the threads."""
+    return kept(signatures, parallel=True, **options)
 
 
 def use_threads(num_threads: int) -> int:

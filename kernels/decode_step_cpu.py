@@ -38,6 +38,7 @@ from numba.core import sigutils, types
 from numba.extending import intrinsic, overload
 
 from .bfloat16_cpu import narrow_as, pack_pairs
+from .compile_cpu import kept
 from .matmul_cpu import matmul_cpu
 from .paged_attention_cpu import SIGNATURE as ATTENTION
 from .rows_cpu import rms_norm_cpu, rotary_embedding_cpu, silu_and_mul_cpu
@@ -183,10 +184,7 @@ def _signature(kv: str, panels: str) -> Any:
     )
 
 
-@numba.njit(
-    [_signature("float32", "float32"), _signature("uint16", "uint32")],
-    nogil=True, cache=True, error_model="numpy",
-)  # fmt: skip
+@kept([_signature("float32", "float32"), _signature("uint16", "uint32")])
 def decode_layers_cpu(attend, weights, kv_cache, batch, scratch):
     """`scratch.hidden` and `scratch.update` (T, H) through all layers; the results are in the same places.
 

@@ -1,12 +1,15 @@
-"""Threads of the CPU kernels: as many as PyTorch has, and PyTorch's number stays what it was."""
+"""How the CPU kernels are compiled: on PyTorch's threads, and anew when any of them has changed."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("numba")
+
+from minivllm.kernels import compile_cpu
 
 SCRIPT = """
 import torch
@@ -60,3 +63,49 @@ def test_without_the_repair_numba_changes_pytorchs_number():
     before = "torch.set_num_threads(1); torch.get_num_threads(); torch.set_num_threads = lambda number: None"
     found = threads_after("matmul_cpu", before, NUMBA_NUM_THREADS="3", NUMBA_THREADING_LAYER="omp")
     assert found == [3, 3, 3]
+
+
+PART = """
+from {package}.compile_cpu import inline
+
+@inline
+def part(x):
+    return x + {number}
+"""
+WHOLE = """
+import numba
+from {package}.compile_cpu import kept
+from {package}.part_cpu import part
+
+@{decorator}
+def whole(x):
+    return part(x) * 10
+"""
+
+
+@pytest.mark.parametrize(
+    ("decorator", "second"), [('kept("int64(int64)")', 20), ('numba.njit("int64(int64)", cache=True)', 10)]
+)
+def test_a_kernel_is_compiled_anew_when_a_part_in_another_file_has_changed(decorator, second, tmp_path):
+    """Would catch an edit which changes nothing, and a test that passes on the machine code of yesterday. What
+    Numba does by itself is the negative control.
+    """
+    package = tmp_path / "kernels_to_be"
+    package.mkdir()
+    source = Path(compile_cpu.__file__).read_text()
+    (package / "compile_cpu.py").write_text(source)
+    names = {"package": package.name, "decorator": decorator}
+    (package / "whole_cpu.py").write_text(WHOLE.format(**names))
+    results = []
+    for number in (1, 1, 2):
+        (package / "part_cpu.py").write_text(PART.format(**names, number=number))
+        done = subprocess.run(
+            [sys.executable, "-c", f"from {package.name}.whole_cpu import whole; print(whole(0))"],
+            cwd=tmp_path, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append(int(done.stdout))
+    assert results == [10, 10, second]
+    versions = list((package / "__pycache__").glob("numba_*"))
+    assert len(versions) == (1 if decorator.startswith("kept") else 0)  # the old one is gone
