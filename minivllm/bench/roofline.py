@@ -111,7 +111,11 @@ def step_roofline(llm: LLM, prompt: Sequence[int], row_counts: Sequence[int]) ->
             text = f"{rows} row{'s' if rows > 1 else ''}: {1e3 * part.seconds:.1f} ms"
             points.setdefault(part.name, []).append((text, part.intensity, part.rate / 1e9))
     bandwidth, peak = roof.num_bytes / 1e9, roof.operations / 1e9
-    texts = [f"{name}, {text}" for name, row in points.items() for text, _, _ in row]
+    texts = [
+        f"{name}, {text} ({1e9 * rate / roof.limit(intensity):.0%} of the roof)"
+        for name, row in points.items()
+        for text, intensity, rate in row
+    ]
     sentence = f"At most {bandwidth:.0f} GB/s and {peak:.0f} GFLOP/s. A decode step: {'; '.join(texts)}."
     return roofline_figure(bandwidth, peak, points), sentence
 
