@@ -114,8 +114,8 @@ def headline_gain(result: Result) -> str:
     return (
         f"{ours.median:.1f} tokens/s while requests wait, {theirs.median:.1f} where the maximum is reserved "
         f"({ratio_words(ours, theirs, result)}), {kept_free.median:.1f} with 5% kept free of newcomers "
-        f"({ratio_words(kept_free, theirs, result)}); with memory for {point['ratio']:g} reservations "
-        f"{running[OURS]:.1f} requests run, not {running['orca-max']:.1f}"
+        f"({ratio_words(kept_free, theirs, result)}); {result['setting']['num_prompts']} requests, memory "
+        f"for {point['ratio']:g} reservations: {running[OURS]:.1f} run at once, not {running['orca-max']:.1f}"
     )
 
 
@@ -131,7 +131,8 @@ def step_parts(result: Result) -> str:
     parts = decode_parts(result)
     total, rows = sum(parts.values()), result["workload"]["num_prompts"]
     texts = [f"{name} {ms / total:.0%}" for name, ms in list(parts.items())[:3]]
-    return f"with {rows} sequences a step takes {total:.0f} ms: {', '.join(texts)}"
+    dtype = option(result, "--dtype", "float32")
+    return f"with {rows} sequences in {dtype} a step takes {total:.0f} ms: {', '.join(texts)}"
 
 
 def http_cost(result: Result) -> str:

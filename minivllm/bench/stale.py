@@ -3,10 +3,12 @@
 Each file in `docs/data/` says at which commit it was made, and by which command. The code that a command
 measures is listed below; git knows which of it has changed since::
 
-    cpu_serve.json        f834c0aee084    stale: minivllm/scheduler.py and 31 more
-    memory.json           e40dfecde4ff    stale: minivllm/kv_cache_manager.py and 2 more
-    cpu_headline.json     5093a58         up to date
-                                          python -m minivllm bench serve --num-prompts 20 ...
+    cpu_serve.json       f834c0aee084  stale: minivllm/scheduler.py and 31 more
+    memory.json          e40dfecde4ff  stale: minivllm/kv_cache_manager.py and 2 more
+    cpu_headline.json    5093a58c01b2  up to date
+
+    2 of 3 are stale. To measure them again, on a quiet machine:
+      python -m minivllm bench serve --num-prompts 24 ... --output-json docs/data/cpu_serve.json
 
 Code is compared without comments and docstrings: what explains it does not change what it does. A commit that
 is not in this repository (rewritten, or from a copy without history) counts as stale, and so do
@@ -92,7 +94,7 @@ class Freshness:
             why = f"stale: {self.changed[0]}{more}"
         else:
             why = "up to date"
-        return f"{self.path.name:<26}{self.commit[:12]:<14}{why}"
+        return f"{self.path.name:<40}{self.commit[:12]:<14}{why}"
 
 
 def code_of(source: str) -> str:
@@ -178,8 +180,15 @@ def freshness(path: Path, root: Path = ROOT) -> Freshness:
     clean = commit.removesuffix("+changes")
     # Measured on code that was never committed: it cannot be compared with anything.
     changed = None if clean != commit else changed_since(clean, DEPENDS[name], root)
-    command = shlex.join(["python", "-m", "minivllm", *where["command_line"]])
-    return Freshness(path, commit, command, changed)
+    return Freshness(path, commit, command_for(path, where["command_line"]), changed)
+
+
+def command_for(path: Path, words: list[str]) -> str:
+    """The command that makes a file anew, in its place: it may have been copied there under another name."""
+    words = list(words)
+    if "--output-json" in words:
+        words[words.index("--output-json") + 1] = f"docs/data/{path.name}"
+    return shlex.join(["python", "-m", "minivllm", *words])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

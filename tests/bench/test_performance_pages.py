@@ -203,7 +203,7 @@ def test_the_page_shows_paging_http_and_drafts_once_they_are_measured(tmp_path):
     shown = pages["performance.md"].partition("## How to read")[0]
     assert "where the maximum is reserved (**2.10x** (2.10 to 2.10))" in shown
     assert "110.0 with 5% kept free of newcomers (**2.20x** (2.20 to 2.20))" in shown
-    assert "28.0 requests run, not 7.0" in shown
+    assert "28.0 run at once, not 7.0" in shown
     assert "all requests at once: offline 100.0 tokens/s" in shown
     assert "our server reaches **0.98x** of offline, **1.23x** of vllm" in shown
     assert "edit 1: 1.50x" in shown and "random 4: 1.50x" in shown

@@ -177,3 +177,13 @@ def test_a_number_that_nothing_measured_is_noticed():
     assert held("97.9", {97.93}) and held("20.5", {0.2049}) and held("1.08", {1.0769})
     assert not held("98.0", {97.93}) and not held("97.9", {97.8})
     assert quoted_measurements("x\n## How fast\n12.5 on vLLM 0.32 at 2.5 GHz\n## Next\n9.9") == ["12.5"]
+
+
+def test_the_command_for_a_file_writes_that_file():
+    """Would catch `make bench-all` printing, for a copy under another name, a command which replaces the
+    up-to-date file whose name it was measured under.
+    """
+    words = ["bench", "vllm", "--repeats", "5", "--output-json", "cpu_vllm.json"]
+    shown = stale.command_for(Path("docs/data/cpu_vllm_zen3.json"), words)
+    assert shown == "python -m minivllm bench vllm --repeats 5 --output-json docs/data/cpu_vllm_zen3.json"
+    assert stale.command_for(Path("a.json"), ["bench", "memory"]) == "python -m minivllm bench memory"
