@@ -3,8 +3,8 @@
     who        no API key, or a wrong one                        401
                a page of another host that calls ours            403     (a browser says so in `Origin`)
     how much   a body beyond `max_body_bytes`                    413
-    how slow   headers that do not come                          closed  (`PatientProtocol`)
-               a body that does not come                         408
+    how slow   headers that are not complete in time             closed  (`PatientProtocol`)
+               a body that is not complete in time               408
                an answer that is not read                        closed, and its request aborted
 
 Why `Origin`: the server listens on 127.0.0.1, where every page in the user's browser can reach it. Such a
@@ -26,7 +26,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from minivllm.server.errors import APIError, error_response
 
@@ -95,11 +95,15 @@ class Guard:
 class _Body:
     """`receive` with limits on the body; what follows it, the client's leaving, may take for ever.
 
+    One deadline holds for the whole body. A limit on each piece would not do: a client that sends a byte now
+    and then would keep to it for ever.
+
     The errors are HTTPExceptions, because FastAPI, which reads the body, lets no others through.
     """
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
+        self._deadline = asyncio.get_running_loop().time() + limits.body_seconds
         self._num_bytes = 0
         self._is_complete = False
 
@@ -108,7 +112,7 @@ class _Body:
             return await self._receive()
         seconds, most = self._limits.body_seconds, self._limits.max_body_bytes
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, f"the body did not come within {seconds} seconds.") from None
@@ -120,17 +124,39 @@ class _Body:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which waits for the headers of a first request as long as for those of the next.
+    """uvicorn's protocol, with a limit on how long the headers of each request may take.
 
     uvicorn's own starts its keep-alive timer after an answer and stops it at the first byte, so a client that
-    sends a header a minute could hold a connection for ever.
+    sends a header a minute could hold a connection for ever. The timer here is stopped by nothing but a
+    request whose headers are complete::
+
+        connection   GET / answered    "G"  "E"  "T" ...     (too slow)
+        |--timer--x  |--timer-----------------------> closed
     """
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the timer for the first request's headers."""
         super().connection_made(transport)
-        self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+        self._expect_headers()
 
-    def _close_if_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        """Start the timer for the next request's headers, which may be here already (pipelining)."""
+        self._expect_headers()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle, self.cycle)
+
+    def _close_if_idle(self, last: RequestResponseCycle | None) -> None:
+        """Close the connection, unless a request has begun after `last` (None: after none)."""
+        if self.cycle is last and not self.transport.is_closing():
             self.transport.close()

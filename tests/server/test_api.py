@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import json
 import socket
+import time
 
 import httpx
 import openai
@@ -395,7 +396,7 @@ def test_a_write_that_never_ends_is_given_up():
 
 
 def test_slow_headers_and_slow_bodies_are_cut_off(start, monkeypatch):
-    """Would catch connections that a client can hold for ever by sending nothing, or a byte now and then."""
+    """Would catch connections that a client can hold for ever by sending nothing more."""
     with start("--timeout-keep-alive", "1", "--api-key", "right") as server:
         (guard,) = [each for each in server.server.config.app.user_middleware if each.cls.__name__ == "Guard"]
         object.__setattr__(guard.kwargs["limits"], "body_seconds", 0.3)
@@ -419,6 +420,46 @@ def test_slow_headers_and_slow_bodies_are_cut_off(start, monkeypatch):
             assert pool.submit(lambda: abandon(host)).result(10) is None
         assert server.client(api_key="right").completions.create(prompt="a", **GREEDY).choices
         assert server.is_empty()
+
+
+def drip(client, seconds=30):
+    """Send a byte now and then until the server answers; -> what it says, or b"" if it closes."""
+    client.settimeout(0.05)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            client.sendall(b"x")
+            return client.recv(1000)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return b""
+    raise AssertionError(f"a client that drips holds its connection for {seconds} seconds and more")
+
+
+def test_a_body_that_drips_is_cut_off(start):
+    """Would catch a time limit that begins anew with each byte of a body: it would never end."""
+    with start() as server:
+        (guard,) = [each for each in server.server.config.app.user_middleware if each.cls.__name__ == "Guard"]
+        object.__setattr__(guard.kwargs["limits"], "body_seconds", 0.3)
+        host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(host, timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+                         b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")  # fmt: skip
+            assert b"408" in drip(slow)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_headers_that_drip_are_cut_off(start, number):
+    """Would catch a timer that the first byte stops: from the second request on nothing else ran out."""
+    with start("--timeout-keep-alive", "1") as server:
+        host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(host, timeout=10) as slow:
+            if number == 2:
+                slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200 OK" in slow.recv(1000)
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            assert drip(slow) == b""
 
 
 def abandon(host):
