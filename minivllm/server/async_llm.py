@@ -194,12 +194,16 @@ class AsyncLLM:
         """
         return await self.call(self._step_if_paused)
 
-    def shutdown(self) -> None:
-        """End the thread after the step it is in, and then the workers; may be called twice.
+    def close(self) -> None:
+        """Take no more requests, and end the thread after the step it is in; does not wait for that.
 
-        Readers get an EngineClosedError.
+        Readers get an EngineClosedError. May be called twice.
         """
         self._jobs.put(self._close)
+
+    def shutdown(self) -> None:
+        """`close`, wait for the thread, and end the workers; may be called twice."""
+        self.close()
         self._thread.join()
         self.engine.shutdown()
 

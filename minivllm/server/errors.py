@@ -109,6 +109,11 @@ def install_handlers(app: FastAPI) -> None:
     async def on_gone(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # for the log: there is no reader left
 
+    # The last handler would make the same answer of it, and write a traceback into the log.
+    @app.exception_handler(EngineClosedError)
+    async def on_closed(request: Request, error: EngineClosedError) -> Response:
+        return error_response(as_api_error(error))
+
     @app.exception_handler(Exception)
     async def on_any(request: Request, error: Exception) -> Response:
         return error_response(as_api_error(error))

@@ -4,8 +4,9 @@
     $ curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
            -d '{"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}'
 
-    SIGTERM, or Ctrl-C once    no new connections; what runs is finished, for --shutdown-timeout seconds
-    Ctrl-C twice               stops at once
+    SIGTERM, or Ctrl-C once    no new connections; what runs is finished, for --shutdown-timeout seconds;
+                               then the rest get 503, or an error as the last event of their stream
+    Ctrl-C twice               stops at once, and connections are cut
 
 Option names are vLLM's where it has them (`vllm serve --help`).
 
@@ -18,6 +19,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -38,6 +40,9 @@ from minivllm.server.service import Service
 from minivllm.weights.download import resolve_model
 from minivllm.weights.generation_config import default_sampling_params
 from minivllm.weights.loader import load_model_config
+
+# For telling clients that the server ends. One that does not read it by then is cut off.
+GOODBYE_SECONDS = 5
 
 
 class Server(uvicorn.Server):
@@ -70,6 +75,7 @@ class Server(uvicorn.Server):
             routers.append(page_routes(Feed(self.engine, log, lambda: self.should_exit)))
         app = make_app(self.service, limits, *routers)
         app.router.lifespan_context = self._lifespan
+        self.shutdown_timeout = args.shutdown_timeout
         super().__init__(
             uvicorn.Config(
                 app,
@@ -78,9 +84,21 @@ class Server(uvicorn.Server):
                 http=PatientProtocol,
                 log_level=args.uvicorn_log_level,
                 timeout_keep_alive=args.timeout_keep_alive,
-                timeout_graceful_shutdown=args.shutdown_timeout,
+                timeout_graceful_shutdown=args.shutdown_timeout + GOODBYE_SECONDS,
             )
         )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what runs finish for `shutdown_timeout` seconds, and tell the rest that the server ends.
+
+        The engine closes before uvicorn's own limit is over, because all that uvicorn can do then is to
+        cancel: its clients would get a plain "Internal Server Error", or a stream which just stops.
+        """
+        ending = asyncio.get_running_loop().call_later(self.shutdown_timeout, self.engine.close)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:

@@ -1,5 +1,6 @@
 """What other servers got wrong, one test each."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -202,6 +203,29 @@ def test_sigterm_finishes_what_runs(tiny_llama):
         process.kill()
         process.stderr.close()
         process.wait()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_is_not_finished_in_time_after_sigterm_is_told_so(start, monkeypatch, stream):
+    """Would catch a plain "Internal Server Error", or a stream which just stops, once the patience is over."""
+    with start("--shutdown-timeout", "1") as server:
+        runner = server.engine.engine.runner
+        original = runner.execute_model
+        # 180 steps take 18 seconds and more
+        monkeypatch.setattr(runner, "execute_model", lambda plan: time.sleep(0.1) or original(plan))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            answer = pool.submit(post, server, "/v1/completions", LONG | {"stream": stream})
+            server.wait(lambda engine: engine.scheduler.stats.num_steps > 1)
+            server.server.handle_exit(signal.SIGTERM, None)
+            answer = answer.result(60)
+        if stream:
+            data = sse(answer.text)
+            assert "[DONE]" not in data and len(data) > 1
+            error = json.loads(data[-1])["error"]
+        else:
+            assert answer.status_code == 503 and answer.headers["retry-after"]
+            error = answer.json()["error"]
+        assert error["type"] == "overloaded_error" and "shutting down" in error["message"]
 
 
 def test_sigint_twice_stops_at_once(start, monkeypatch):
