@@ -70,7 +70,14 @@ class Service:
             raise APIError(400, f"{param} has too many characters: {limit}.", param)
 
     async def submit(self, reply: Reply, makers: list[MakeRequest], params: SamplingParams) -> OutputStream:
-        """Queue the requests of one reply; APIError 503 if there are too many, 400 if one is wrong."""
+        """Queue the requests of one reply.
+
+        Raises:
+            APIError: 400, one is wrong, or there are more than could ever be queued; 503, too many for now.
+        """
+        if len(makers) > self.max_unfinished:
+            limit = f"at most {self.max_unfinished} prompts in one request, got {len(makers)}"
+            raise APIError(400, f"prompt holds too many prompts: {limit}.", "prompt")
         if self.engine.num_unfinished + len(makers) > self.max_unfinished:
             raise APIError(503, "too many requests are waiting; try again.", headers={"Retry-After": "1"})
         requests = {f"{reply.id}-{number}": make for number, make in enumerate(makers)}

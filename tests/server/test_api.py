@@ -12,6 +12,7 @@ import pytest
 
 from minivllm import SamplingParams
 from minivllm.server.limits import Guard, Limits
+from tests.server.conftest import is_empty
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
 OFFLINE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -372,12 +373,26 @@ def test_pages_of_other_origins_are_refused(server):
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_too_many_requests_get_503_and_may_come_again(server, monkeypatch):
+def test_too_many_requests_get_503_and_may_come_again(server, script, monkeypatch):
     """Would catch a queue without an end, and a refusal that leaves something behind."""
     monkeypatch.setattr(server.server.service, "max_unfinished", 2)
-    with pytest.raises(openai.InternalServerError) as caught:
+    script("x" * 200, seconds=0.05)  # 150 tokens take 7 seconds and more
+    client = server.client()
+    with client.completions.create(model="tiny", prompt="a", max_tokens=150, stream=True) as first:
+        next(iter(first))
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.completions.create(prompt=["b", "c"], **GREEDY)
+        assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"] == "1"
+    server.wait(is_empty)
+    assert len(client.completions.create(prompt=["b", "c"], **GREEDY).choices) == 2
+
+
+def test_more_prompts_than_can_ever_be_queued_get_400(server, monkeypatch):
+    """Would catch a client that is told to try again, for ever, by a server which has nothing to do."""
+    monkeypatch.setattr(server.server.service, "max_unfinished", 2)
+    with pytest.raises(openai.BadRequestError, match="at most 2 prompts in one request, got 3") as caught:
         server.client().completions.create(prompt=["a", "b", "c"], **GREEDY)
-    assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"] == "1"
+    assert caught.value.param == "prompt" and "retry-after" not in caught.value.response.headers
     assert server.client().completions.create(prompt=["a", "b"], **GREEDY).choices
 
 
