@@ -25,9 +25,15 @@ from minivllm.engine import LLMEngine
 from minivllm.inputs import Request as EngineRequest
 from minivllm.prompts import Prompt, encode, render_chat
 from minivllm.sampling_params import SamplingParams
-from minivllm.server.errors import APIError, install_handlers, json_response
+from minivllm.server.errors import install_handlers, json_response
 from minivllm.server.limits import Limits, guard
-from minivllm.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from minivllm.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    Conversation,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from minivllm.server.responses import ChatReply, CompletionReply
 from minivllm.server.service import Service
 
@@ -55,7 +61,7 @@ def generating_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: CompletionRequest, raw: Request) -> Response:
-        request.reject_unknown()
+        request.check()
         service.check_model(request.model)
         no_output = bool(request.echo) and request.max_tokens == 0
         if no_output:  # the engine makes at least one token
@@ -96,9 +102,8 @@ def asking_routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(request: TokenizeRequest) -> Response:
+        request.check()
         service.check_model(request.model)
-        if (request.prompt is None) == (request.messages is None):
-            raise APIError(400, "give prompt or messages, and not both.", "prompt")
         service.check_length(request.prompt or str(request.messages), "prompt")
         tokens = await service.ask(partial(_tokens_of, request))
         length = engine.engine.max_model_len
@@ -106,6 +111,7 @@ def asking_routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize")
     async def detokenize(request: DetokenizeRequest) -> Response:
+        request.check()
         service.check_model(request.model)
         return json_response({"prompt": await service.ask(partial(_text_of, request.tokens))})
 
@@ -155,21 +161,23 @@ def _completion_request(
 
 
 def _chat_request(request: ChatRequest, params: SamplingParams, engine: LLMEngine) -> EngineRequest:
+    return EngineRequest(_rendered(request, engine), params, priority=request.priority or 0)
+
+
+def _tokens_of(request: TokenizeRequest, engine: LLMEngine) -> list[int]:
+    if request.messages is not None:
+        return _rendered(request, engine)["prompt_token_ids"]
+    return encode(engine.tokenizer, request.prompt, request.add_special_tokens is not False)
+
+
+def _rendered(request: Conversation, engine: LLMEngine) -> Prompt:
     """A conversation, through the model's own template."""
-    prompt = render_chat(
+    return render_chat(
         engine.tokenizer,
         request.messages,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
     )
-    return EngineRequest(prompt, params, priority=request.priority or 0)
-
-
-def _tokens_of(request: TokenizeRequest, engine: LLMEngine) -> list[int]:
-    if request.messages is not None:
-        rendered = render_chat(engine.tokenizer, request.messages, None, request.add_generation_prompt)
-        return rendered["prompt_token_ids"]
-    return encode(engine.tokenizer, request.prompt, request.add_special_tokens)
 
 
 def _text_of(tokens: list[int], engine: LLMEngine) -> str:

@@ -33,15 +33,30 @@ HARMLESS = {
 NEUTRAL: dict[str, Any] = {
     "best_of": 1, "suffix": "", "tool_choice": "none", "function_call": "none", "use_beam_search": False,
     "response_format": {"type": "text"}, "modalities": ["text"], "truncate_prompt_tokens": None,
-    "length_penalty": 1.0, "echo": False, "include_reasoning": True,
+    "length_penalty": 1.0, "echo": False, "include_reasoning": True, "return_token_strs": False,
 }  # fmt: skip
 NOTHING = (None, [], {})
 
 
 class _Strict(BaseModel):
-    """Strict types; fields that are not declared are kept, for `SamplingRequest.reject_unknown` to judge."""
+    """Strict types; fields that are not declared are kept, for `reject_unknown` to judge."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+
+    def check(self) -> None:
+        """Raise APIError 400 for what no type can tell; every route calls it first."""
+        self.reject_unknown()
+
+    def reject_unknown(self, where: str = "") -> None:
+        """Raise APIError 400 for a field that would have to change the answer, and cannot.
+
+        Args:
+            where: what stands before the field's name, such as "stream_options.".
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in HARMLESS or value in NOTHING or (name in NEUTRAL and value == NEUTRAL[name]):
+                continue
+            raise APIError(400, f"{where}{name} is not supported by this server.", where + name)
 
 
 class StreamOptions(_Strict):
@@ -80,14 +95,13 @@ class SamplingRequest(_Strict):
     spaces_between_special_tokens: bool | None = None
     priority: int | None = None
 
-    def reject_unknown(self) -> None:
-        """Raise APIError 400 for a field that would have to change the answer, and cannot."""
-        for name, value in (self.model_extra or {}).items():
-            if name in HARMLESS or value in NOTHING or (name in NEUTRAL and value == NEUTRAL[name]):
-                continue
-            raise APIError(400, f"{name} is not supported by this server.", name)
-        if self.stream_options is not None and not self.stream:
-            raise APIError(400, "stream_options is only allowed with stream=true.", "stream_options")
+    def check(self) -> None:
+        """The fields, those of `stream_options`, and whether there is a stream for them."""
+        super().check()
+        if self.stream_options is not None:
+            self.stream_options.reject_unknown("stream_options.")
+            if not self.stream:
+                raise APIError(400, "stream_options is only allowed with stream=true.", "stream_options")
 
     def sampling_params(self, defaults: SamplingParams, **more: Any) -> SamplingParams:
         """The parameters: what was sent, over `more`, over the model's defaults.
@@ -132,39 +146,56 @@ class CompletionRequest(SamplingRequest):
         return [self.prompt] if is_one else list(self.prompt)
 
 
-class ChatRequest(SamplingRequest):
-    """POST /v1/chat/completions. The chat template is the model's; none is taken from a request."""
+class Conversation(_Strict):
+    """The fields that make a prompt of messages. The chat template is the model's own, never the client's."""
 
-    messages: list[dict[str, Any]]
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    max_completion_tokens: int | None = None
+    messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
     def check(self) -> None:
-        """Raise APIError 400 where two fields contradict each other, or a message holds what we cannot do."""
-        self.reject_unknown()
-        if self.top_logprobs is not None and not self.logprobs:
-            raise APIError(400, "top_logprobs needs logprobs=true.", "top_logprobs")
+        """Whether two fields contradict each other, or a message holds what we cannot do."""
+        super().check()
         if self.add_generation_prompt and self.continue_final_message:
             text = "continue_final_message cannot be true with add_generation_prompt=true."
             raise APIError(400, text, "continue_final_message")
-        for index, message in enumerate(self.messages):
+        for index, message in enumerate(self.messages or ()):
             for name in message.keys() - {"role", "content", "name", "refusal"}:
                 if message[name] not in NOTHING:
                     where = f"messages.{index}.{name}"
                     raise APIError(400, f"{where} is not supported by this server.", where)
 
 
-class TokenizeRequest(_Strict):
+class ChatRequest(Conversation, SamplingRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+
+    def check(self) -> None:
+        """Also whether `top_logprobs` has logprobs to choose from."""
+        super().check()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise APIError(400, "top_logprobs needs logprobs=true.", "top_logprobs")
+
+
+class TokenizeRequest(Conversation):
     """POST /tokenize: of a prompt, or of a conversation."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
+    add_special_tokens: bool | None = None
+
+    def check(self) -> None:
+        """Also whether there is one thing to tokenize, and special tokens have one source."""
+        super().check()
+        if (self.prompt is None) == (self.messages is None):
+            raise APIError(400, "give prompt or messages, and not both.", "prompt")
+        if self.messages is not None and self.add_special_tokens:
+            text = "add_special_tokens cannot be true with messages: the chat template adds them."
+            raise APIError(400, text, "add_special_tokens")
 
 
 class DetokenizeRequest(_Strict):

@@ -297,6 +297,41 @@ def test_a_wrong_chat_gets_400(server, body, param):
     assert param is None or answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    "path, body, param",
+    [
+        ("/tokenize", {"prompt": "a", "add_special_token": False}, "add_special_token"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+        ("/tokenize", {"messages": MESSAGES, "chat_template": "{{ 1 }}"}, "chat_template"),
+        ("/tokenize", {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]},
+         "messages.0.tool_calls"),
+        ("/tokenize", {"messages": MESSAGES, "add_generation_prompt": True, "continue_final_message": True},
+         "continue_final_message"),
+        ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {}, "prompt"),
+        ("/detokenize", {"tokens": [65], "skip_special_tokens": True}, "skip_special_tokens"),
+        ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"include_usge": True}},
+         "stream_options.include_usge"),
+    ],
+)  # fmt: skip
+def test_no_route_drops_a_field_in_silence(server, path, body, param):
+    """Would catch a misspelt field which is ignored, so that tokens are counted, or usage awaited, in vain."""
+    answer = post(server, path, body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_tokenize_makes_the_prompt_that_a_chat_makes(server):
+    """Would catch tokens of another prompt than the chat's, as of a continued message whose turn is ended."""
+    messages = [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "One, two"}]
+    counts = []
+    for choice in ({}, {"add_generation_prompt": False}, {"continue_final_message": True}):
+        counts.append(post(server, "/tokenize", {"messages": messages} | choice).json()["count"])
+        chat = post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 1} | choice)
+        assert chat.json()["usage"]["prompt_tokens"] == counts[-1]
+    assert len(set(counts)) == 3
+
+
 def test_stream_options_without_a_stream_are_refused(server):
     """Would catch a usage chunk that is waited for and never comes."""
     answer = post(server, "/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}})
