@@ -1,9 +1,9 @@
 """/metrics: what happens in the engine, for Prometheus, under vLLM's names, so that its dashboards work.
 
-Two kinds of numbers. Gauges and counters are read from the engine's statistics when Prometheus asks.
-Histograms have to be kept up step by step: `StepMetrics` is told about every step, in the engine's thread::
+Two kinds of numbers. Gauges and most counters are read from the engine's statistics when Prometheus asks.
+The rest has to be kept up step by step: `StepMetrics` is told about every step, in the engine's thread::
 
-    step 1    a prompt is done, first token      time_to_first_token = now - arrival
+    step 1    a prompt is done, first token      time_to_first_token = now - arrival; prompt_tokens += length
     step 2    next token                         inter_token_latency = now - the step before
     step 3    last token                         e2e_request_latency = now - arrival
 
@@ -37,16 +37,20 @@ REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 )  # fmt: skip
-# Name -> (field of `EngineStats`, text). A counter is shown with `_total` at its end.
+# Name -> (field of `EngineStats`, or several to add up; text). A counter is shown with `_total` at its end.
 GAUGES = {
     "vllm:num_requests_running": ("num_running", "Requests that hold blocks."),
-    "vllm:num_requests_waiting": ("num_waiting", "Requests that wait for blocks."),
+    # vLLM has no swapped requests any more; ours are among those that wait, as in the log line.
+    "vllm:num_requests_waiting": ("num_waiting num_swapped", "Requests that wait for blocks."),
     "vllm:kv_cache_usage_perc": ("block_usage", "Share of the KV blocks that are held, from 0 to 1."),
     "minivllm:kv_token_usage_perc": ("token_usage", "Share of the KV slots that hold a token, from 0 to 1."),
 }
 COUNTERS = {
     "vllm:num_preemptions": ("num_preemptions", "Requests that had to give their blocks back."),
-    "vllm:prompt_tokens": ("num_computed_prompt_tokens", "Prompt tokens computed."),
+    "minivllm:computed_prompt_tokens": (
+        "num_computed_prompt_tokens",
+        "Prompt tokens computed: not those found in the prefix cache; again after a preemption.",
+    ),
     "vllm:generation_tokens": ("num_generated_tokens", "Tokens sampled."),
     "vllm:prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     "vllm:prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
@@ -54,7 +58,7 @@ COUNTERS = {
 
 
 class StepMetrics:
-    """Histograms of what each step did for each request; told by the engine, see `StepObserver`."""
+    """What each step did for each request; told by the engine, see `StepObserver`."""
 
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
@@ -63,6 +67,9 @@ class StepMetrics:
         self._first_token = self._histogram("time_to_first_token", FIRST_TOKEN_BUCKETS)
         self._between_tokens = self._histogram("inter_token_latency", TOKEN_BUCKETS)
         self._whole_request = self._histogram("e2e_request_latency", REQUEST_BUCKETS)
+        self._prompt_tokens = Counter(
+            "vllm:prompt_tokens", "Prompt tokens, when the first token comes.", LABELS, registry=self.registry
+        ).labels(model_name, "0")
         self._finished = Counter(
             "vllm:request_success", "Finished requests.", (*LABELS, "finished_reason"), registry=self.registry
         )
@@ -91,6 +98,7 @@ class StepMetrics:
             self._between_tokens.observe(now - before)
         elif seq.num_output_tokens == 1 and seq.index == 0:
             self._first_token.observe(now - group.arrival_time)
+            self._prompt_tokens.inc(group.num_prompt_tokens)
         if seq.status.is_finished:
             self._finished.labels(self.model_name, "0", seq.status.finish_reason).inc()
         else:
@@ -105,9 +113,10 @@ class _Snapshot:
 
     def collect(self) -> Iterable[Metric]:
         for kind, families in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
-            for name, (attribute, text) in families.items():
+            for name, (attributes, text) in families.items():
                 family = kind(name, text, labels=LABELS)
-                family.add_metric(self._labels, getattr(self._stats, attribute))
+                value = sum(getattr(self._stats, attribute) for attribute in attributes.split())
+                family.add_metric(self._labels, value)
                 yield family
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from minivllm import SamplingParams
 from minivllm.server.limits import Guard, Limits
+from minivllm.server.prometheus import _Snapshot
 from tests.server.conftest import is_empty
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
@@ -206,17 +207,18 @@ def test_models_tokenize_detokenize_version(server):
     assert "version" in httpx.get(server.url + "/version").json()
 
 
+def read_metrics(server):
+    """The newest value of each name; of a histogram's buckets and of several labels, the last line's."""
+    lines = httpx.get(server.url + "/metrics", timeout=30).text.splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name.partition("{")[0]: float(value) for name, value in pairs}
+
+
 def test_metrics_have_vllms_names_and_count(server):
     """Would catch a dashboard that stays empty, and counters that do not move."""
-
-    def read():
-        lines = httpx.get(server.url + "/metrics").text.splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {name.partition("{")[0]: float(value) for name, value in pairs}
-
-    before = read()
+    before = read_metrics(server)
     server.client().completions.create(prompt="count me", **GREEDY)
-    after = read()
+    after = read_metrics(server)
     for name, more in (
         ("vllm:prompt_tokens_total", 8),
         ("vllm:generation_tokens_total", 8),
@@ -232,6 +234,50 @@ def test_metrics_have_vllms_names_and_count(server):
         "vllm:num_preemptions_total",
         "vllm:prefix_cache_hits_total",
     } <= after.keys()
+
+
+def test_prompt_tokens_are_counted_once_and_whole(server):
+    """Would catch a counter that leaves out what the prefix cache gave: vLLM counts the prompts of its users."""
+    server.ask(lambda engine: engine.reset_prefix_cache())
+    before = read_metrics(server)
+    body = GREEDY | {"prompt": "one prompt that is asked for twice", "n": 2, "temperature": 1}
+    usages = [server.client().completions.create(**body).usage for _ in range(2)]
+    after = read_metrics(server)
+    rise = {name: after[name] - before[name] for name in after if "prompt_tokens_total" in name}
+    assert rise["vllm:prompt_tokens_total"] == sum(usage.prompt_tokens for usage in usages)
+    cached = usages[1].prompt_tokens_details.cached_tokens
+    assert (
+        rise["minivllm:computed_prompt_tokens_total"]
+        == rise["vllm:prompt_tokens_total"] - cached
+        > 0
+        < cached
+    )
+
+
+@pytest.mark.parametrize("mode", ["recompute", "swap"])
+def test_metrics_hold_in_a_starved_pool(start, mode):
+    """Would catch a preempted prompt that is counted twice, and swapped requests that no gauge shows."""
+    options = ["--num-blocks", "20", "--max-model-len", "80", "--no-enable-prefix-caching"]
+    with start(*options, "--preemption-mode", mode, "--swap-space-bytes", "1000000") as server:
+        lost = []
+
+        class Watch:
+            def record(self, plan, updated, scheduler, now):
+                """After each step: is a request that is neither running nor done in the gauge?"""
+                families = {each.name: each for each in _Snapshot(engine.stats(), "tiny").collect()}
+                shown = sum(
+                    families[f"vllm:num_requests_{kind}"].samples[0].value for kind in ("running", "waiting")
+                )
+                lost.append(len(scheduler.groups) - shown)
+
+        engine = server.engine.engine
+        engine.trace.observers += (Watch(),)
+        prompts = [f"starved {number}" for number in range(6)]
+        answer = server.client().completions.create(prompt=prompts, **GREEDY | {"max_tokens": 40})
+        metrics = read_metrics(server)
+        assert metrics["vllm:num_preemptions_total"] > 0
+        assert metrics["vllm:prompt_tokens_total"] == answer.usage.prompt_tokens
+        assert lost and not any(lost)
 
 
 # -- errors -----------------------------------------------------------------------------------------
