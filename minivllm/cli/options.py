@@ -44,6 +44,10 @@ _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "share equal prompt beginnings",
     },
     "enable_chunked_prefill": {"action": argparse.BooleanOptionalAction, "help": "compute prompts in parts"},
+    "scheduling_policy": {
+        "choices": CHOICES["scheduling_policy"],
+        "help": "fcfs: first come, first served; priority: by each request's priority, the smaller first",
+    },
     "preemption_mode": {"choices": CHOICES["preemption_mode"], "help": "what to do when memory runs out"},
     "watermark": {"type": float, "help": "share of the KV blocks that a newcomer must leave free"},
     "attention_backend": {

@@ -88,6 +88,30 @@ def test_logit_bias_forbids_and_forces(server):
     assert answer.choices[0].text == "A" * 8
 
 
+def test_priority_decides_who_goes_first(start):
+    """Would catch a field that every server refuses, because no option makes one which looks at it."""
+    with start("--scheduling-policy", "priority", "--max-num-seqs", "1") as server:
+        server.ask(lambda engine: server.engine._set_paused(True))
+        finished = []
+
+        def ask(priority):
+            body = {"prompt": "a", "max_tokens": 2, "priority": priority}
+            assert post(server, "/v1/completions", body).status_code == 200
+
+        class Watch:
+            def record(self, plan, updated, scheduler, now):
+                finished.extend(group.priority for group, _ in updated if group.is_finished)
+
+        server.engine.engine.trace.observers += (Watch(),)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            answers = [pool.submit(ask, priority) for priority in (2, 3, 1)]
+            server.wait(lambda engine: len(engine.scheduler.groups) == 3)
+            server.ask(lambda engine: server.engine._set_paused(False))
+            for answer in answers:
+                answer.result(60)
+        assert finished == [1, 2, 3]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_are_those_of_the_offline_engine(server, llm, stream):
     """Would catch logprobs of another position, and offsets that start again in each chunk."""
