@@ -63,6 +63,7 @@ def generating_routes(service: Service) -> APIRouter:
     async def completions(request: CompletionRequest, raw: Request) -> Response:
         request.check()
         service.check_model(request.model)
+        service.check_output_limit(request)
         no_output = bool(request.echo) and request.max_tokens == 0
         if no_output:  # the engine makes at least one token
             request.max_tokens = 1
@@ -82,9 +83,8 @@ def generating_routes(service: Service) -> APIRouter:
         request.check()
         service.check_model(request.model)
         service.check_length(str(request.messages), "messages")
+        service.check_output_limit(request)
         num_top = request.top_logprobs or 0
-        if request.max_completion_tokens is not None:  # `max_tokens` is its older name
-            request.max_tokens = request.max_completion_tokens
         # Unless it is told otherwise, a chat runs on to the end of its turn.
         params = request.sampling_params(
             service.defaults, max_tokens=None, logprobs=num_top if request.logprobs else None

@@ -87,6 +87,20 @@ def wrong_request(error: ValueError | TypeError) -> APIError:
     return APIError(400, message, name[0] if name else None)
 
 
+def _invalid(first: Mapping[str, Any], content_type: str | None) -> APIError:
+    """What a client is told of the first error that pydantic, or the JSON parser, has found in a body."""
+    if first["type"] == "json_invalid":
+        return APIError(
+            400, f"the body must be JSON: {first['ctx']['error']}, at character {first['loc'][1]}."
+        )
+    if isinstance(first["input"], bytes):  # not parsed, because nothing said that it is JSON
+        came = "none" if content_type is None else repr(content_type)
+        return APIError(400, f'the header Content-Type must be "application/json", got {came}.')
+    # ("body", "messages", 0, "content") -> "messages.0.content"
+    param = ".".join(map(str, first["loc"][1:])) or None
+    return APIError(400, f"{param or 'body'}: {first['msg']}", param)
+
+
 def install_handlers(app: FastAPI) -> None:
     """Make every exception one of the bodies above, those of FastAPI itself too."""
 
@@ -96,10 +110,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # ("body", "messages", 0, "content") -> "messages.0.content"
-        param = ".".join(map(str, first["loc"][1:])) or None
-        return error_response(APIError(400, f"{param or 'body'}: {first['msg']}", param))
+        return error_response(_invalid(error.errors()[0], request.headers.get("content-type")))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:

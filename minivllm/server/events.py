@@ -138,6 +138,7 @@ class StepLog:
             "step": stats.num_steps,
             "num_blocks": pool.num_blocks,
             "block_size": scheduler.kv.block_size,
+            "max_model_len": engine.max_model_len,
             "blocks": self._blocks(scheduler),
             "cached": [b.block_id for b in pool.blocks if b.ref_count == 0 and b.block_hash is not None],
             "requests": requests,

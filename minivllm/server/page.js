@@ -202,8 +202,8 @@
     addMessage("user", "you", content);
     const n = Number($("n").value);
     const heat = n > 1 ? Math.max(Number($("heat").value), 0.8) : Number($("heat").value); // n equal texts: no use
-    const body = { messages: [{ role: "user", content }], max_tokens: Number($("limit").value), n,
-      temperature: heat, stream: true };
+    const limit = Math.min(Number($("limit").value), frame ? frame.max_model_len : Infinity); // more is refused
+    const body = { messages: [{ role: "user", content }], max_tokens: limit, n, temperature: heat, stream: true };
     const boxes = Array.from({ length: n }, () => addMessage("assistant", "waiting", ""));
     const fail = (message) => {
       boxes[0].classList.add("error");

@@ -15,10 +15,12 @@ vLLM V1: `vllm/entrypoints/openai/completion/protocol.py`, `chat_completion/prot
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from minivllm.prompts import Prompt
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
@@ -36,6 +38,20 @@ NEUTRAL: dict[str, Any] = {
     "length_penalty": 1.0, "echo": False, "include_reasoning": True, "return_token_strs": False,
 }  # fmt: skip
 NOTHING = (None, [], {})
+
+
+def _one_of(expected: str) -> WrapValidator:
+    """For a field of several types: one error that says what is `expected`, not one for each type."""
+
+    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError(
+                "one_of", "Input should be {expected}", {"expected": expected}
+            ) from None
+
+    return WrapValidator(validate)
 
 
 class _Strict(BaseModel):
@@ -78,7 +94,7 @@ class SamplingRequest(_Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, _one_of("a string or a list of strings")] = None
     logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
     # vLLM's.
@@ -111,13 +127,20 @@ class SamplingRequest(_Strict):
         """
         names = SamplingParams.__dataclass_fields__.keys() & type(self).model_fields.keys() - {"logprobs"}
         sent = {name: value for name in names if (value := getattr(self, name)) is not None}
+        limit_name, limit = self.output_limit()
+        if limit is not None:
+            sent["max_tokens"] = limit
         try:
-            if "logit_bias" in sent:  # keys of JSON objects are strings
-                sent["logit_bias"] = {int(key): value for key, value in sent["logit_bias"].items()}
+            if "logit_bias" in sent:
+                sent["logit_bias"] = {_token_id(key): value for key, value in sent["logit_bias"].items()}
             kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
             return replace(defaults, output_kind=kind, **(more | sent))
         except (ValueError, TypeError) as error:
-            raise wrong_request(error) from None
+            raise wrong_request(ValueError(str(error).replace("max_tokens", limit_name))) from None
+
+    def output_limit(self) -> tuple[str, int | None]:
+        """The field that says how many tokens an output may have: its name, for errors, and its value."""
+        return "max_tokens", self.max_tokens
 
     @property
     def include_usage(self) -> bool:
@@ -133,7 +156,10 @@ class SamplingRequest(_Strict):
 class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Annotated[
+        str | list[int] | list[str] | list[list[int]],
+        _one_of("text, a list of token ids, or a list of either"),
+    ]
     echo: bool | None = None
     logprobs: int | None = None
     add_special_tokens: bool | None = None
@@ -180,6 +206,12 @@ class ChatRequest(Conversation, SamplingRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise APIError(400, "top_logprobs needs logprobs=true.", "top_logprobs")
 
+    def output_limit(self) -> tuple[str, int | None]:
+        """`max_completion_tokens` is the newer name of `max_tokens`, and counts if both are there."""
+        if self.max_completion_tokens is None:
+            return super().output_limit()
+        return "max_completion_tokens", self.max_completion_tokens
+
 
 class TokenizeRequest(Conversation):
     """POST /tokenize: of a prompt, or of a conversation."""
@@ -203,3 +235,13 @@ class DetokenizeRequest(_Strict):
 
     model: str | None = None
     tokens: list[int]
+
+
+def _token_id(key: str) -> int:
+    """The token id that a key of `logit_bias` writes: keys of JSON objects are strings.
+
+    `int` alone would take " 6_5" for 65.
+    """
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", key):
+        raise ValueError(f'logit_bias must have token ids as keys, such as "65", got {key!r}.')
+    return int(key)

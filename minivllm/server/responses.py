@@ -114,6 +114,12 @@ class CompletionReply(Reply):
         self.first_words: dict[str, str] = {}  # text of each prompt's first token, which has no logprob
         self._offsets: dict[int, int] = {}  # characters in a choice's tokens so far
 
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far, without one that nobody asked for."""
+        if self.no_output:
+            self._completion_tokens = 0
+        return super().usage()
+
     def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
         """Text and log-probabilities; the first of a choice may begin with the prompt."""
         is_first = index not in self._offsets

@@ -69,6 +69,16 @@ class Service:
             limit = f"at most {self.max_prompt_chars} fit the model, got {len(text)}"
             raise APIError(400, f"{param} has too many characters: {limit}.", param)
 
+    def check_output_limit(self, request: SamplingRequest) -> None:
+        """Raise APIError 400 for more output tokens than even an empty prompt would leave room for.
+
+        What the prompt at hand leaves no room for is cut off instead, as in vLLM, with "length".
+        """
+        (name, limit), longest = request.output_limit(), self.engine.engine.max_model_len
+        if limit is not None and limit > longest:
+            text = f"{name}={limit} cannot be greater than max_model_len={longest}."
+            raise APIError(400, f"{text} Please request fewer output tokens.", name)
+
     async def submit(self, reply: Reply, makers: list[MakeRequest], params: SamplingParams) -> OutputStream:
         """Queue the requests of one reply.
 

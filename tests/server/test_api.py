@@ -131,9 +131,13 @@ def test_logprobs_are_those_of_the_offline_engine(server, llm, stream):
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(server, llm, max_tokens):
-    """Would catch scores that are shifted by one: lm-eval's `local-completions` would rank answers wrongly."""
+    """Would catch scores that are shifted by one: lm-eval's `local-completions` would rank answers wrongly.
+
+    And a completion token in the usage that nobody asked for.
+    """
     body = {"prompt": [72, 101, 108], "echo": True, "logprobs": 1, "max_tokens": max_tokens, "temperature": 0}
-    choice = post(server, "/v1/completions", body).json()["choices"][0]
+    answer = post(server, "/v1/completions", body).json()
+    choice = answer["choices"][0]
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
     (output,) = llm.generate([[72, 101, 108]], params, use_tqdm=False)
     wanted = [output.prompt_logprobs[i][token].logprob for i, token in ((1, 101), (2, 108))]
@@ -142,6 +146,10 @@ def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(server, llm, max_t
     assert choice["logprobs"]["tokens"][:3] == ["H", "e", "l"]
     assert len(choice["logprobs"]["tokens"]) == 3 + max_tokens
     assert choice["text"].startswith("Hel") and len(choice["text"]) == 3 + max_tokens
+    assert answer["usage"]["completion_tokens"] == max_tokens
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    events = [json.loads(each) for each in sse(post(server, "/v1/completions", body | options).text)[:-1]]
+    assert [event["usage"]["completion_tokens"] for event in events] == [max_tokens] * 2
 
 
 # -- chat -------------------------------------------------------------------------------------------
@@ -316,6 +324,7 @@ WRONG = [
     ({"prompt": "a", "temperature": "hot"}, "temperature"),
     ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ({"prompt": "a", "max_tokens": True}, "max_tokens"),
+    ({"prompt": "a", "max_tokens": 201}, "max_tokens"),
     ({"prompt": "a", "top_p": 2}, "top_p"),
     ({"prompt": "a", "n": 0}, "n"),
     ({"prompt": "a", "logprobs": 99}, None),
@@ -344,6 +353,52 @@ def test_what_is_wrong_gets_400_and_names_the_field(server, body, param, stream)
     assert error["type"] == "invalid_request_error" and error["message"]
     if param is not None:
         assert error["param"].split(".")[0] == param
+
+
+@pytest.mark.parametrize(
+    "content, kind, told",
+    [
+        ("{", "application/json", "the body must be JSON: Expecting property name"),
+        ('{"prompt": "a"}', "text/plain", 'the header Content-Type must be "application/json", got \'text/plain\''),
+        ('{"prompt": "a"}', None, 'the header Content-Type must be "application/json", got none'),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_json_is_told_so(server, content, kind, told):
+    """Would catch "1: JSON decode error" about a field called "1", and a dictionary that is no dictionary."""
+    headers = {"Content-Type": kind} if kind else {}
+    error = httpx.post(f"{server.url}/v1/completions", content=content, headers=headers).json()["error"]
+    assert error["message"].startswith(told) and error["param"] is None
+
+
+@pytest.mark.parametrize(
+    "more, param, told",
+    [
+        ({"prompt": [1, "a"]}, "prompt", "text, a list of token ids, or a list of either"),
+        ({"stop": [1]}, "stop", "a string or a list of strings"),
+        ({"logit_bias": {"1.5": 1}}, "logit_bias", "token ids as keys, such as \"65\", got '1.5'"),
+        ({"logit_bias": {"6_5": 1}}, "logit_bias", "token ids as keys, such as \"65\", got '6_5'"),
+        ({"max_tokens": 201}, "max_tokens", "max_tokens=201 cannot be greater than max_model_len=200"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens must be at least 1, got 0"),
+        ({"max_completion_tokens": 201}, "max_completion_tokens",
+         "max_completion_tokens=201 cannot be greater than max_model_len=200"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_field_as_it_was_sent_and_what_it_may_hold(server, more, param, told):
+    """Would catch a field "prompt.str" that nobody sent, "invalid literal for int()", and 6_5 taken for 65."""
+    chat = "max_completion_tokens" in more
+    body = {"messages": MESSAGES} if chat else {"prompt": "a"}
+    answer = post(server, "/v1/chat/completions" if chat else "/v1/completions", body | more)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param and told in error["message"]
+
+
+def test_what_the_prompt_leaves_no_room_for_is_cut_off(server):
+    """Would catch a refusal of a limit that only this prompt makes too large: vLLM takes it, as we say we do."""
+    body = {"prompt": "a" * 50, "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    answer = post(server, "/v1/completions", body).json()
+    assert answer["usage"]["total_tokens"] == 200
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,19 @@ def test_chat_pause_and_step_in_a_browser(server, tmp_path):
 
 
 @pytest.mark.browser
+def test_the_page_asks_for_no_more_tokens_than_a_small_pool_has_room_for(start, tmp_path):
+    """Would catch a chat whose default limit is refused, with 400, as soon as a class starts with few blocks."""
+    with start("--max-model-len", "60") as server, chromium(tmp_path) as open_tab:
+        tab = open_tab(server.url)
+        tab.wait("document.querySelectorAll('#grid .cell').length == 64")
+        assert tab.run("document.getElementById('limit').value") == "200"
+        tab.run(
+            "document.getElementById('text').value = 'Hi'; document.getElementById('form').requestSubmit()"
+        )
+        tab.wait("document.querySelector('.message.assistant').dataset.finished")
+
+
+@pytest.mark.browser
 def test_a_pool_of_400_blocks_stays_readable(server, tmp_path):
     """Would catch cells that overlap, run off the page or lose their labels in a larger pool."""
     with chromium(tmp_path) as open_tab:
