@@ -158,17 +158,38 @@ def test_a_step_longer_than_the_keep_alive_keeps_the_connection(server, script, 
     assert "".join(chunk.choices[0].text for chunk in stream) == "lon"
 
 
+def until(condition, seconds=30):
+    """Wait for what `condition()` returns once it is true; the test fails if it never is."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.01)
+    return value
+
+
 def test_a_client_that_does_not_read_holds_up_no_other(server, llm):
-    """Would catch a slow reader that stops the engine, or the event loop, for all others."""
-    body = json.dumps(LONG | {"stream": True, "n": 1}).encode()
+    """Would catch a slow reader that stops the engine, or the event loop, for all others.
+
+    About 100 kB are for it, far more than the buffers hold, which are made small: the server has to wait.
+    """
+    body = json.dumps(LONG | {"stream": True, "logprobs": 20}).encode()
     host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-    with socket.create_connection(host, timeout=10) as sleeper:
+    with socket.socket() as sleeper:
         sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        sleeper.connect(host)
+        connections = server.server.server_state.connections
+        here = sleeper.getsockname()
+        connection = until(lambda: next((each for each in list(connections) if each.client == here), None))
+        with socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno())) as theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
+        server.server.loop.call_soon_threadsafe(connection.transport.set_write_buffer_limits, 8192)
         sleeper.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                         + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)  # fmt: skip
+        until(lambda: connection.flow.write_paused)
         answer = server.client().completions.create(prompt="quick", **GREEDY)
         assert answer.choices[0].text == offline(llm, "quick")[0].text
         server.wait(is_empty)  # its own text is done as well, read or not
+        assert connection.flow.write_paused, "the sleeper has been sent everything"
 
 
 # -- signals ----------------------------------------------------------------------------------------
