@@ -50,8 +50,10 @@ from minivllm.server.output_stream import OutputStream
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+MakeEngine = Callable[[], LLMEngine]
 MakeRequest = Callable[[LLMEngine], Request]
 """Makes a request in the engine's thread, where the tokenizer may be used: for chat templates."""
+OnFinished = Callable[[RequestOutput], None]
 
 
 class EngineClosedError(RuntimeError):
@@ -74,9 +76,11 @@ class AsyncLLM:
     Args:
         make_engine: makes the engine, which is its thread's alone; `shutdown` shuts it down. The engine's
             trace is told about the steps in that thread. What `make_engine` raises is raised here.
+        on_finished: called in the engine's thread with the last output of each request that is not aborted.
     """
 
-    def __init__(self, make_engine: Callable[[], LLMEngine]) -> None:
+    def __init__(self, make_engine: MakeEngine, on_finished: OnFinished = lambda output: None) -> None:
+        self._on_finished = on_finished
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = True  # read and changed with the lock held: no job comes after the last was done
         self._lock = threading.Lock()
@@ -90,9 +94,8 @@ class AsyncLLM:
         self._is_closing = False
         self._died_of: BaseException | None = None
         made: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._begin, args=(make_engine, made), name="minivllm-engine", daemon=True
-        )
+        begin = partial(self._begin, make_engine, made)
+        self._thread = threading.Thread(target=begin, name="minivllm-engine", daemon=True)
         self._thread.start()
         made.result()
 
@@ -228,7 +231,7 @@ class AsyncLLM:
 
     # -- the engine's thread ------------------------------------------------------------------------
 
-    def _begin(self, make_engine: Callable[[], LLMEngine], made: Future[None]) -> None:
+    def _begin(self, make_engine: MakeEngine, made: Future[None]) -> None:
         """The thread, to its end; `made` is told when the engine is ready, or why there is none."""
         try:
             self.engine_loop = EngineLoop(make_engine())
@@ -266,11 +269,8 @@ class AsyncLLM:
         return [*([self._jobs.get()] if idle else []), *self._take_waiting()]
 
     def _take_waiting(self) -> list[Callable[[], None]]:
-        jobs = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                jobs.append(self._jobs.get_nowait())
-        return jobs
+        # No other thread takes jobs, so those that are counted are there.
+        return [self._jobs.get_nowait() for _ in range(self._jobs.qsize())]
 
     def _do(self, function: Callable[[LLMEngine], Result], future: Future[Result]) -> None:
         """One job of `call`. If its caller is gone by now, it is not done at all."""
@@ -309,7 +309,10 @@ class AsyncLLM:
             self.engine.executor.check_health()  # a worker that is gone ends this thread
         outputs = self._outbox.copy()
         self._outbox.clear()
-        self._running.difference_update(output.request_id for output in outputs if output.finished)
+        for output in outputs:
+            if output.finished:
+                self._running.discard(output.request_id)
+                self._on_finished(output)
         if outputs:
             self._post(self._receive, outputs)
 

@@ -57,7 +57,9 @@ class Server(uvicorn.Server):
             torch.set_num_threads(max(1, torch.get_num_threads() - args.num_reserved_cores))
         names = tuple(args.served_model_name or [args.model])
         log, metrics = StepLog(), StepMetrics(names[0])
-        self.engine = AsyncLLM(lambda: LLMEngine(engine_config(args), trace=Observers(metrics, log)))
+        self.engine = AsyncLLM(
+            lambda: LLMEngine(engine_config(args), trace=Observers(metrics, log)), metrics.note_finished
+        )
         self.service = Service(
             engine=self.engine,
             names=names,

@@ -1,24 +1,28 @@
-"""/metrics: what happens in the engine, for Prometheus, under vLLM's names, so that its dashboards work.
+"""/metrics: what happens in the engine, for Prometheus, under vLLM's names where vLLM has them.
 
 Two kinds of numbers. Gauges and most counters are read from the engine's statistics when Prometheus asks.
-The rest has to be kept up step by step: `StepMetrics` is told about every step, in the engine's thread::
+The rest has to be kept up as things happen: `StepMetrics` is told about every step and every last output, in
+the engine's thread::
 
     step 1    a prompt is done, first token      time_to_first_token = now - arrival; prompt_tokens += length
     step 2    next token                         inter_token_latency = now - the step before
-    step 3    last token                         e2e_request_latency = now - arrival
+    step 3    last token, last output            e2e_request_latency = now - arrival; all of `OF_REQUESTS`
+
+A request that is aborted has no last output, and is in no histogram of whole requests.
 
 vLLM V1: `vllm/v1/metrics/loggers.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from minivllm.metrics.stats import EngineStats
+from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.scheduler import Scheduler, Updated
 from minivllm.scheduler_output import SchedulerOutput
 from minivllm.sequence import Sequence, SequenceGroup
@@ -37,6 +41,23 @@ REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 )  # fmt: skip
+# vLLM ends this series at the model's length.
+LENGTH_BUCKETS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+# Of each request that is finished: name -> (buckets, what is observed; None: it has no such thing).
+OF_REQUESTS: dict[str, tuple[tuple[float, ...], Callable[[RequestOutput, RequestMetrics], float | None]]] = {
+    "e2e_request_latency_seconds": (REQUEST_BUCKETS, lambda _, at: at.finished_time - at.arrival_time),
+    "request_queue_time_seconds": (REQUEST_BUCKETS, lambda _, at: at.first_scheduled_time - at.arrival_time),
+    "request_prefill_time_seconds": (
+        REQUEST_BUCKETS,
+        lambda _, at: at.first_token_time - at.first_scheduled_time,
+    ),
+    "request_decode_time_seconds": (REQUEST_BUCKETS, lambda _, at: at.finished_time - at.first_token_time),
+    "request_time_per_output_token_seconds": (TOKEN_BUCKETS, lambda _, at: at.time_per_output_token),
+    "request_prompt_tokens": (LENGTH_BUCKETS, lambda output, _: len(output.prompt_token_ids)),
+    "request_generation_tokens": (LENGTH_BUCKETS, lambda _, at: at.num_output_tokens),
+}
+# Why a request ends that is not aborted.
+REASONS = ("stop", "length")
 # Name -> (field of `EngineStats`, or several to add up; text). A counter is shown with `_total` at its end.
 GAUGES = {
     "vllm:num_requests_running": ("num_running", "Requests that hold blocks."),
@@ -58,25 +79,32 @@ COUNTERS = {
 
 
 class StepMetrics:
-    """What each step did for each request; told by the engine, see `StepObserver`."""
+    """What each step did for each request, and how each request went.
+
+    `record` is for the engine (see `StepObserver`), `note_finished` for `AsyncLLM`.
+    """
 
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
         self.registry = CollectorRegistry()
         self._last_token: dict[int, float] = {}  # seq_id -> when its newest token came
-        self._first_token = self._histogram("time_to_first_token", FIRST_TOKEN_BUCKETS)
-        self._between_tokens = self._histogram("inter_token_latency", TOKEN_BUCKETS)
-        self._whole_request = self._histogram("e2e_request_latency", REQUEST_BUCKETS)
+        self._first_token = self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)
+        self._between_tokens = self._histogram("inter_token_latency_seconds", TOKEN_BUCKETS)
+        self._of_requests = {
+            name: self._histogram(name, buckets) for name, (buckets, _) in OF_REQUESTS.items()
+        }
         self._prompt_tokens = Counter(
             "vllm:prompt_tokens", "Prompt tokens, when the first token comes.", LABELS, registry=self.registry
         ).labels(model_name, "0")
-        self._finished = Counter(
+        finished = Counter(
             "vllm:request_success", "Finished requests.", (*LABELS, "finished_reason"), registry=self.registry
         )
+        # All are shown from the start: of a counter that appears with its first 1, no rate sees that 1.
+        self._finished = {reason: finished.labels(model_name, "0", reason) for reason in REASONS}
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(
-            f"vllm:{name}_seconds", f"Histogram of {name}.", LABELS, registry=self.registry, buckets=buckets
+            f"vllm:{name}", f"Histogram of {name}.", LABELS, registry=self.registry, buckets=buckets
         )
         return family.labels(self.model_name, "0")
 
@@ -85,12 +113,16 @@ class StepMetrics:
         for group, seqs in updated:
             for seq in seqs:
                 self._note_token(group, seq, now)
-            if group.is_finished:
-                self._whole_request.observe(now - group.arrival_time)
         # Those that were aborted leave without a step of their own.
         if len(self._last_token) > 4 * scheduler.max_num_seqs:
             live = {seq.seq_id for group in scheduler.groups.values() for seq in group.unfinished}
             self._last_token = {seq_id: at for seq_id, at in self._last_token.items() if seq_id in live}
+
+    def note_finished(self, output: RequestOutput) -> None:
+        """Take in the last output of a request, which says when things happened to it."""
+        for name, (_, measure) in OF_REQUESTS.items():
+            if (value := measure(output, output.metrics)) is not None:
+                self._of_requests[name].observe(value)
 
     def _note_token(self, group: SequenceGroup, seq: Sequence, now: float) -> None:
         before = self._last_token.pop(seq.seq_id, None)
@@ -100,7 +132,7 @@ class StepMetrics:
             self._first_token.observe(now - group.arrival_time)
             self._prompt_tokens.inc(group.num_prompt_tokens)
         if seq.status.is_finished:
-            self._finished.labels(self.model_name, "0", seq.status.finish_reason).inc()
+            self._finished[seq.status.finish_reason].inc()
         else:
             self._last_token[seq.seq_id] = now
 

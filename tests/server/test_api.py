@@ -1,6 +1,7 @@
 """OpenAI's API, as its own client package sees it, with the offline engine as oracle."""
 
 import asyncio
+import collections
 import concurrent.futures
 import json
 import socket
@@ -240,10 +241,14 @@ def test_models_tokenize_detokenize_version(server):
 
 
 def read_metrics(server):
-    """The newest value of each name; of a histogram's buckets and of several labels, the last line's."""
+    """The value of each name, added up over its labels: of a histogram read the `_count` and the `_sum`."""
     lines = httpx.get(server.url + "/metrics", timeout=30).text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name.partition("{")[0]: float(value) for name, value in pairs}
+    values = collections.Counter()
+    for line in lines:
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values[name.partition("{")[0]] += float(value)
+    return values
 
 
 def test_metrics_have_vllms_names_and_count(server):
@@ -257,9 +262,19 @@ def test_metrics_have_vllms_names_and_count(server):
         ("vllm:time_to_first_token_seconds_count", 1),
         ("vllm:inter_token_latency_seconds_count", 7),
         ("vllm:e2e_request_latency_seconds_count", 1),
+        ("vllm:request_queue_time_seconds_count", 1),
+        ("vllm:request_prefill_time_seconds_count", 1),
+        ("vllm:request_decode_time_seconds_count", 1),
+        ("vllm:request_time_per_output_token_seconds_count", 1),
+        ("vllm:request_prompt_tokens_sum", 8),
+        ("vllm:request_generation_tokens_sum", 8),
         ("vllm:request_success_total", 1),
     ):
-        assert after[name] - before.get(name, 0) == more, name
+        assert name in before, f"{name} is not shown from the start"
+        assert after[name] - before[name] == more, name
+    parts = ("request_queue", "request_prefill", "request_decode")
+    parts = sum(after[f"vllm:{part}_time_seconds_sum"] for part in parts)
+    assert parts == pytest.approx(after["vllm:e2e_request_latency_seconds_sum"])
     assert after["vllm:num_requests_running"] == after["vllm:kv_cache_usage_perc"] == 0
     assert {
         "vllm:num_requests_waiting",
