@@ -271,7 +271,8 @@ async def upload(soak: Soak, http: httpx.AsyncClient, rng: random.Random) -> Non
     def send() -> None:
         host, _, port = soak.server.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                           b"Content-Type: application/json\r\n"
                            b"Content-Length: 100\r\n\r\n" + b"{" * rng.randrange(99))  # fmt: skip
 
     await asyncio.to_thread(send)

@@ -33,7 +33,7 @@ from minivllm.engine import LLMEngine
 from minivllm.server.api import make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.events import Observers, StepLog
-from minivllm.server.limits import Limits, PatientProtocol
+from minivllm.server.limits import Limits, PatientProtocol, is_loopback
 from minivllm.server.page import Feed, page_routes
 from minivllm.server.prometheus import StepMetrics, metrics_routes
 from minivllm.server.service import Service
@@ -69,6 +69,7 @@ class Server(uvicorn.Server):
         )
         limits = Limits(
             api_keys=tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")])),
+            is_loopback=is_loopback(args.host),
             allowed_origins=tuple(args.allowed_origins),
             max_body_bytes=args.max_body_bytes,
         )

@@ -2,6 +2,7 @@
 
     who        no API key, or a wrong one                        401
                a page of another host that calls ours            403     (a browser says so in `Origin`)
+               a page whose host claims to be this machine       403     (`Host` has its name)
     how much   a body beyond `max_body_bytes`                    413
     how slow   headers that are not complete in time             closed  (`PatientProtocol`)
                a body that is not complete in time               408
@@ -10,6 +11,10 @@
 Why `Origin`: the server listens on 127.0.0.1, where every page in the user's browser can reach it. Such a
 page cannot read the answers, but without this check it could stop the engine or keep it busy.
 
+Why `Host`: the owner of evil.example can let that name point to 127.0.0.1 once the page is loaded (DNS
+rebinding). Then the page's calls reach us, and to the browser they are calls to its own host: `Origin` agrees
+with `Host`. But both say evil.example, and who means this machine says localhost.
+
 vLLM V1: `AuthenticationMiddleware` in `vllm/entrypoints/openai/server_utils.py`; the rest is left to a proxy.
 """
 
@@ -17,9 +22,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -36,9 +42,14 @@ OPEN_PATHS = ("/", "/health")
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in bytes, times in seconds. Without `api_keys` all may come in."""
+    """Sizes in bytes, times in seconds. Without `api_keys` all may come in.
+
+    `is_loopback`: the server listens on this machine's own address only, so `Host` must be a name of it, or
+    the host of an allowed origin (a proxy's).
+    """
 
     api_keys: tuple[str, ...] = ()
+    is_loopback: bool = False
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
@@ -80,16 +91,37 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        own = urlsplit(origin or "").netloc == headers.get("host")
+        origin, host = headers.get("origin"), headers.get("host", "localhost")
         allowed = self.limits.allowed_origins
-        if origin is not None and not own and origin not in allowed and "*" not in allowed:
+        own = origin is None or _host_of(origin) == host
+        if not own and origin not in allowed and "*" not in allowed:
             raise APIError(403, "requests from pages of other origins are not allowed here.")
-        if self.limits.api_keys and scope["path"] not in OPEN_PATHS:
-            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            # Each key takes a time that does not tell how many of its characters were right.
-            if not sum(hmac.compare_digest(given, key.encode()) for key in self.limits.api_keys):
-                raise APIError(401, "a valid API key is needed: Authorization: Bearer KEY.")
+        known = "*" in allowed or host in map(_host_of, allowed) or is_loopback(host)
+        if self.limits.is_loopback and not known:
+            raise APIError(403, f"the header Host must name this machine, as localhost does, got {host!r}.")
+        if self.limits.api_keys and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+            raise APIError(401, "a valid API key is needed: Authorization: Bearer KEY.")
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Each key takes a time that does not tell how many of its characters were right.
+        keys = [key.encode() for key in self.limits.api_keys]
+        num_right = sum(hmac.compare_digest(given.strip().encode(), key) for key in keys)
+        return scheme.lower() == "bearer" and num_right > 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host means the machine that asks, such as localhost, 127.0.0.1:8000 or [::1]."""
+    name = re.sub(r"^\[(.*)\]$", r"\1", re.sub(r"(?<=[^:]):\d+$", "", host)).lower()
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _host_of(origin: str) -> str:
+    """Example: "https://ui.example:81" gives "ui.example:81"."""
+    return origin.partition("://")[2]
 
 
 class _Body:

@@ -548,6 +548,57 @@ def test_pages_of_other_origins_are_refused(server):
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("evil.example", 403), ("evil.example:80", 403), ("localhost.evil.example", 403), ("192.0.2.1", 403),
+        ("[2001:db8::1]", 403), ("[broken", 403), ("", 403), ("localhost", 200), ("LOCALHOST:1", 200), ("127.0.0.1", 200),
+        ("[::1]:8000", 200), ("class.localhost", 200),
+    ],
+)  # fmt: skip
+def test_a_page_whose_host_claims_to_be_this_machine_is_refused(server, host, status):
+    """Would catch DNS rebinding: to the browser, evil.example calls its own host, which is ours by now."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    answer = httpx.post(f"{server.url}/page/resume", headers=headers)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or "Host" in answer.json()["error"]["message"]
+
+
+def test_a_proxys_name_may_be_allowed(start):
+    """Would catch a proxy on this machine, which hands on the name it is called by, and cannot get in."""
+    with start("--allowed-origins", "https://ui.example") as server:
+        for host, status in (("ui.example", 200), ("evil.example", 403)):
+            assert httpx.get(f"{server.url}/version", headers={"Host": host}).status_code == status
+
+
+def test_a_server_for_other_machines_may_have_any_name(start):
+    """Would catch a server in a network that refuses all who call it by its name there."""
+    with start("--host", "0.0.0.0") as server:
+        assert httpx.get(f"{server.url}/version", headers={"Host": "gpu7.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value, status",
+    [("Bearer right", 200), ("bearer right", 200), ("BEARER  right", 200), ("right", 401), ("Basic right", 401),
+     ("Bearer", 401), ("Bearer wrong", 401), ("Bearerright", 401), ("", 401)],
+)  # fmt: skip
+def test_a_key_needs_its_scheme_in_any_case(value, status):
+    """Would catch a client that writes "bearer", as it may, and is refused; and a bare key that is taken."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"authorization", value.encode())]
+    guard = Guard(app, Limits(api_keys=("other", "right")))
+    asyncio.run(guard({"type": "http", "path": "/v1/models", "headers": headers}, None, send))
+    assert sent[0]["status"] == status
+
+
 def test_too_many_requests_get_503_and_may_come_again(server, script, monkeypatch):
     """Would catch a queue without an end, and a refusal that leaves something behind."""
     monkeypatch.setattr(server.server.service, "max_unfinished", 2)
@@ -592,10 +643,10 @@ def test_slow_headers_and_slow_bodies_are_cut_off(start, monkeypatch):
         object.__setattr__(guard.kwargs["limits"], "body_seconds", 0.3)
         host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         with socket.create_connection(host, timeout=10) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
             assert slow.recv(100) == b"", "a connection without complete headers stays open"
         with socket.create_connection(host, timeout=10) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer right\r\n"
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer right\r\n"
                          b"Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{")  # fmt: skip
             assert b"408" in slow.recv(1000)
         # The same server: who may come in.
@@ -634,7 +685,7 @@ def test_a_body_that_drips_is_cut_off(start):
         object.__setattr__(guard.kwargs["limits"], "body_seconds", 0.3)
         host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         with socket.create_connection(host, timeout=10) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
                          b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")  # fmt: skip
             assert b"408" in drip(slow)
 
@@ -646,14 +697,14 @@ def test_headers_that_drip_are_cut_off(start, number):
         host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         with socket.create_connection(host, timeout=10) as slow:
             if number == 2:
-                slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert b"200 OK" in slow.recv(1000)
-            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
             assert drip(slow) == b""
 
 
 def abandon(host):
     """Send half a body and go."""
     with socket.create_connection(host, timeout=10) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer right\r\n"
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer right\r\n"
                        b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{")  # fmt: skip

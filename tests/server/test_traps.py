@@ -46,7 +46,7 @@ def test_a_client_that_leaves_gives_its_blocks_back(server, script, stream, when
     body = json.dumps(LONG | {"stream": stream}).encode()
     host = ("127.0.0.1", int(server.url.rpartition(":")[2]))
     with socket.create_connection(host, timeout=10) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                        + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)  # fmt: skip
         server.wait(lambda engine: engine.scheduler.groups)
         if when == "in the middle":
@@ -183,7 +183,7 @@ def test_a_client_that_does_not_read_holds_up_no_other(server, llm):
         with socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno())) as theirs:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
         server.server.loop.call_soon_threadsafe(connection.transport.set_write_buffer_limits, 8192)
-        sleeper.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        sleeper.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                         + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)  # fmt: skip
         until(lambda: connection.flow.write_paused)
         answer = server.client().completions.create(prompt="quick", **GREEDY)
