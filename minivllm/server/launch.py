@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
             routers.append(page_routes(Feed(self.engine, log, lambda: self.should_exit)))
         app = make_app(self.service, limits, *routers)
         app.router.lifespan_context = self._lifespan
-        self.shutdown_timeout = args.shutdown_timeout
+        self.shutdown_timeout, self.has_page = args.shutdown_timeout, args.page
         super().__init__(
             uvicorn.Config(
                 app,
@@ -90,6 +90,14 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=args.shutdown_timeout + GOODBYE_SECONDS,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where: only now is it known which port 0 has become."""
+        await super().startup(sockets)
+        host, port = self.config.host, self.servers[0].sockets[0].getsockname()[1]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        page = f"The pool to look at: {url}/     " if self.has_page else ""
+        print(f"{page}The API: {url}/v1", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs finish for `shutdown_timeout` seconds, and tell the rest that the server ends.
@@ -131,8 +139,5 @@ def serve(args: argparse.Namespace) -> None:
     engine = server.engine.engine
     print(f"{args.model}: {engine.memory().num_blocks} KV blocks of {engine.config.block_size} tokens, "
           f"sequences of up to {engine.max_model_len} tokens.")  # fmt: skip
-    print(
-        f"The pool to look at: http://{args.host}:{args.port}/     The API: http://{args.host}:{args.port}/v1"
-    )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is over
         server.run()

@@ -599,6 +599,15 @@ def test_a_key_needs_its_scheme_in_any_case(value, status):
     assert sent[0]["status"] == status
 
 
+@pytest.mark.parametrize("page", [True, False])
+def test_where_the_server_is_is_said_once_it_listens(start, capsys, page):
+    """Would catch a URL with port 0, and the address of a page that is not there."""
+    with start(*([] if page else ["--no-page"])) as server:
+        said = capsys.readouterr().out
+        assert f"The API: {server.url}/v1\n" in said
+        assert (f"The pool to look at: {server.url}/ " in said) == page == ("pool" in said)
+
+
 def test_too_many_requests_get_503_and_may_come_again(server, script, monkeypatch):
     """Would catch a queue without an end, and a refusal that leaves something behind."""
     monkeypatch.setattr(server.server.service, "max_unfinished", 2)
