@@ -8,9 +8,9 @@
     ---------------------------------------------------------------------------------------------
     engine_loop, engine                           three calls
 
-Read in this order: `output_stream.py`, `async_llm.py`, `protocol.py`, `responses.py`, `api.py`, `limits.py`,
-`launch.py`; then the page: `events.py`, `page.py`. Only `AsyncLLM` is needed to serve coroutines of your own;
-the rest needs the packages of the extra "server": `pip install 'minivllm[server]'`.
+Read in this order: `output_stream.py`, `async_llm.py`, `protocol.py`, `token_names.py`, `responses.py`,
+`api.py`, `limits.py`, `launch.py`; then the page: `events.py`, `page.py`. Only `AsyncLLM` is needed to serve
+coroutines of your own; the rest needs the packages of the extra "server": `pip install 'minivllm[server]'`.
 
 Paper: section 5. vLLM V1: `vllm/v1/engine/async_llm.py`, `vllm/entrypoints/openai/`.
 """

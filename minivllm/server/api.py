@@ -69,7 +69,8 @@ def generating_routes(service: Service) -> APIRouter:
             request.max_tokens = 1
         scored = request.logprobs if request.echo else None
         params = request.sampling_params(service.defaults, logprobs=request.logprobs, prompt_logprobs=scored)
-        reply = CompletionReply(service.names[0], params.n, bool(request.echo), no_output)
+        names = (service.names[0], params.n, service.token_names)
+        reply = CompletionReply(*names, bool(request.echo), no_output)
         makers = []
         for number, prompt in enumerate(request.prompts()):
             if isinstance(prompt, str):
@@ -89,7 +90,7 @@ def generating_routes(service: Service) -> APIRouter:
         params = request.sampling_params(
             service.defaults, max_tokens=None, logprobs=num_top if request.logprobs else None
         )
-        reply = ChatReply(service.names[0], params.n, num_top)
+        reply = ChatReply(service.names[0], params.n, service.token_names, num_top)
         makers = [partial(_chat_request, request, params)]
         return await service.answer(request, raw, reply, await service.submit(reply, makers, params))
 
@@ -141,7 +142,7 @@ def _completion_request(
     request: CompletionRequest,
     prompt: Prompt,
     params: SamplingParams,
-    first_words: dict[str, str],
+    first_words: dict[str, tuple[int, str]],
     request_id: str,
     engine: LLMEngine,
 ) -> EngineRequest:
@@ -155,7 +156,7 @@ def _completion_request(
         _check_tokens(prompt, engine)
         text = tokenizer.decode(prompt)
     if request.echo and token_ids:
-        first_words[request_id] = tokenizer.decode(token_ids[:1])
+        first_words[request_id] = (token_ids[0], tokenizer.decode(token_ids[:1]))
     whole = {"prompt_token_ids": token_ids} | ({"prompt": text} if isinstance(text, str) else {})
     return EngineRequest(whole, params, priority=request.priority or 0)
 

@@ -18,12 +18,15 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
+from codecs import IncrementalDecoder, getincrementaldecoder
 from typing import Any
 
 from minivllm.outputs import CompletionOutput, Logprob, RequestOutput
+from minivllm.server.token_names import TokenNames
 
 # Minus infinity is no JSON; vLLM's stand-in for it.
 LOWEST_LOGPROB = -9999.0
+_UTF8 = getincrementaldecoder("utf-8")
 
 
 class Reply(ABC):
@@ -33,14 +36,15 @@ class Reply(ABC):
         model: the name to show.
         n: completions per prompt.
         prefix: of the id; the requests in the engine are called `{id}-0`, `{id}-1`, ...
+        token_names: what log-probabilities call the tokens.
     """
 
     kind = chunk_kind = ""
 
-    def __init__(self, model: str, n: int, prefix: str) -> None:
+    def __init__(self, model: str, n: int, prefix: str, token_names: TokenNames) -> None:
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.header = {"id": self.id, "created": int(time.time()), "model": model}
-        self.n = n
+        self.n, self.token_names = n, token_names
         # By request: the same number in every output of it, so the newest may overwrite.
         self._prompt_tokens: dict[str, int] = {}
         self._cached_tokens: dict[str, int] = {}
@@ -108,11 +112,15 @@ class CompletionReply(Reply):
 
     kind = chunk_kind = "text_completion"
 
-    def __init__(self, model: str, n: int, echo: bool = False, no_output: bool = False) -> None:
-        super().__init__(model, n, "cmpl")
+    def __init__(
+        self, model: str, n: int, token_names: TokenNames, echo: bool = False, no_output: bool = False
+    ) -> None:
+        super().__init__(model, n, "cmpl", token_names)
         self.echo, self.no_output = echo, no_output
-        self.first_words: dict[str, str] = {}  # text of each prompt's first token, which has no logprob
-        self._offsets: dict[int, int] = {}  # characters in a choice's tokens so far
+        # Each prompt's first token, which has no logprob: its id and text.
+        self.first_words: dict[str, tuple[int, str]] = {}
+        self._offsets: dict[int, int] = {}  # whole characters in a choice's tokens so far
+        self._decoders: dict[int, IncrementalDecoder] = {}  # what comes behind them, by choice
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far, without one that nobody asked for."""
@@ -146,16 +154,32 @@ class CompletionReply(Reply):
     def _logprobs(
         self, index: int, output: RequestOutput, entries: list[dict[int, Logprob] | None]
     ) -> dict[str, list[Any]]:
-        """OpenAI's four parallel lists. The token that stands at a position is the first of its dict."""
+        """OpenAI's four parallel lists. The token that stands at a position is the first of its dict.
+
+        A `text_offset` is the number of characters before the token. The tokens of one character share it::
+
+            tokens          "a"   "bytes:\\xf0\\x9f"   "bytes:\\x98"   "bytes:\\x80"   "b"
+            text_offset      0     1                  1              1              2          text "a😀b"
+        """
         tokens, chosen, top, offsets = [], [], [], []
+        decoder = self._decoders.setdefault(index, _UTF8(errors="replace"))
         for entry in entries:
-            first = None if entry is None else next(iter(entry.values()))
-            tokens.append(self.first_words.get(output.request_id, "") if first is None else _word(first))
+            token_id, text = self.first_words.get(output.request_id, (-1, ""))
+            first = None
+            if entry is not None:
+                token_id, first = next(iter(entry.items()))
+                text = _word(first)
+            tokens.append(self.token_names.name(token_id, text))
             chosen.append(None if first is None else _finite(first.logprob))
-            top.append(entry and {_word(each): _finite(each.logprob) for each in entry.values()})
+            top.append(entry and self._top(entry))
             offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(tokens[-1])
+            new = decoder.decode(self.token_names.bytes_of(token_id, text))
+            self._offsets[index] = offsets[-1] + len(new)
         return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
+
+    def _top(self, entry: dict[int, Logprob]) -> dict[str, float]:
+        name = self.token_names.name
+        return {name(token_id, _word(each)): _finite(each.logprob) for token_id, each in entry.items()}
 
 
 class ChatReply(Reply):
@@ -163,8 +187,8 @@ class ChatReply(Reply):
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, n: int, num_top: int = 0) -> None:
-        super().__init__(model, n, "chatcmpl")
+    def __init__(self, model: str, n: int, token_names: TokenNames, num_top: int = 0) -> None:
+        super().__init__(model, n, "chatcmpl", token_names)
         self.num_top = num_top
         self._begun: set[int] = set()  # choices whose role has been told
 
@@ -190,15 +214,15 @@ class ChatReply(Reply):
         }
 
     def _logprob(self, entry: dict[int, Logprob]) -> dict[str, Any]:
-        first = next(iter(entry.values()))
-        top = [each for each in entry.values() if each.rank <= self.num_top]
-        top.sort(key=lambda each: each.rank)
-        return _token(first) | {"top_logprobs": [_token(each) for each in top]}
+        top = [pair for pair in entry.items() if pair[1].rank <= self.num_top]
+        top.sort(key=lambda pair: pair[1].rank)
+        first = next(iter(entry.items()))
+        return self._token(*first) | {"top_logprobs": [self._token(*pair) for pair in top]}
 
-
-def _token(logprob: Logprob) -> dict[str, Any]:
-    word = _word(logprob)
-    return {"token": word, "logprob": _finite(logprob.logprob), "bytes": list(word.encode())}
+    def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
+        word, names = _word(logprob), self.token_names
+        raw = names.bytes_of(token_id, word)
+        return {"token": names.name(token_id, word), "logprob": _finite(logprob.logprob), "bytes": list(raw)}
 
 
 def _word(logprob: Logprob) -> str:

@@ -33,6 +33,7 @@ from minivllm.server.errors import APIError, as_api_error, error_body, json_resp
 from minivllm.server.output_stream import OutputStream
 from minivllm.server.protocol import SamplingRequest
 from minivllm.server.responses import Reply
+from minivllm.server.token_names import TokenNames
 
 Result = TypeVar("Result")
 
@@ -57,6 +58,9 @@ class Service:
     max_unfinished: int = 1024
     max_prompt_chars: int = 1_000_000
     ping_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.token_names = TokenNames(self.engine.engine.tokenizer)
 
     def check_model(self, name: str | None) -> None:
         """Raise APIError 404 for another model than ours; None means ours."""

@@ -10,7 +10,7 @@ import pytest
 
 from minivllm import LLM
 from minivllm.cli import make_parser
-from minivllm.outputs import SequenceOutput
+from minivllm.outputs import SequenceOutput, TokenLogprobs
 
 ENGINE = ["--num-blocks", "64", "--block-size", "4", "--max-model-len", "200", "--max-num-seqs", "8",
           "--max-num-batched-tokens", "64"]  # fmt: skip
@@ -107,7 +107,10 @@ def llm(tiny_llama):
 
 @pytest.fixture
 def script(server, monkeypatch):
-    """`script("text")`: whatever runs, the model says the bytes of this text, one per step, and then "x"s."""
+    """`script("text")`: whatever runs, the model says the bytes of this text, one per step, and then "x"s.
+
+    The likeliest tokens are, at each step, the one that is said, and bytes FD and FE, which no text has.
+    """
 
     def say(text, seconds=0.0):
         said, runner = text.encode(), server.engine.engine.runner
@@ -118,7 +121,8 @@ def script(server, monkeypatch):
             for row in plan.scheduled:
                 number = row.sampling.num_output_tokens if row.sampling else 0
                 token = said[number] if number < len(said) else ord("x")
-                outputs.append(SequenceOutput(((token,),) * row.num_samples))
+                entry = TokenLogprobs(token, -0.5, 1, ((token, -0.5), (0xFD, -1.5), (0xFE, -2.5)))
+                outputs.append(SequenceOutput(((token,),) * row.num_samples, ((entry,),) * row.num_samples))
             return outputs
 
         monkeypatch.setattr(runner, "execute_model", execute)

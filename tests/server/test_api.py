@@ -1,6 +1,8 @@
 """OpenAI's API, as its own client package sees it, with the offline engine as oracle."""
 
+import ast
 import asyncio
+import codecs
 import collections
 import concurrent.futures
 import json
@@ -126,8 +128,53 @@ def test_logprobs_are_those_of_the_offline_engine(server, llm, stream):
     assert chosen != pytest.approx([0.0] * 8, abs=1e-4)
     tokens = [token for part in parts for token in part.tokens]
     offsets = [offset for part in parts for offset in part.text_offset]
-    assert offsets == [sum(map(len, tokens[:i])) for i in range(8)]
+    before = [b"".join(map(bytes_of, tokens[:i])) for i in range(8)]
+    assert offsets == [len(codecs.getincrementaldecoder("utf-8")("replace").decode(each)) for each in before]
     assert all(2 <= len(top) <= 3 for part in parts for top in part.top_logprobs)
+
+
+def bytes_of(token):
+    """What a token's name stands for."""
+    return ast.literal_eval(f'b"{token[6:]}"') if token.startswith("bytes:") else token.encode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_character_of_several_tokens_keeps_its_bytes_and_its_place(server, script, stream):
+    """Would catch tokens that are all called U+FFFD: one hides the others, and each counts as a character."""
+    script("a😀é!")
+    body = {"prompt": "ab", "max_tokens": 8, "temperature": 0, "logprobs": 3, "stream": stream}
+    if stream:
+        data = sse(post(server, "/v1/completions", body).text)[:-1]
+    else:
+        data = [post(server, "/v1/completions", body).text]
+    choices = [json.loads(each)["choices"][0] for each in data]
+    assert "".join(choice["text"] for choice in choices) == "a😀é!"
+    logprobs = [choice["logprobs"] for choice in choices]
+    assert [name for each in logprobs for name in each["tokens"]] == [
+        "a", r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80", r"bytes:\xc3", r"bytes:\xa9", "!",
+    ]  # fmt: skip
+    assert [offset for each in logprobs for offset in each["text_offset"]] == [0, 1, 1, 1, 1, 2, 2, 3]
+    assert all(len(top) == 3 for each in logprobs for top in each["top_logprobs"])
+
+
+def test_a_chats_bytes_are_those_of_its_tokens(server, script):
+    """Would catch the bytes of U+FFFD: a client that joins them, as it has to, gets question marks."""
+    script("a😀é!")
+    body = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0, "logprobs": True, "top_logprobs": 3}
+    content = post(server, "/v1/chat/completions", body).json()["choices"][0]["logprobs"]["content"]
+    assert bytes(byte for each in content for byte in each["bytes"]).decode() == "a😀é!"
+    assert content[1]["token"] == r"bytes:\xf0"
+    tops = [each["token"] for each in content[1]["top_logprobs"]]
+    assert tops == [r"bytes:\xf0", r"bytes:\xfd", r"bytes:\xfe"]
+
+
+def test_an_echoed_prompt_may_begin_with_a_character_of_several_tokens(server):
+    """Would catch a first token, the one without a logprob, that is named and counted in another way."""
+    body = {"prompt": "😀b", "echo": True, "logprobs": 1, "max_tokens": 0}
+    choice = post(server, "/v1/completions", body).json()["choices"][0]
+    names = [r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80", "b"]
+    assert choice["text"] == "😀b" and choice["logprobs"]["tokens"] == names
+    assert choice["logprobs"]["text_offset"] == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
