@@ -122,12 +122,6 @@ class CompletionReply(Reply):
         self._offsets: dict[int, int] = {}  # whole characters in a choice's tokens so far
         self._decoders: dict[int, IncrementalDecoder] = {}  # what comes behind them, by choice
 
-    def usage(self) -> dict[str, Any]:
-        """Tokens so far, without one that nobody asked for."""
-        if self.no_output:
-            self._completion_tokens = 0
-        return super().usage()
-
     def choice(self, index: int, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
         """Text and log-probabilities; the first of a choice may begin with the prompt."""
         is_first = index not in self._offsets
@@ -150,6 +144,11 @@ class CompletionReply(Reply):
     def deltas(self, index: int, output: RequestOutput, completion: CompletionOutput) -> list[dict[str, Any]]:
         """One choice: a chunk has the form of a body."""
         return [self.choice(index, output, completion)]
+
+    def _count(self, output: RequestOutput) -> None:
+        super()._count(output)
+        if self.no_output:  # a token that nobody asked for
+            self._completion_tokens = 0
 
     def _logprobs(
         self, index: int, output: RequestOutput, entries: list[dict[int, Logprob] | None]
