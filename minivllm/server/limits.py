@@ -13,7 +13,7 @@ page cannot read the answers, but without this check it could stop the engine or
 
 Why `Host`: the owner of evil.example can let that name point to 127.0.0.1 once the page is loaded (DNS
 rebinding). Then the page's calls reach us, and to the browser they are calls to its own host: `Origin` agrees
-with `Host`. But both say evil.example, and who means this machine says localhost.
+with `Host`. But both say evil.example, where a program of this machine would say localhost.
 
 vLLM V1: `AuthenticationMiddleware` in `vllm/entrypoints/openai/server_utils.py`; the rest is left to a proxy.
 """

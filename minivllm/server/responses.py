@@ -163,7 +163,7 @@ class CompletionReply(Reply):
         tokens, chosen, top, offsets = [], [], [], []
         decoder = self._decoders.setdefault(index, _UTF8(errors="replace"))
         for entry in entries:
-            token_id, text = self.first_words.get(output.request_id, (-1, ""))
+            token_id, text = self.first_words.get(output.request_id, (None, ""))
             first = None
             if entry is not None:
                 token_id, first = next(iter(entry.items()))

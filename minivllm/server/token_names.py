@@ -41,12 +41,12 @@ class TokenNames:
             token_id: raw for token, token_id in vocabulary if (raw := _cut_bytes(token)) is not None
         }
 
-    def bytes_of(self, token_id: int, text: str) -> bytes:
-        """What the token adds to the bytes of an answer; `text` is what it decodes to alone."""
+    def bytes_of(self, token_id: int | None, text: str) -> bytes:
+        """What the token adds to the bytes of an answer; `text` is what it decodes to alone. None: no token."""
         # A whole "é" of another kind of vocabulary looks like byte E9 of a byte-level one: its text decides.
         return self._cut.get(token_id, text.encode()) if "\ufffd" in text else text.encode()
 
-    def name(self, token_id: int, text: str) -> str:
+    def name(self, token_id: int | None, text: str) -> str:
         """`text`, or for a token that cuts a character its bytes."""
         raw = self.bytes_of(token_id, text)
         return text if _is_utf8(raw) else f"bytes:{repr(raw)[2:-1]}"
