@@ -42,7 +42,7 @@ class TokenNames:
         }
 
     def bytes_of(self, token_id: int | None, text: str) -> bytes:
-        """What the token adds to the bytes of an answer; `text` is what it decodes to alone. None: no token."""
+        """What the token (None: there is none) adds to an answer; `text` is what it decodes to alone."""
         # A whole "é" of another kind of vocabulary looks like byte E9 of a byte-level one: its text decides.
         return self._cut.get(token_id, text.encode()) if "\ufffd" in text else text.encode()
 
