@@ -193,12 +193,26 @@ def test_gpu_tests_run_twice_and_the_second_time_without_pipelining(tmp_path, mo
     path = tmp_path / "tests.json"
     assert gpu_tests.run(argparse.Namespace(only=None, output_json=str(path))) == 1
     assert "--num-stages=1" not in seen[0] and "--num-stages=1" in seen[1]
-    named = [argument for argument in seen[0] if argument.startswith("--ignore=")]
-    assert all(os.path.exists(name.removeprefix("--ignore=")) for name in named) and len(named) == 3
     assert all(os.path.exists(name) for name in seen[1] if name.endswith(".py"))
     runs = json.loads(path.read_text())["runs"]
     assert [gpu_tests.counts(each) for each in runs] == [(1, 0), (0, 1)]
     assert "failed, attention with num_stages=1: x::y (call)" in capsys.readouterr().out
+
+
+def test_gpu_tests_leave_out_every_file_that_needs_no_gpu(tmp_path, monkeypatch):
+    """Would catch a new file of the CPU's kernels that costs a lent GPU its time, and a pattern that fits nothing."""
+    seen = []
+    monkeypatch.setattr(gpu_tests.pytest, "main", lambda arguments, plugins: seen.append(arguments) or 0)
+    gpu_tests.run(argparse.Namespace(only=None, output_json=str(tmp_path / "tests.json")))
+    prefix = "--ignore-glob="
+    patterns = [word.removeprefix(prefix) for word in seen[0] if word.startswith(prefix)]
+    found = {pattern: set(gpu_tests.FOLDER.glob(Path(pattern).name)) for pattern in patterns}
+    assert all(found.values())
+    left_out = {path.name for paths in found.values() for path in paths}
+    assert {path.name for path in gpu_tests.FOLDER.glob("test_*_cpu.py")} < left_out
+    # The first runs on CPUs only, the second in the interpreter, which a GPU's numpy may not suit.
+    assert {"test_kernel_aot.py", "test_kernel_int64.py"} < left_out
+    assert not left_out & {"test_kernel_gpu.py", "test_kernel_rows.py", *gpu_tests.ATTENTION}
 
 
 def test_the_commit_can_be_told_where_there_is_no_git(monkeypatch):

@@ -5,6 +5,7 @@ space; pages come to life when they are touched, and only a few blocks are.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,16 @@ def run_case(folder: Path, code: str, edits: list[tuple[str, str, str]]) -> subp
     )
 
 
+def wrapped(result: subprocess.CompletedProcess) -> bool:
+    """Whether an address that wrapped ended it: nobody's memory was touched, or the comparison failed.
+
+    An assertion with a text, as of a stale edit, and every other exception say nothing of addresses.
+    """
+    if result.returncode in (-signal.SIGSEGV, -signal.SIGBUS):
+        return True
+    return result.returncode == 1 and result.stderr.splitlines()[-1:] == ["AssertionError"]
+
+
 def test_offsets_beyond_32_bits(tmp_path):
     """Catches block * stride in 32 bits, which wraps around and reads or writes somewhere else."""
     result = run_case(tmp_path, READ + WRITE + STRIDE, edits=[])
@@ -86,4 +97,13 @@ def test_the_subprocess_notices_an_address_that_wraps(name, tmp_path):
     """Negative control: the same kernel with its block number in 32 bits crashes or gives another answer."""
     code, edit = BROKEN[name]
     result = run_case(tmp_path, code, [edit])
-    assert result.returncode != 0 and "stale edit" not in result.stderr and "done" not in result.stdout
+    assert wrapped(result), f"exit {result.returncode}\n{result.stderr[-2000:]}"
+
+
+def test_an_error_of_another_kind_is_no_wrapped_address(tmp_path):
+    """Would catch a control that is content with any crash, as of an interpreter that does not run at all."""
+    code, (file, old, _) = BROKEN["reading"]
+    result = run_case(tmp_path / "broken", code, [(file, old, f"{old[: old.index(')')]}).no_such_method()")])
+    assert result.returncode == 1 and "no_such_method" in result.stderr and not wrapped(result)
+    result = run_case(tmp_path / "stale", code, [(file, "no such line", "")])
+    assert result.returncode == 1 and "stale edit" in result.stderr and not wrapped(result)
