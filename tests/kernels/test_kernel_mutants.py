@@ -53,6 +53,7 @@ PREFILL_MUTANTS = [
         "high = context + first_token",
     ),
     ("prefill_attention.py", "(token < query_len)", "(token <= query_len)"),
+    ("prefill_attention.py", "LANES_R=max(64, triton.next_power_of_2(num_seqs))", "LANES_R=64"),
 ]
 
 
@@ -67,9 +68,10 @@ def check_decode(modules: SimpleNamespace, device: torch.device) -> None:
 def check_prefill(modules: SimpleNamespace, device: torch.device) -> None:
     """The assertion of `test_kernel_prefill_attention.py` on one small batch.
 
-    Two tokens that belong to no sequence show a row written beyond the last query.
+    Two tokens that belong to no sequence show a row written beyond the last query, and 70 sequences are more
+    than the 64 which the search for a tile's sequence has lanes for at least.
     """
-    case = Case([40, 33], [30, 3], heads=(3, 1), device=device)
+    case = Case([40, 33, *[1] * 68], [30, 3, *[1] * 68], heads=(3, 1), device=device)
     query, *rest = case.prefill_args()
     query = torch.cat([query, query[:2]])
     tiles = modules.heuristics.Tiles(64, 16, 4, 2)

@@ -144,8 +144,8 @@ def test_tokens_of_no_sequence_get_zeros(device):
 
 
 def test_many_sequences_find_their_tiles(device):
-    """Catches the search for a tile's sequence: 33 sequences, some empty, more than the next power of two."""
-    query_lens = [(7 * r) % 4 for r in range(33)]
+    """Catches the search for a tile's sequence: 70 sequences, some empty, are more than the 64 lanes of most."""
+    query_lens = [(7 * r) % 4 for r in range(70)]
     case = Case(
         [n + r % 3 for r, n in enumerate(query_lens)], query_lens, heads=(1, 1), head_dim=16, device=device
     )
