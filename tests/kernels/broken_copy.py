@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import minivllm.kernels.common
 
 SOURCE = Path(minivllm.kernels.common.__file__).parent
-MODULES = ("paged_attention", "prefill_attention", "reshape_and_cache", "heuristics")
+MODULES = ("paged_attention", "prefill_attention", "reshape_and_cache", "silu_and_mul", "heuristics")
 
 
 def load_copy(folder: Path, name: str, edits: list[tuple[str, str, str]]) -> SimpleNamespace:

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minivllm.kernels.silu_and_mul import silu_and_mul_reference
 from tests.kernels.attention_case import Case, assert_matches
 from tests.kernels.broken_copy import load_copy
+from tests.kernels.test_kernel_rows import assert_rounds_alike
 
 # file, line as it is, line as it should not be
 DECODE_MUTANTS = [
@@ -56,6 +58,10 @@ PREFILL_MUTANTS = [
     ("prefill_attention.py", "LANES_R=max(64, triton.next_power_of_2(num_seqs))", "LANES_R=64"),
 ]
 
+ACTIVATION_MUTANTS = [
+    ("silu_and_mul.py", "silu = silu.to(out_ptr.dtype.element_ty).to(tl.float32)", "silu = silu"),
+]
+
 
 def check_decode(modules: SimpleNamespace, device: torch.device) -> None:
     """The assertion of `test_kernel_paged_attention.py` on one small batch."""
@@ -80,8 +86,16 @@ def check_prefill(modules: SimpleNamespace, device: torch.device) -> None:
     assert_matches(out, torch.cat([expected, torch.zeros_like(expected[:2])]), torch.float32)
 
 
-CHECKS = [(check_decode, edit) for edit in DECODE_MUTANTS] + [
-    (check_prefill, edit) for edit in PREFILL_MUTANTS
+def check_activation(modules: SimpleNamespace, device: torch.device) -> None:
+    """The assertion of `test_kernel_rows.py` on rounding, on a few rows."""
+    x = torch.randn(3, 400).to(device, torch.float16)
+    assert_rounds_alike(modules.silu_and_mul.silu_and_mul(x), silu_and_mul_reference(x))
+
+
+CHECKS = [
+    *((check_decode, edit) for edit in DECODE_MUTANTS),
+    *((check_prefill, edit) for edit in PREFILL_MUTANTS),
+    *((check_activation, edit) for edit in ACTIVATION_MUTANTS),
 ]
 
 
@@ -92,11 +106,11 @@ def test_a_broken_kernel_fails_the_assertion(number, device, tmp_path):
     """Catches a test batch that does not exercise the line that was broken."""
     check, edit = CHECKS[number]
     modules = load_copy(tmp_path, f"mutant_{number}", [edit])
-    with pytest.raises(AssertionError, match="largest error"):
+    with pytest.raises(AssertionError, match=r"largest error|of the elements differ"):
         check(modules, device)
 
 
-@pytest.mark.parametrize("check", [check_decode, check_prefill])
+@pytest.mark.parametrize("check", [check_decode, check_prefill, check_activation])
 def test_the_unbroken_copy_passes(check, device, tmp_path):
     """Negative control of the above: copying alone breaks nothing."""
     check(load_copy(tmp_path, f"intact_{check.__name__}", []), device)

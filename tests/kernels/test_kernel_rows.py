@@ -28,10 +28,10 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
 
 
 def assert_rounds_alike(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """`actual` is close to Hugging Face's `expected`, and in float16 fewer than 1% of the elements differ.
+    """The values are close, and in float16 fewer than 1% of them differ; `expected` is rounded as in Hugging Face.
 
-    With a rounding left out about a quarter of them differ, and with a square root whose last bit is another one,
-    as a GPU's approximate instructions give, a few in ten thousand. In float32 most elements differ by that last
+    With a rounding left out about a quarter of them differ, and with a root or an exponential whose last bit is
+    another one, as a GPU's approximate instructions give, a few in ten thousand. In float32 most elements differ by that last
     bit, so there the bound on the error has to do.
     """
     assert_close(actual, expected.double().cpu(), expected.dtype)
@@ -237,6 +237,12 @@ def test_silu_and_mul_matches_float64(size, dtype, device):
     x = torch.randn(3, 2 * size, device=device).to(dtype)
     assert_close(silu_and_mul(x), silu_and_mul64(x), dtype)
     assert_close(silu_and_mul_reference(x), silu_and_mul64(x), dtype)
+
+
+def test_silu_and_mul_rounds_as_hugging_face_does(device):
+    """Would catch silu that is not rounded to float16 before the product, as one of the mutants."""
+    x = torch.randn(3, 2 * 1536).to(device, torch.float16)
+    assert_rounds_alike(silu_and_mul(x), silu_and_mul_reference(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
