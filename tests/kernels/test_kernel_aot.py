@@ -15,6 +15,7 @@ from minivllm.aot import resources
 from minivllm.aot.chips import CHIPS
 from minivllm.aot.resources import DECODE, LLAMA, NAIVE, PREFILL, compile_in_processes, decode_bound, find
 
+ROOT = Path(__file__).parents[2]
 KERNELS = {
     "_paged_attention_kernel",
     "_combine_kernel",
@@ -79,6 +80,30 @@ for num_stages in (None, 1):
     kernel_compile.call_decode("smollm2", torch.float16)
 """
 
+# The launches of the tests that choose tiles themselves, compiled for one chip; prints the shared memory of each.
+TILES_OF_TESTS = """
+import contextlib, itertools, sys, pytest, torch
+import minivllm.kernels.common
+from minivllm.aot import kernel_compile
+from tests.kernels import test_kernel_paged_attention as decode, test_kernel_prefill_attention as prefill
+
+def launch(kernel, grid):
+    return lambda *args, **kwargs: print(kernel.run(*args, grid=grid, warmup=True, **kwargs).metadata.shared)
+kernel_compile.JITFunction.__getitem__ = launch
+kernel_compile.pretend_to_be(int(sys.argv[1]))
+minivllm.kernels.common.check_launchable = lambda tensor: None
+decode.chip_of = kernel_compile.decode_module.chip_of
+decode.assert_matches = prefill.assert_matches = lambda *arguments: None  # nothing was computed
+for test in (
+    decode.test_any_head_dim_with_nan_beside_each_row, prefill.test_any_head_dim_with_nan_beside_each_row,
+    decode.test_tile_size_and_block_size_are_independent,
+):
+    names, values = zip(*(mark.args for mark in test.pytestmark))
+    for each in itertools.product(*values):
+        with contextlib.suppress(pytest.skip.Exception):
+            test(**dict(zip(names, each)), device=torch.device("cpu"))
+"""
+
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
@@ -112,6 +137,18 @@ def test_every_kernel_compiles_and_fits(capability, compiled):
     mine = find(compiled, capability=capability)
     assert {record["kernel"] for record in mine} == KERNELS
     assert_fits(mine)
+
+
+@pytest.mark.parametrize("capability", [75, 86])
+def test_the_tiles_of_the_tests_fit_into_the_smallest_chips(capability):
+    """Would catch tests that fail on a right kernel: tiles in float32 which only an H100 has the memory for."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TILES_OF_TESTS, str(capability)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-2000:]
+    shared = list(map(int, run.stdout.split()))
+    assert len(shared) > 15 and max(shared) <= CHIPS[capability].shared_kib_per_program * 1024
+    assert max(shared) > 32 * 1024  # the control: it is the tiles of attention that were looked at
 
 
 def test_the_limit_rejects_tiles_that_are_too_large(controls):
@@ -225,7 +262,7 @@ def test_asynchronous_copies_take_no_hint_for_the_cache(variants):
 
 def test_the_option_num_stages_reaches_the_compiler():
     """Would catch a control run that is the same run again: `--num-stages 1` of the kernel tests."""
-    code = ONE_STAGE.format(root=str(Path(__file__).parents[2]))
+    code = ONE_STAGE.format(root=str(ROOT))
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.split() == ["3", "1"], run.stderr

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivllm.kernels.heuristics import Tiles
+from minivllm.kernels.heuristics import Tiles, chip_of
 from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive, paged_attention_reference
 from tests.kernels.attention_case import DTYPES, Bug, Case, assert_matches
 
@@ -15,7 +15,7 @@ from tests.kernels.attention_case import DTYPES, Bug, Case, assert_matches
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 TILE = Tiles(block_m=16, block_n=64, num_warps=4, num_stages=2)
-SMALL_TILE = Tiles(block_m=16, block_n=16, num_warps=4, num_stages=2)
+SMALL_TILE = Tiles(block_m=16, block_n=16, num_warps=4, num_stages=2)  # fits into every chip at any head_dim
 # One sequence for each boundary of S = 16 and BLOCK_N = 64, and an empty one as CUDA graphs pad with.
 EDGE_LENS = [1, 15, 16, 17, 32, 63, 64, 65, 0, 150]
 
@@ -93,7 +93,8 @@ def test_any_head_dim_with_nan_beside_each_row(head_dim, device):
     for view, tensor in zip(wide, case.decode_args()[:3], strict=True):
         view[..., :head_dim] = tensor
     views = [view[..., :head_dim] for view in wide]
-    out = paged_attention(*views, *case.decode_args()[3:], num_splits=2, tiles=TILE)
+    tiles = TILE if head_dim <= 64 else SMALL_TILE
+    out = paged_attention(*views, *case.decode_args()[3:], num_splits=2, tiles=tiles)
     assert_matches(out, case.expected_decode(), torch.float32)
 
 
@@ -134,6 +135,8 @@ def test_all_numbers_of_splits_agree(device):
 @pytest.mark.parametrize("block_size", [8, 16, 64])
 def test_tile_size_and_block_size_are_independent(block_n, block_size, device):
     """Catches a kernel that needs whole blocks in a tile or whole tiles in a block."""
+    if block_n == 128 and 0 < chip_of(device).capability < 80:
+        pytest.skip("128 keys in float32 do not fit into the shared memory of this chip")
     case = Case([70, 130], heads=(2, 1), block_size=block_size, device=device)
     out = paged_attention(*case.decode_args(), tiles=Tiles(16, block_n, 4, 2))
     assert_matches(out, case.expected_decode(), torch.float32)
