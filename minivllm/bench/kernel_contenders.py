@@ -1,17 +1,18 @@
-"""What is timed by `bench kernels`, on what data, and how: the timer, the batches, the contenders.
+"""What is timed by `bench kernels`, and on what data: the batches, and the contenders on each shape.
 
-Every contender on a shape is first compared with torch's attention in float32; a fast wrong kernel is not
-measured. How one time is taken, `--repeats` times over::
+Ours run on paged K and V, the peers on the same numbers in one piece::
 
-    flush (512 MB read push K and V out of the L2 cache) | start event | graph replay | end event
+    llama-3.1-8b B64 n4096     minivllm                              paged, random blocks of 16
+                               minivllm, one block per sequence      the same kernel, nothing scattered
+                               torch flash attention, contiguous     a peer
 
-Events are recorded on the GPU's own queue, so neither Python nor the wait for the flush is in between. The
-flush reads: had it written, those numbers would be pushed out to memory while the kernel is timed.
+How each is checked and timed is in `kernel_timing.py`. vLLM:
+`benchmarks/kernels/benchmark_paged_attention.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,14 +20,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from minivllm.bench.kernel_report import FLASH, NO_SPLIT, ONE_BLOCK, OURS, SDPA, AttentionShape, Measurement
+from minivllm.bench.kernel_report import (
+    FLASH,
+    NO_SPLIT,
+    ONE_BLOCK,
+    OURS,
+    SDPA,
+    AttentionShape,
+    Failure,
+    Measurement,
+)
+from minivllm.bench.kernel_timing import EVERYTHING, Call, Subject, Timer, Wanted, measure_all
 
 BLOCK_SIZE = 16  # tokens per KV block, as in the engine and in vLLM
-FLUSH_BYTES = 512 << 20  # more than any GPU's L2 cache
 FLEX = "flex attention, contiguous"
-Call = Callable[[], torch.Tensor]
-Wanted = Callable[[str], bool]
-"""Which contenders, by name."""
 FOR_MARKS = (OURS, NO_SPLIT, FLASH)
 PASSES: tuple[Wanted, ...] = (
     lambda name: name in FOR_MARKS,
@@ -34,54 +41,6 @@ PASSES: tuple[Wanted, ...] = (
     lambda name: name == FLEX,  # torch.compile takes some ten seconds a shape
 )
 """All contenders, each in one pass; the marks need the first only."""
-EVERYTHING: Wanted = lambda name: True  # noqa: E731
-
-
-class Timer:
-    """Times calls on the GPU with a cold L2 cache, each `repeats` times."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
-        self.flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device=self.device)
-
-    def __call__(self, call: Call) -> list[float]:
-        """Microseconds of every replay of `call` from a CUDA graph: launching from Python may take longer."""
-        # A graph cannot hold the loading of a kernel. PyTorch asks for this warm-up to be on a side stream.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        graph.replay()  # once untimed: the first replay uploads the graph
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
-        for start, end in events:
-            self.flush.sum()
-            start.record()
-            graph.replay()
-            end.record()
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 for start, end in events]
-
-
-def measure_copy(timer: Timer, num_bytes: int = 1 << 31) -> float:
-    """Bytes per second read and written, the 100% of the results: the faster of the driver's and a kernel."""
-    source = torch.randn(num_bytes // 4, device=timer.device)
-    target = torch.empty_like(source)
-    copies: tuple[Call, ...] = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
-    times = [Measurement("rows", "copy", "copy", timer(copy), 2 * source.nbytes).median for copy in copies]
-    return 2 * source.nbytes / (min(times) * 1e-6)
-
-
-def measure_floor(timer: Timer) -> list[float]:
-    """Microseconds of a kernel with nothing to do: what graph and events alone add to every time."""
-    number = torch.zeros(1, device=timer.device)
-    return timer(lambda: number.add_(1))
 
 
 @dataclass(frozen=True)
@@ -140,36 +99,6 @@ def make_batch(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
     return Batch(query, *packed, *paged, tables.view(num_seqs, -1).int(), lens)
 
 
-def is_right(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether the relative error (2-norm) is below 1%. Rounding is a few tenths of a percent; with one block
-    of 64 left out, and near-equal weights, the error is about sqrt(1/64) = 12%.
-    """
-    return bool((actual.float() - expected).norm() < 0.01 * expected.norm())
-
-
-def measure_all(
-    ours: dict[str, Call],
-    peers: dict[str, Call],
-    expected: torch.Tensor,
-    timer: Timer,
-    wanted: Wanted = EVERYTHING,
-) -> Iterator[tuple[str, list[float]]]:
-    """Check and time each contender. A peer that fails is left out; what is wrong with our own raises."""
-    for name, call in {**ours, **peers}.items():
-        if not wanted(name):
-            continue
-        try:
-            if not is_right(call().reshape(expected.shape), expected):
-                raise RuntimeError(f"{name} gives a wrong answer; its time would mean nothing.")
-            time = timer(call)
-        except Exception as error:  # whatever a peer raises is no reason to lose the other results
-            if name in ours:
-                raise
-            print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-            continue
-        yield name, time
-
-
 def attention_peers(batch: Batch, causal: bool, wanted: Wanted) -> dict[str, Call]:
     """Attention of others on contiguous K and V, as far as it is installed; -> (R, t, Hq, D)."""
     q, k, v = batch.by_head
@@ -208,7 +137,7 @@ def flex_peer(batch: Batch, causal: bool) -> dict[str, Call]:
 
 def measure_decode(
     shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
-) -> Iterator[Measurement]:
+) -> Iterator[Measurement | Failure]:
     """Our kernel with other splits, in one block, with each of its switches; the naive lesson; the peers."""
     from minivllm.kernels.heuristics import VARIANTS, Switches, chip_of, choose_num_splits
     from minivllm.kernels.paged_attention import paged_attention, paged_attention_naive
@@ -237,14 +166,13 @@ def measure_decode(
     one_by_one = ([x[None].float() for x in sequence] for sequence in zip(*batch.by_head, strict=True))
     answers = [scaled_dot_product_attention(*qkv, enable_gqa=True) for qkv in one_by_one]
     expected, peers = torch.stack(answers).view(query.shape), attention_peers(batch, False, wanted)
-    work = shape.work(query.element_size())
-    for name, times in measure_all(ours, peers, expected, timer, wanted):
-        yield Measurement(shape.kind, shape.name, name, times, work, splits.get(name))
+    subject = Subject(shape.kind, shape.name, shape.work(query.element_size()), expected, splits)
+    yield from measure_all(ours, peers, subject, timer, wanted)
 
 
 def measure_prefill(
     shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
-) -> Iterator[Measurement]:
+) -> Iterator[Measurement | Failure]:
     """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
     from minivllm.kernels.heuristics import VARIANTS
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
@@ -270,11 +198,11 @@ def measure_prefill(
         expected = answer.transpose(1, 2).reshape(query.shape)
     else:
         peers, expected = {}, prefill_attention_reference(query, *batch.paged, starts, scale).float()
-    for name, times in measure_all(ours, peers, expected, timer, wanted):
-        yield Measurement(shape.kind, shape.name, name, times, shape.work(query.element_size()))
+    subject = Subject(shape.kind, shape.name, shape.work(query.element_size()), expected)
+    yield from measure_all(ours, peers, subject, timer, wanted)
 
 
-def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement | Failure]:
     """The small kernels on `num_tokens` rows beside their torch twins, in the sizes of Llama-3.1-8B."""
     from minivllm.kernels.rms_norm import rms_norm, rms_norm_reference
     from minivllm.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
@@ -290,6 +218,5 @@ def measure_rows(num_tokens: int, dtype: torch.dtype, timer: Timer) -> Iterator[
         ("rms_norm with residual, {} x 4096", 4 * x.nbytes, norm_calls),
         ("silu_and_mul, {} x 28672", gate_up.nbytes * 3 // 2, silu_calls),
     ):
-        name = kernel.format(num_tokens)
-        for contender, times in measure_all({OURS: ours}, {"torch": twin}, twin().float(), timer):
-            yield Measurement("rows", name, contender, times, work)
+        subject = Subject("rows", kernel.format(num_tokens), work, twin().float())
+        yield from measure_all({OURS: ours}, {"torch": twin}, subject, timer)

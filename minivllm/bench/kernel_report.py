@@ -28,7 +28,7 @@ OURS, NO_SPLIT, ONE_BLOCK = "minivllm", "minivllm, no split", "minivllm, one blo
 SDPA, FLASH = "torch sdpa, contiguous", "torch flash attention, contiguous"
 # One long sequence: what split-KV is for.
 SPLIT_SHAPE, SPLIT_MARK = "llama-3.1-8b B1 n16384", 4.0
-NOT_MEASURED = "not measured"
+NOT_MEASURED, FAILED = "not measured", "failed"
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,27 @@ class Measurement:
         return 100.0 * self.work / (self.median * 1e-6) / bytes_per_second
 
 
+@dataclass(frozen=True)
+class Failure:
+    """One of our contenders on one shape that raised, or gave a wrong answer, and what was said of it."""
+
+    shape: str
+    contender: str
+    error: str
+
+
 def measurements_of(result: Result) -> list[Measurement]:
     """The measurements in a result file."""
     return [Measurement(**record) for record in result["results"]]
 
 
+def failures_of(result: Result) -> list[Failure]:
+    """The failures in a result file."""
+    return [Failure(**record) for record in result.get("failures", [])]
+
+
 def print_report(result: Result) -> None:
-    """What was measured where, the table, then the marks and what paging cost."""
+    """What was measured where, the table, what of ours failed, then the marks and what paging cost."""
     where, rate, measurements = result["provenance"], result["copy_bytes_per_second"], measurements_of(result)
     print(f"{describe(where)}\ndriver {where['driver']}, triton {where['versions'].get('triton')}")
     print(f"copy {rate / 1e9:.0f} GB/s (read and written), median of {result['method']['repeats']}")
@@ -149,6 +163,9 @@ def print_report(result: Result) -> None:
     # One shape after the other, although they were measured in several passes.
     shapes = list(dict.fromkeys(m.shape for m in measurements))
     print(measurement_table(sorted(measurements, key=lambda m: shapes.index(m.shape)), rate))
+    if failures := failures_of(result):
+        print(f"\n{len(failures)} of ours failed")
+        print(*(f"  {each.shape}: {each.contender}: {each.error}" for each in failures), sep="\n")
     print(f"\n{table([('mark', 'asked', 'reached'), *mark_rows(result)])}")
     if costs := paging_costs(measurements):
         print("\nwhat paging costs, time of the paged kernel over contiguous K and V")
@@ -175,20 +192,29 @@ def find(measurements: list[Measurement], shape: str, contender: str = OURS) -> 
 
 
 def mark_rows(result: Result | None) -> list[tuple[str, str, str]]:
-    """Each mark, what is asked, and what was reached or "not measured"."""
+    """Each mark, what is asked, and what was reached, or "failed" where our kernel did, or "not measured"."""
     measurements = measurements_of(result) if result else []
+    failed = {f.shape for f in failures_of(result or {}) if f.contender == OURS}
+
+    def reached(shape: str, number: float | None, spec: str, unit: str) -> str:
+        if number is None:
+            return FAILED if shape in failed else NOT_MEASURED
+        return f"{number:{spec}}{unit}"
+
     rows: list[tuple[str, str, str]] = []
     for shape, mark in MARKS.items():
         ours = find(measurements, shape)
-        reached = f"{ours.percent_of(result['copy_bytes_per_second']):.1f}%" if ours else NOT_MEASURED
-        rows.append((f"{shape}, of a copy", f"{mark:.0f}%", reached))
+        share = ours.percent_of(result["copy_bytes_per_second"]) if ours else None
+        rows.append((f"{shape}, of a copy", f"{mark:.0f}%", reached(shape, share, ".1f", "%")))
     for shape, mark in FLASH_MARKS.items():
         speed = speed_over(measurements, shape, FLASH)
-        reached = NOT_MEASURED if speed is None else f"{100 * speed:.1f}%"
-        rows.append((f"{shape}, of flash attention", f"{mark:.0f}%", reached))
+        share = None if speed is None else 100 * speed
+        rows.append((f"{shape}, of flash attention", f"{mark:.0f}%", reached(shape, share, ".1f", "%")))
     speed = speed_over(measurements, SPLIT_SHAPE, NO_SPLIT)
-    reached = NOT_MEASURED if speed is None else f"{speed:.2f}x"
-    return [*rows, (f"{SPLIT_SHAPE}, split-KV", f"{SPLIT_MARK:.0f}x", reached)]
+    return [
+        *rows,
+        (f"{SPLIT_SHAPE}, split-KV", f"{SPLIT_MARK:.0f}x", reached(SPLIT_SHAPE, speed, ".2f", "x")),
+    ]
 
 
 def speed_over(measurements: list[Measurement], shape: str, other: str) -> float | None:
@@ -224,7 +250,7 @@ def plot(result: Result, path: str) -> None:
     for m in measurements_of(result):
         if m.kind == "decode":
             panels.setdefault(m.shape, []).append(m)
-    most, rows = max(map(len, panels.values())), (len(panels) + 1) // 2
+    most, rows = max(map(len, panels.values()), default=0), (len(panels) + 1) // 2
     figure = new_figure(10, 0.8 + rows * (0.55 + 0.24 * most))
     ticks = range(0, 101, 25)
     for number, (shape, measurements) in enumerate(panels.items(), start=1):

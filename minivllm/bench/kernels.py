@@ -10,8 +10,10 @@ events and graph add by themselves is measured on a kernel with nothing to do, a
 Example, Llama-3.1-8B with 64 sequences of 4,096 tokens in float16: 1,074,790,400 bytes have to be moved for
 one layer. In 412.3 us that is 2,607 GB/s, or 86.9% of a copy of 3,000 GB/s.
 
-Contenders are in `kernel_contenders.py`; shapes, their work, tables and figure in `kernel_report.py`. vLLM:
-`benchmarks/kernels/benchmark_paged_attention.py`.
+A kernel of ours that fails is named in the file and in the report, and the others are still measured.
+
+Contenders are in `kernel_contenders.py`, how one is timed in `kernel_timing.py`; shapes, their work, tables
+and figure in `kernel_report.py`. vLLM: `benchmarks/kernels/benchmark_paged_attention.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from functools import partial
 import torch
 
 from minivllm.bench import kernel_contenders as contenders
-from minivllm.bench import kernel_report, options, report
-from minivllm.bench.kernel_contenders import Timer
-from minivllm.bench.kernel_report import DECODE_SHAPES, PREFILL_SHAPES, Measurement
+from minivllm.bench import kernel_report, kernel_timing, options, report
+from minivllm.bench.kernel_report import DECODE_SHAPES, PREFILL_SHAPES, Failure, Measurement
+from minivllm.bench.kernel_timing import Timer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; -> 0, or 1 where there is no GPU. What goes wrong with our kernels raises."""
+    """Measure and print; -> 0, or 1 where there is no GPU or a kernel of ours failed: the file names it."""
     if not torch.cuda.is_available():
         print(
             "bench kernels needs a CUDA GPU, and torch sees none here. In Triton's interpreter, which runs "
@@ -48,28 +50,30 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     method = {"dtype": args.dtype, "repeats": args.repeats, "l2": "flushed", "launch": "CUDA graph"}
-    result = report.new_result("kernels", method=method, results=[])
+    result = report.new_result("kernels", method=method, results=[], failures=[])
     # The copy first: every percentage below is a share of it.
     timer, dtype = Timer(args.repeats), getattr(torch, args.dtype)
-    result["copy_bytes_per_second"] = contenders.measure_copy(timer)
-    result["floor_microseconds"] = contenders.measure_floor(timer)
-    measurements: list[Measurement] = []
-    for m in tune(args.tune, dtype, timer) if args.tune else measure_shapes(args.only, dtype, timer):
-        measurements.append(m)
-        print(f"{m.shape}: {m.contender} {m.median:.1f} us", flush=True)
+    result["copy_bytes_per_second"] = kernel_timing.measure_copy(timer)
+    result["floor_microseconds"] = kernel_timing.measure_floor(timer)
+    for found in tune(args.tune, dtype, timer) if args.tune else measure_shapes(args.only, dtype, timer):
+        if isinstance(found, Failure):
+            result["failures"].append(asdict(found))
+        else:
+            result["results"].append(asdict(found))
+            print(f"{found.shape}: {found.contender} {found.median:.1f} us", flush=True)
         if args.tune:
-            measurements.sort(key=lambda m: m.median)
-        result["results"] = [asdict(m) for m in measurements]
+            result["results"].sort(key=lambda record: Measurement(**record).median)
         # After each: minutes of a machine that may have been lent are not lost to the last contender.
         if args.output_json:
             report.write_json(args.output_json, result)
-    if not measurements:
+    if not result["results"] and not result["failures"]:
         raise ValueError(f"--only {args.only!r} is part of no shape's name.")
     print()
-    return report.finish(args, result, kernel_report.print_report, kernel_report.plot)
+    report.finish(args, result, kernel_report.print_report, kernel_report.plot)
+    return int(bool(result["failures"]))
 
 
-def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement]:
+def measure_shapes(only: str, dtype: torch.dtype, timer: Timer) -> Iterator[Measurement | Failure]:
     """Every shape whose name contains `only`, and if that is empty the row kernels too.
 
     What the marks ask for comes first, what compiles for long comes last: the time may be over at any moment.

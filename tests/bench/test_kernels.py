@@ -7,16 +7,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from minivllm.bench import kernel_contenders, kernel_report, kernels, load_command
+from minivllm.bench import kernel_contenders, kernel_report, kernel_timing, kernels, load_command
 from minivllm.bench.kernel_contenders import (
     ONE_BLOCK,
     SDPA,
-    is_right,
     make_batch,
-    measure_all,
-    measure_copy,
     measure_decode,
-    measure_floor,
     measure_prefill,
     measure_rows,
 )
@@ -26,11 +22,14 @@ from minivllm.bench.kernel_report import (
     LLAMA_8B,
     PREFILL_SHAPES,
     AttentionShape,
+    Failure,
     Heads,
     Measurement,
     decode,
     measurement_table,
 )
+from minivllm.bench.kernel_timing import Subject, is_right, measure_all, measure_copy, measure_floor
+from minivllm.kernels import paged_attention
 
 TINY = Heads("tiny", 4, 2, 16)
 
@@ -100,7 +99,7 @@ def made_up_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU made up")
     monkeypatch.setattr(kernels, "Timer", lambda repeats: NoTimer())
-    monkeypatch.setattr(kernel_contenders, "measure_copy", lambda timer: 2e12)
+    monkeypatch.setattr(kernel_timing, "measure_copy", lambda timer: 2e12)
 
 
 def test_the_whole_command_writes_reports_and_draws(made_up_gpu, monkeypatch, capsys, tmp_path):
@@ -135,7 +134,7 @@ def test_tuning_keeps_what_it_has_measured(made_up_gpu, monkeypatch, tmp_path):
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(kernel_contenders, "measure_floor", lambda timer: [5.0])
+    monkeypatch.setattr(kernel_timing, "measure_floor", lambda timer: [5.0])
     monkeypatch.setattr(NoTimer, "__call__", interrupted)
     monkeypatch.setattr(kernels, "DECODE_SHAPES", (decode(TINY, 1, 16),))
     path = tmp_path / "result.json"
@@ -239,16 +238,50 @@ def test_a_wrong_kernel_is_not_timed(capsys):
     right = torch.randn(10, 10)
     assert is_right(right.half(), right) and not is_right(torch.zeros(10, 10), right)
     assert not is_right(right * torch.nan, right)
-    with pytest.raises(RuntimeError, match="ours gives a wrong answer"):
-        list(measure_all({"ours": lambda: 0 * right}, {}, right, NoTimer()))
+    subject = Subject("decode", "a shape", 10, right)
 
     def broken():
         raise OSError("no compiler")
 
-    peers = {"wrong": lambda: right + 1, "broken": broken, "good": lambda: right}
-    assert [name for name, _ in measure_all({}, peers, right, NoTimer())] == ["good"]
+    wrong = "RuntimeError: wrong gives a wrong answer; its time would mean nothing."
+    contenders = {"wrong": lambda: right + 1, "broken": broken, "good": lambda: right}
+    good = Measurement("decode", "a shape", "good", [1000.0], 10)
+    assert list(measure_all({}, contenders, subject, NoTimer())) == [good]
     out = capsys.readouterr().out
-    assert "wrong: RuntimeError: wrong gives a wrong answer" in out and "broken: OSError: no compiler" in out
+    assert f"wrong: {wrong}" in out and "broken: OSError: no compiler" in out
+    assert list(measure_all(contenders, {}, subject, NoTimer())) == [
+        Failure("a shape", "wrong", wrong), Failure("a shape", "broken", "OSError: no compiler"), good,
+    ]  # fmt: skip
+
+
+def test_a_kernel_of_ours_that_fails_is_named_and_ends_nothing(made_up_gpu, monkeypatch, capsys, tmp_path):
+    """Would catch all other results lost with the naive lesson, and a failure that ends with exit status 0."""
+
+    def broken(*arguments):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(paged_attention, "paged_attention_naive", broken)
+    monkeypatch.setattr(kernels, "DECODE_SHAPES", (decode(TINY, 2, 48), decode(TINY, 1, 16)))
+    monkeypatch.setattr(kernels, "PREFILL_SHAPES", ())
+    monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})
+    path = tmp_path / "result.json"
+    assert kernels.run(parse("--only", "tiny", "--output-json", str(path))) == 1
+    result, live = json.loads(path.read_text()), capsys.readouterr().out
+    named = [(f["shape"], f["contender"]) for f in result["failures"]]
+    assert named == [(shape, "minivllm, naive lesson") for shape in ("tiny B2 n48", "tiny B1 n16")]
+    assert {r["contender"] for r in result["results"]} >= {"minivllm", "minivllm, all three", SDPA}
+    assert "2 of ours failed\n  tiny B2 n48: minivllm, naive lesson: RuntimeError: out of resource" in live
+
+
+def test_a_mark_whose_kernel_failed_says_so(tmp_path):
+    """Would catch a failed kernel that a reader takes for one nobody has tried, and a figure without any bar."""
+    shape = "llama-3.1-8b B64 n4096"
+    failures = [asdict(Failure(shape, "minivllm", "OSError: no compiler"))]
+    result = {"copy_bytes_per_second": 3e12, "results": [], "failures": failures}
+    rows = [(name, reached) for name, _, reached in kernel_report.mark_rows(result) if reached == "failed"]
+    assert rows == [(f"{shape}, of a copy", "failed"), (f"{shape}, of flash attention", "failed")]
+    where = {"gpu": "made up", "date": "2026-11-28T00:00:00"}
+    kernel_report.plot(result | {"provenance": where}, str(tmp_path / "empty.png"))
 
 
 def test_the_paged_copy_holds_the_same_numbers():

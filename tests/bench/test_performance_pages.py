@@ -326,6 +326,7 @@ def test_the_page_is_drawn_from_the_files_of_a_report(tmp_path):
         "gpu_kernels": {
             "benchmark": "kernels", "results": kernels, "copy_bytes_per_second": 3e12,
             "floor_microseconds": [2.0], "method": {"repeats": 50},
+            "failures": [{"shape": shape, "contender": "minivllm, naive lesson", "error": "OSError: no compiler"}],
         },
     }  # fmt: skip
     for file_name, result in found.items():
@@ -339,6 +340,7 @@ def test_the_page_is_drawn_from_the_files_of_a_report(tmp_path):
     )
     assert "| llama-3.1-8b, of generate_batch | 5x | not measured |" in lines and "No GPU" not in page
     assert f"8b 241 s {outcome}" in lines
+    assert f"{shape}: minivllm, naive lesson: OSError: no compiler" in lines
     assert "control 99 passed 1 failed 9 s cut short" in lines and "driver 580.1, triton 3.6.0" in lines
 
 
