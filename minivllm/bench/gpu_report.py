@@ -5,14 +5,24 @@
     $ python3 docs/make_performance.py                        afterwards: docs/gpu.md from the files
 
 A stage is a process of its own with a limit on its time. It writes its file while it runs, and whatever
-becomes of it, the next stage begins. So a machine that is taken away loses the rest of one stage::
+becomes of it, the next stage begins. So a machine that is taken away loses the rest of one stage. A report
+which is asked to end (SIGTERM) ends its stage first::
 
     tests      180 s   kernel tests, compiled; once more with num_stages=1      gpu_tests.json
     kernels    180 s   `bench kernels`: what the marks ask for comes first      gpu_kernels.json
     tune       120 s   `bench kernels --tune`, if a decode mark was missed      gpu_tune.json
-    1b         180 s   64 requests against `generate_batch`, and eager          gpu_llama-3.2-1b.json
-    graphs      90 s   8 sequences with CUDA graphs and without them            gpu_graphs.json
+    graphs     120 s   8 sequences with CUDA graphs and without them            gpu_graphs.json
+    1b         150 s   64 requests against `generate_batch`, and eager          gpu_llama-3.2-1b.json
     8b         240 s   as 1b                                                    gpu_llama-3.1-8b.json
+
+These are 990 s. `--seconds N` ends the report after N: each stage gets at most what is left of them, and a
+stage for which nothing is left is not started. Where a command may not take so long, make two calls::
+
+    $ OUT=results make gpu-report STAGES="tests kernels tune" GPU_REPORT="--seconds 500"
+    $ OUT=results make gpu-report STAGES="graphs 1b 8b" GPU_REPORT="--seconds 350"
+
+The second call keeps what `gpu_report.json` says of the first, if both are of one commit. Where it would
+begin with an empty folder, copy the files of the first into it; `tune` looks there for `gpu_kernels.json`.
 
 `gpu_report.json` says how each stage ended, and `gpu_report.log` holds all they printed. Nothing is fetched:
 it runs on any Python that has torch, triton, transformers, numpy, numba and pytest with xdist and hypothesis.
@@ -26,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -33,13 +44,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import torch
 
-from minivllm.bench import kernel_report, report
+from minivllm.bench import kernel_report, options, report
 
 ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 10  # between the request to stop and the order
@@ -72,7 +83,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: "done", "nothing to do", or what went wrong."""
+    """How a stage ended: "done", "nothing to do", "not started: ...", or what went wrong."""
 
     stage: str
     outcome: str
@@ -133,8 +144,8 @@ STAGES = (
     Stage("tests", 180, tests),
     Stage("kernels", 180, kernels),
     Stage("tune", 120, tune),
-    Stage("1b", 180, engine("llama-3.2-1b")),
-    Stage("graphs", 90, graphs),
+    Stage("graphs", 120, graphs),  # makes the weights of 1b too
+    Stage("1b", 150, engine("llama-3.2-1b")),
     Stage("8b", 240, engine("llama-3.1-8b")),
 )
 
@@ -144,6 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [stage.name for stage in STAGES]
     add = parser.add_argument
     add("--stages", nargs="+", choices=names, default=names, help="which, in their own order")
+    add("--seconds", type=options.positive_int, help="end after so many, whatever is left to do")
     add("--output-dir", type=Path, default=ROOT / "docs" / "data", help="folder of the results")
     add("--models-dir", type=Path, default=ROOT / "build", help="folder of the random weights, 19 GB")
     add("--rehearsal", action="store_true", help="the same on a tiny model, without a GPU")
@@ -157,14 +169,41 @@ def run(args: argparse.Namespace) -> int:
     setting = Setting(args.output_dir.resolve(), args.models_dir.resolve(), args.rehearsal)
     setting.results.mkdir(parents=True, exist_ok=True)
     chosen = [stage for stage in STAGES if stage.name in args.stages]
-    result = report.new_result("gpu-report", stages=[])
-    for outcome in run_stages(chosen, setting):
-        result["stages"].append(asdict(outcome))
-        # After each: the next one may be the one in which the machine goes.
-        report.write_json(setting.results / "gpu_report.json", result)
+    result, path = report.new_result("gpu-report", stages=[]), setting.results / "gpu_report.json"
+    outcomes = earlier_outcomes(path, result["provenance"]["commit"])
+    with ending_on_request():
+        for outcome in run_stages(chosen, setting, args.seconds or math.inf):
+            outcomes[outcome.stage] = asdict(outcome)
+            result["stages"] = list(outcomes.values())
+            # After each: the next one may be the one in which the machine goes.
+            report.write_json(path, result)
     print()
     print_report(result)
-    return int(any(not is_good(stage["outcome"]) for stage in result["stages"]))
+    return int(any(not is_good(outcomes[stage.name]["outcome"]) for stage in chosen))
+
+
+def earlier_outcomes(path: Path, commit: str | None) -> report.Result:
+    """How the stages of an earlier call ended, by name; none if its commit is another one or not known."""
+    if commit is None or not path.exists():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    of_this_commit = earlier["provenance"]["commit"] == commit
+    return {stage["stage"]: stage for stage in earlier["stages"] if of_this_commit}
+
+
+@contextmanager
+def ending_on_request() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that `child` ends the stage, which does not get the signal itself."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the ending
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_good(outcome: str) -> bool:
@@ -179,10 +218,16 @@ def print_report(result: report.Result) -> None:
     print(report.table([("stage", "took", "outcome"), *rows]))
 
 
-def run_stages(stages: list[Stage], setting: Setting) -> Iterator[Outcome]:
-    """One after the other, whatever becomes of them."""
+def run_stages(stages: list[Stage], setting: Setting, seconds: float = math.inf) -> Iterator[Outcome]:
+    """One after the other, whatever becomes of them; all have ended after `seconds`."""
+    end = time.monotonic() + seconds
     for stage in stages:
         start = time.monotonic()
+        left = end - start - GRACE_SECONDS  # a stage that is stopped may take so long to end
+        if left <= 0:
+            yield Outcome(stage.name, f"not started: the {seconds:.0f} s of the report were over", 0.0)
+            continue
+        stage = replace(stage, seconds=min(stage.seconds, left))
         with (setting.results / "gpu_report.log").open("a+b") as log:
             print(f"-- {stage.name}: at most {stage.seconds:.0f} s", flush=True)
             first = log.seek(0, os.SEEK_END)

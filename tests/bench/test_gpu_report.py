@@ -3,6 +3,10 @@
 import argparse
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +94,71 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, monkeypatch, stages, "--stages", "slow")
     wait_until_gone(seen[0])
+
+
+SLOW_REPORT = """
+import sys
+from minivllm import bench
+from minivllm.bench import gpu_report
+wait = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+gpu_report.STAGES = [gpu_report.Stage("slow", 600, lambda _: [["-S", "-c", wait, sys.argv[1]]])]
+sys.exit(bench.main(["gpu-report", "--rehearsal", "--stages", "slow", "--output-dir", sys.argv[2]]))
+"""
+
+
+def test_a_killed_report_ends_its_stage(tmp_path):
+    """Would catch a stage that goes on, on the GPU of whoever comes next, because it is in a session of its own."""
+    pid_file, command = tmp_path / "pid", [sys.executable, "-c", SLOW_REPORT]
+    process = subprocess.Popen([*command, str(pid_file), str(tmp_path / "out")], cwd=gpu_report.ROOT)
+    try:
+        while not pid_file.exists() or not pid_file.read_text():
+            assert process.poll() is None, "the report ended before its stage began"
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    wait_until_gone(int(pid_file.read_text()))
+
+
+def test_a_report_ends_in_the_time_it_is_given(tmp_path, monkeypatch):
+    """Would catch limits that add up to more than the machine is lent for: the last stages lose everything."""
+    monkeypatch.setattr(gpu_report, "GRACE_SECONDS", 1)
+    sleep = ["-S", "-c", "import time; time.sleep(600)"]
+    stages = [Stage(name, 500, lambda _: [sleep]) for name in ("first", "second")]
+    start = time.monotonic()
+    status, outcomes = run(tmp_path, monkeypatch, stages, "--stages", "first", "second", "--seconds", "3")
+    assert status == 1 and time.monotonic() - start < 120
+    assert outcomes["first"].startswith("stopped after 2 s")
+    assert outcomes["second"] == "not started: the 3 s of the report were over"
+
+
+@pytest.mark.parametrize("commit", ["abc", "def", None])
+def test_a_second_call_keeps_the_outcomes_of_the_first(commit, tmp_path, monkeypatch):
+    """Would catch a second call that forgets the first, or takes another commit's stages for its own."""
+    stages = [Stage("a", 60, lambda _: [BROKEN]), Stage("b", 60, lambda _: [FINE])]
+    monkeypatch.setattr(report, "git_commit", lambda: "abc")
+    assert run(tmp_path, monkeypatch, stages, "--stages", "a")[0] == 1
+    monkeypatch.setattr(report, "git_commit", lambda: commit)
+    status, outcomes = run(tmp_path, monkeypatch, stages, "--stages", "b")
+    assert status == 0 and outcomes.pop("b") == "done"  # the status is that of this call
+    assert list(outcomes) == (["a"] if commit == "abc" else [])
+
+
+def test_what_needs_the_least_time_is_not_behind_what_needs_the_most():
+    """Would catch CUDA graphs, measured in a minute, lost behind a model that `generate_batch` takes minutes for."""
+    names = [stage.name for stage in STAGES]
+    assert names.index("graphs") < names.index("1b") < names.index("8b")
+
+
+@pytest.mark.parametrize("text", [gpu_report.__doc__, (gpu_report.ROOT / "docs" / "gpu.md").read_text()])
+def test_the_two_calls_of_the_page_are_all_stages_in_their_order(text):
+    """Would catch advice that leaves a stage out, gives one a time it cannot be in, or an option that is gone."""
+    calls = re.findall(r'STAGES="([\w. ]+)" GPU_REPORT="(--seconds \d+)"', text)
+    parsed = [parse("--stages", *names.split(), *words.split()) for names, words in calls]
+    assert [name for args in parsed for name in args.stages] == [stage.name for stage in STAGES]
+    assert all(args.seconds <= 600 for args in parsed) and sum(args.seconds for args in parsed) <= 900
+    assert f"{sum(stage.seconds for stage in STAGES)} s" in text
 
 
 def test_a_stage_whose_commands_cannot_be_found_is_only_its_own_failure(tmp_path, monkeypatch):
