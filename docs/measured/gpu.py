@@ -18,7 +18,7 @@ from measured.tables import markdown
 from minivllm.aot import resources
 from minivllm.aot.chips import CHIPS
 from minivllm.bench import gpu_tests, kernel_report
-from minivllm.bench.report import paired_ratio, why_no_ratio
+from minivllm.bench.report import Result, paired_ratio, why_no_ratio
 
 H100 = 90
 HF = "hf-continuous"
@@ -122,11 +122,19 @@ def mark_rows(data: Path) -> list[tuple[str, str, str]]:
     for name, mark, peer, asked in ENGINE_MARKS:
         reached = NOT_MEASURED
         if result := read(data, name):
-            rates = rates_of(result)
-            pair = {each: rates[each] for each in ("minivllm", peer)}
-            reached = why_no_ratio(result["provenance"], pair) or f"{paired_ratio(*pair.values()):.2f}x"
+            reached = engine_mark(result, peer)
         rows.append((mark, f"{asked:g}x", reached))
     return rows
+
+
+def engine_mark(result: Result, peer: str) -> str:
+    """How many times as fast as `peer` minivllm is, or why that is not said; whether rounds are missing."""
+    rates = rates_of(result)
+    if peer not in rates:
+        return f"{peer} failed"
+    pair = {each: rates[each] for each in ("minivllm", peer)}
+    reached = why_no_ratio(result["provenance"], pair) or f"{paired_ratio(*pair.values()):.2f}x"
+    return f"{reached} (partial)" if "partial" in result else reached
 
 
 def is_open(data: Path) -> bool:

@@ -51,10 +51,11 @@ def engine_name(result: Result, backend: str) -> str:
 
 
 def work_of(result: Result) -> str:
-    """ "uniform, 32 requests, float32"."""
+    """ "uniform, 32 requests, float32", and "partial" if it was stopped before its end."""
     workload = result["workload"]
     dtype = option(result, "--dtype", "float32")
-    return f"{workload['name']}, {workload['num_prompts']} requests, {dtype}"
+    partial = ", partial" if "partial" in result else ""
+    return f"{workload['name']}, {workload['num_prompts']} requests, {dtype}{partial}"
 
 
 def engine_rows(result: Result) -> list[list[str]]:

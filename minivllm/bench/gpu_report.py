@@ -4,9 +4,9 @@
     $ OUT=results make gpu-report STAGES="tests kernels"      the most important ones
     $ python3 docs/make_performance.py                        afterwards: docs/gpu.md from the files
 
-A stage is a process of its own with a limit on its time. It writes its file while it runs, and whatever
-becomes of it, the next stage begins. So a machine that is taken away loses the rest of one stage. A report
-which is asked to end (SIGTERM) ends its stage first::
+A stage is a process of its own with a limit on its time. It writes its file while it runs, after each test,
+contender or round, and whatever becomes of it, the next stage begins. So a machine that is taken away loses
+the rest of one stage. A report which is asked to end (SIGTERM) ends its stage first::
 
     tests      180 s   kernel tests, compiled; once more with num_stages=1      gpu_tests.json
     kernels    180 s   `bench kernels`: what the marks ask for comes first      gpu_kernels.json

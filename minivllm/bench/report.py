@@ -253,10 +253,16 @@ def new_result(benchmark: str, **more: Any) -> Result:
 
 
 def write_json(path: str | Path, result: Result) -> None:
-    """Write a result; folders on the way are made, a file of that name is replaced."""
+    """Write a result; folders on the way are made, a file of that name is replaced.
+
+    The file of that name is whole at any time, the old one or the new: a process which is killed while it
+    writes leaves half of its text in another file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def finish(

@@ -17,7 +17,7 @@ vLLM V1 has no counterpart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +32,10 @@ MOST_TRIES = 3
 NUM_BYTES = 256 << 20
 """Memory to read: more than the caches hold."""
 T = TypeVar("T")
+
+
+class Dropout(Exception):
+    """Raised by a turn that cannot go on: the others do, without it."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +79,38 @@ def alike(rounds: Sequence[Sequence[float]]) -> list[int]:
 
 
 def in_steady_turns(
-    turns: Mapping[str, Callable[[], T]], rounds: int, bandwidth: Callable[[], float]
+    turns: Mapping[str, Callable[[], T]],
+    rounds: int,
+    bandwidth: Callable[[], float],
+    after_round: Callable[[SteadyRounds[T]], None] = lambda so_far: None,
 ) -> SteadyRounds[T]:
     """Call each function once per round, until `rounds` rounds are alike.
 
-    Where that does not happen, the most which are alike are returned, at least one.
+    Where that does not happen, the most which are alike are returned, at least one. A function that raises
+    `Dropout` is not called again, and no round has results of it. `after_round` gets what would be returned
+    if the round that has just run were the last.
     """
-    results: list[dict[str, T]] = []
-    measured: list[list[float]] = []
-    while len(alike(measured)) < rounds and len(measured) < MOST_TRIES * rounds:
+    going, results, measured = dict(turns), [], []
+    while going and len(alike(measured)) < rounds and len(measured) < MOST_TRIES * rounds:
         during, of_round = [bandwidth()], {}
-        for name, turn in turns.items():
-            of_round[name] = turn()
+        for name, turn in list(going.items()):
+            try:
+                of_round[name] = turn()
+            except Dropout:
+                del going[name]
             during.append(bandwidth())
         results.append(of_round)
         measured.append(during)
+        after_round(_counted(going, results, measured))
+    return _counted(going, results, measured)
+
+
+def _counted(
+    names: Iterable[str], results: list[dict[str, T]], measured: list[list[float]]
+) -> SteadyRounds[T]:
+    """The rounds that count so far, with the results of those of `names`."""
     kept = alike(measured)
-    return SteadyRounds({name: [results[i][name] for i in kept] for name in turns}, measured, kept)
+    return SteadyRounds({name: [results[i][name] for i in kept] for name in names}, list(measured), kept)
 
 
 def describe(steady: Mapping[str, Any]) -> str:

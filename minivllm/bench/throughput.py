@@ -12,7 +12,9 @@ running. All backends take turns::
     minivllm  matrix products  hf  hf-continuous | minivllm  matrix products  hf  hf-continuous | ...
     '---- a round: each runs all requests once --'
 
-A round counts if the machine's memory was as fast as in the others (`steady.py`).
+A round counts if the machine's memory was as fast as in the others (`steady.py`). The file is written after
+each round, so that a benchmark which is stopped loses one round, and says that it is partial. A backend other
+than minivllm that raises drops out alone: file and report name it, and the exit status is 1.
 
 vLLM V1: `vllm/benchmarks/throughput.py`.
 """
@@ -21,9 +23,10 @@ from __future__ import annotations
 
 import argparse
 import operator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Install, measure, report; -> the exit status, 0. ValueError: options that do not go together."""
+    """Install, measure, report; -> 0, or 1 if a backend dropped out. ValueError: options that do not go
+    together.
+    """
     installed = [
         install(peer, getattr(args, f"{name}_env"), args.pip_index_url)
         for name, peer in PEERS.items()
@@ -80,46 +85,95 @@ def run(args: argparse.Namespace) -> int:
     requests = options.requests_from(args)
     workload = options.describe_workload(args, requests) | {"sampling": SAMPLING[args.sampling]}
     result = report.new_result("throughput", model=args.model, workload=workload)
-    result |= measure(args, requests)
-    return report.finish(args, result, throughput_report.print_report, throughput_report.plot)
+
+    def save(so_far: Result) -> None:
+        if args.output_json:
+            report.write_json(args.output_json, result | so_far)
+
+    measured = measure(args, requests, save)
+    report.finish(args, result | measured, throughput_report.print_report, throughput_report.plot)
+    return int("failed" in measured)
 
 
-def measure(args: argparse.Namespace, requests: list[BenchRequest]) -> Result:
-    """Set up, warm up, take turns; everything that `throughput_report.py` prints."""
+def measure(
+    args: argparse.Namespace, requests: list[BenchRequest], save: Callable[[Result], None] = lambda _: None
+) -> Result:
+    """Set up, warm up, take turns; everything that `throughput_report.py` prints.
+
+    `save` gets what is known after each round, marked as partial. Only what minivllm raises is raised, and a
+    ValueError of the options; RuntimeError if no backend is left.
+    """
     names = list(dict.fromkeys(args.backend))  # without duplicates, in the order given
     # What each backend runs once before its clock counts: every prompt, and a few decoding steps.
     warm_up = [replace(request, output_len=min(16, request.output_len)) for request in requests]
+    failed: dict[str, str] = {}  # backend -> what it raised
 
-    def checked(name: str, backend: Backend) -> BackendRun:
-        timed = backend.run(requests)
-        backends.check_run(name, requests, timed)  # wrong lengths end it before they become a rate
-        return timed
+    def timed(name: str, backend: Backend) -> BackendRun:
+        with dropping(name, failed):
+            run = backend.run(requests)
+            backends.check_run(name, requests, run)  # wrong lengths end it before they become a rate
+            return run
 
     with ExitStack() as stack:  # a peer's process must end whatever happens
         # Ours first and alone, so that the peak of the process's memory is its own.
         ours = OurRuns(args, requests) if OURS in names else None
-        others = make_others(args, requests, stack)
-        for backend in others.values():
-            backend.run(warm_up)
-        turns = {name: partial(checked, name, others.get(name, ours)) for name in names}
-        bandwidth = steady.bandwidth_meter(choose_device(args.device))
-        rounds = steady.in_steady_turns(turns, args.repeats, bandwidth)
+        others = make_others(args, requests, stack, failed)
+        for name, backend in others.items():
+            with suppress(steady.Dropout), dropping(name, failed):
+                backend.run(warm_up)
+        turns = {name: partial(timed, name, others[name]) for name in others if name not in failed}
+        if ours:
+            turns[OURS] = partial(ours.run, requests)
+        turns = {name: turns[name] for name in names if name in turns}
+        memory = {"memory": ours.memory} if ours else {}
 
-    reference = OURS if ours else names[0]
-    seconds = {name: [each.seconds for each in rounds.results[name]] for name in names}
-    tokens = {name: rounds.results[name][-1].token_ids for name in names}  # greedy text: always the same
-    # All tokens of a request or none: behind the first difference, equal tokens are accidents.
-    same = {name: sum(map(operator.eq, tokens[name], tokens[reference])) for name in names}
-    rates = {name: throughput_report.rates(seconds[name], requests) for name in names}
-    result: Result = {"reference": reference, "backends": rates, "same_tokens": same}
-    result["memory_bandwidth"] = rounds.as_json()
+        def save_round(rounds: steady.SteadyRounds[BackendRun]) -> None:
+            mark = {"partial": {"rounds": len(rounds.kept), "asked": args.repeats}}
+            save(mark | memory | comparison(rounds, requests, failed))
+
+        bandwidth = steady.bandwidth_meter(choose_device(args.device))
+        rounds = steady.in_steady_turns(turns, args.repeats, bandwidth, save_round)
+
+    result = comparison(rounds, requests, failed) | memory
     if ours:
         ours.keep(rounds.kept)
-        bound = throughput_report.bound_of(ours.bound, ours.steps, seconds[OURS])
-        result |= {"memory": ours.memory, "bound": bound}
-    if ours and args.profile:
-        result["profile"] = ours.profile(requests)
+        seconds = [run.seconds for run in rounds.results[OURS]]
+        result["bound"] = throughput_report.bound_of(ours.bound, ours.steps, seconds)
+        if args.profile:
+            result["profile"] = ours.profile(requests)
     return result
+
+
+@contextmanager
+def dropping(name: str, failed: dict[str, str], unless: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """What a backend raises is noted in `failed` and becomes a `Dropout`, unless it is one of these."""
+    try:
+        yield
+    except unless:
+        raise
+    except Exception as error:
+        failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
+        print(f"{name} failed, the others go on. {type(error).__name__}: {error}", flush=True)
+        raise steady.Dropout(name) from error
+
+
+def comparison(
+    rounds: steady.SteadyRounds[BackendRun], requests: list[BenchRequest], failed: dict[str, str]
+) -> Result:
+    """Rates and equal texts of the backends that are left, and which failed. RuntimeError: none is left."""
+    if not rounds.results:
+        raise RuntimeError(f"every backend failed: {failed}")
+    reference = OURS if OURS in rounds.results else next(iter(rounds.results))
+    seconds = {name: [run.seconds for run in runs] for name, runs in rounds.results.items()}
+    tokens = {
+        name: runs[-1].token_ids for name, runs in rounds.results.items()
+    }  # greedy text: always the same
+    # All tokens of a request or none: behind the first difference, equal tokens are accidents.
+    same = {name: sum(map(operator.eq, each, tokens[reference])) for name, each in tokens.items()}
+    rates = {name: throughput_report.rates(each, requests) for name, each in seconds.items()}
+    result: Result = {"reference": reference, "backends": rates, "same_tokens": same}
+    result["memory_bandwidth"] = rounds.as_json()
+    return result | ({"failed": dict(failed)} if failed else {})
 
 
 class OurRuns:
@@ -170,25 +224,31 @@ class OurRuns:
 
 
 def make_others(
-    args: argparse.Namespace, requests: list[BenchRequest], stack: ExitStack
+    args: argparse.Namespace, requests: list[BenchRequest], stack: ExitStack, failed: dict[str, str]
 ) -> dict[str, Backend]:
-    """Baselines and peers, ready to run; `stack` ends the peers' processes."""
-    names = [name for name in dict.fromkeys(args.backend) if name != OURS]
+    """Baselines and peers, ready to run; `stack` ends the peers' processes.
+
+    One that cannot be made is noted in `failed`. But a ValueError is raised: that is of an option, and says
+    what to do.
+    """
     # One model for both of its backends, and only if one was asked for: it is the weights a second time.
-    hf = None
-    if {HF, HF_CONTINUOUS} & set(names):
-        hf = backends.load_hf_model(args.model, args.dtype, args.device)
+    load_hf = cache(partial(backends.load_hf_model, args.model, args.dtype, args.device))
     limits = args.max_num_seqs, args.max_num_batched_tokens, args.enable_prefix_caching
-    others: dict[str, Backend] = {}
-    for name in names:
+
+    def make(name: str) -> Backend:
         if name == HF:
-            others[name] = backends.HfStaticBackend(hf, args.hf_max_batch_size, args.hf_sort_by_length)
-        elif name == HF_CONTINUOUS:
-            others[name] = backends.HfContinuousBackend(hf, *limits)
-        elif name in PEERS:
+            return backends.HfStaticBackend(load_hf(), args.hf_max_batch_size, args.hf_sort_by_length)
+        if name == HF_CONTINUOUS:
+            return backends.HfContinuousBackend(load_hf(), *limits)
+        if name in PEERS:
             env = getattr(args, f"{name}_env")
             peer = PeerBackend(PEERS[name], env, PEERS[name].options(args, env, requests))
-            others[name] = stack.enter_context(peer)
-        else:
-            others[name] = make_baseline(name, args.model, options.engine_options(args))
+            return stack.enter_context(peer)
+        return make_baseline(name, args.model, options.engine_options(args))
+
+    others: dict[str, Backend] = {}
+    for name in dict.fromkeys(args.backend):
+        if name != OURS:
+            with suppress(steady.Dropout), dropping(name, failed, unless=(ValueError,)):
+                others[name] = make(name)
     return others

@@ -96,6 +96,10 @@ def print_report(result: Result) -> None:
     """Everything, in the order of interest; `result` is fresh or read from its JSON file."""
     workload = result["workload"]
     print(describe(result["provenance"]))
+    if partial := result.get("partial"):
+        print(
+            f"PARTIAL: written when {partial['rounds']} of {partial['asked']} rounds counted, before the end"
+        )
     print(workload_text(result))
     print(f"Total num prompt tokens:  {workload['num_prompt_tokens']}")
     print(f"Total num output tokens:  {workload['num_output_tokens']}")
@@ -126,6 +130,8 @@ def print_rates(result: Result) -> None:
             same, num_prompts = result["same_tokens"][name], result["workload"]["num_prompts"]
             print(f"  the same greedy tokens as {reference} in {same} of {num_prompts} requests")
             comparisons.append(ratio_text(ours, output, reference, name, result["provenance"]))
+    for name, error in result.get("failed", {}).items():
+        print(f"\n{name} dropped out, its rounds do not count: {error}")
     if comparisons:
         print("", *comparisons, sep="\n")
     if "memory_bandwidth" in result:  # files from before it was measured have none

@@ -588,7 +588,8 @@ THROUGHPUT_LINE = re.compile(
 
 @pytest.fixture
 def any_machine(monkeypatch):
-    """Ratios are quoted however busy the machine is that runs the tests."""
+    """Ratios are quoted and rounds count however busy the machine is that runs the tests."""
+    monkeypatch.setattr(throughput.steady, "bandwidth_meter", lambda device: lambda: 50.0)
     monkeypatch.setattr(report, "MAX_LOAD", math.inf)
     monkeypatch.setattr(report, "MAX_SPREAD", math.inf)
 
@@ -630,7 +631,7 @@ def test_throughput_reports_all_backends(folder, tmp_path, capsys, any_machine):
     assert result["memory"]["peak_rss"] > result["memory"]["weights"] > 0
 
 
-def test_backends_take_turns(folder, monkeypatch):
+def test_backends_take_turns(folder, monkeypatch, any_machine):
     """Would catch A A A B B B: a machine that slows down in the second half would decide which one wins."""
     log = []
 
@@ -647,6 +648,75 @@ def test_backends_take_turns(folder, monkeypatch):
     throughput.measure(args, requests_of_lengths([(9, 20)] * 3, VOCAB, seed=0))
     assert log[:2] == [("hf", 16), ("vllm", 16)]  # to warm up
     assert log[2:] == [("hf", 20), ("vllm", 20)] * 3
+
+
+class Fails:
+    """A backend that answers so many runs, the one to warm up among them, and then raises."""
+
+    def __init__(self, num_runs):
+        self.num_runs = num_runs
+
+    def run(self, requests):
+        self.num_runs -= 1
+        if self.num_runs < 0:
+            raise RuntimeError("the background thread stopped")
+        return BackendRun(1.0, [[0] * request.output_len for request in requests])
+
+
+@pytest.mark.parametrize("num_runs", [None, 0, 1, 2], ids=["made", "warm-up", "first round", "second round"])
+def test_a_backend_that_fails_drops_out_alone(num_runs, folder, tmp_path, capsys, monkeypatch, any_machine):
+    """Would catch the rounds of all others lost with hf-continuous, wherever it fails, or a failure not named."""
+
+    def make(*arguments):
+        if num_runs is None:
+            raise RuntimeError("the background thread stopped")
+        return Fails(num_runs)
+
+    monkeypatch.setattr(backends, "load_hf_model", lambda *_: None)
+    monkeypatch.setattr(backends, "HfContinuousBackend", make)
+    names = ["minivllm", "minivllm-eager", "hf-continuous"]
+    argv = small(folder, *WORKLOAD, "--repeats", "2", "--backend", *names)
+    assert bench.main(["throughput", *argv, "--output-json", str(tmp_path / "r.json")]) == 1
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["failed"] == {"hf-continuous": "RuntimeError: the background thread stopped"}
+    assert list(result["backends"]) == names[:2] and "partial" not in result
+    assert all(len(entry["seconds"]["values"]) == 2 for entry in result["backends"].values())
+    text = capsys.readouterr().out
+    assert "hf-continuous dropped out, its rounds do not count: RuntimeError: the background" in text
+    assert "output tokens/s of minivllm-eager (rounds" in text
+
+
+def test_a_stopped_benchmark_keeps_the_rounds_it_had(folder, tmp_path, capsys, monkeypatch, any_machine):
+    """Would catch a file that is written at the end alone, or cannot be printed, or does not say that it is partial."""
+    baseline = make_baseline("minivllm-eager", str(folder), OPTIONS)
+    runs = iter(range(4))
+
+    def stop_in_the_fourth_run(requests):
+        if next(runs) == 3:  # to warm up, two rounds
+            raise KeyboardInterrupt
+        return MinivllmBackend.run(baseline, requests)
+
+    stopped = SimpleNamespace(run=stop_in_the_fourth_run)
+    monkeypatch.setattr(throughput, "make_others", lambda *_: {"minivllm-eager": stopped})
+    argv = small(folder, *WORKLOAD, "--repeats", "3", "--backend", "minivllm", "minivllm-eager")
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["throughput", *argv, "--output-json", str(tmp_path / "r.json")])
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["partial"] == {"rounds": 2, "asked": 3} and "bound" not in result
+    assert [len(entry["seconds"]["values"]) for entry in result["backends"].values()] == [2, 2]
+    capsys.readouterr()
+    throughput_report.print_report(result)
+    text = capsys.readouterr().out
+    assert "PARTIAL: written when 2 of 3 rounds counted" in text
+    assert "output tokens/s of minivllm-eager (rounds" in text and "memory: " in text
+
+
+def test_without_any_backend_left_it_says_why(folder, monkeypatch):
+    """Would catch an IndexError in the place of what the only backend raised."""
+    monkeypatch.setattr(throughput, "make_others", lambda *_: {"hf": Fails(1)})
+    args = parse(throughput, *WORKLOAD, "--backend", "hf")
+    with pytest.raises(RuntimeError, match=r"every backend failed: .*the background thread stopped"):
+        throughput.measure(args, requests_of_lengths([(9, 5)] * 3, VOCAB, seed=0))
 
 
 def test_num_running_holds_that_many_sequences(folder, tmp_path, capsys):
@@ -1088,6 +1158,16 @@ def test_what_was_measured_is_on_disk_before_its_table_is_printed(tmp_path):
     with pytest.raises(ZeroDivisionError):
         report.finish(args, {"seconds": 3600}, lambda result: 1 / 0)
     assert json.loads(path.read_text()) == {"seconds": 3600}
+
+
+def test_a_result_file_is_whole_at_any_time(tmp_path):
+    """Would catch a file that is emptied and written again: a machine may be taken away between the two."""
+    path, held = tmp_path / "out.json", tmp_path / "held"
+    write_json(path, {"rounds": 1})
+    held.hardlink_to(path)  # what a reader sees that has the file open
+    write_json(path, {"rounds": 2})
+    assert json.loads(held.read_text()) == {"rounds": 1} and json.loads(path.read_text()) == {"rounds": 2}
+    assert {each.name for each in tmp_path.iterdir()} == {"out.json", "held"}
 
 
 def test_a_benchmark_waits_until_the_load_has_gone_and_not_for_ever(monkeypatch):

@@ -354,6 +354,14 @@ def test_the_engines_mark_is_the_ratio_to_generate_batch(tmp_path):
     assert "| llama-3.1-8b, of generate_batch | 5x | 1.50 [1.50, 1.50]x |" in gpu.marks(tmp_path)
     rows = gpu.mark_rows(tmp_path)
     assert sum(reached == "not measured" for *_, reached in rows) == len(rows) - 2
+    cut = throughput(rates, **where) | {"partial": {"rounds": 2, "asked": 3}}
+    write(tmp_path, "gpu_llama-3.1-8b", cut)
+    assert "| llama-3.1-8b, of generate_batch | 5x | 1.50 [1.50, 1.50]x (partial) |" in gpu.marks(tmp_path)
+    assert "PARTIAL: written when 2 of 3 rounds counted" in make_performance.pages(tmp_path)["gpu.md"]
+    alone = throughput({"minivllm": (300.0, 330.0)}, **where) | {"failed": {"hf-continuous": "OSError: gone"}}
+    write(tmp_path, "gpu_llama-3.1-8b", alone)
+    assert "| llama-3.1-8b, of generate_batch | 5x | hf-continuous failed |" in gpu.marks(tmp_path)
+    assert "hf-continuous dropped out" in make_performance.pages(tmp_path)["gpu.md"]
     where["load_average"][0] = 9.0  # beside a GPU, half the cores may be busy
     write(tmp_path, "gpu_llama-3.1-8b", throughput(rates, **where))
     assert "| 5x | load 9.00 at the start, the limit is 8.0 |" in gpu.marks(tmp_path)

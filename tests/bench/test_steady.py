@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minivllm.bench.steady import MOST_TRIES, alike, bandwidth_meter, describe, in_steady_turns
+from minivllm.bench.steady import MOST_TRIES, Dropout, alike, bandwidth_meter, describe, in_steady_turns
 
 
 def scripted(*values):
@@ -59,6 +59,35 @@ def test_a_machine_that_never_rests_ends_the_benchmark():
     steady = in_steady_turns(turns(log), 2, scripted(*[50.0, 80.0, 50.0] * 6))
     assert len(log) == 2 * 2 * MOST_TRIES
     assert len(steady.kept) == len(steady.results["a"]) == 1
+
+
+def test_what_counts_so_far_is_told_after_each_round():
+    """Would catch hours of measuring that nobody hears of before the end."""
+    told, bandwidths = [], scripted(50.0, 50.0, 50.0, 50.0, 50.0, 80.0, 50.0, 50.0, 50.0)
+    final = in_steady_turns(turns([]), 2, bandwidths, told.append)
+    assert [so_far.kept for so_far in told] == [[0], [0], [0, 2]]
+    assert [so_far.results["b"] for so_far in told] == [[2], [2], [2, 6]]
+    assert [len(so_far.bandwidths) for so_far in told] == [1, 2, 3]  # each a list of its own
+    assert told[-1] == final
+
+
+def test_a_turn_that_drops_out_takes_no_other_with_it():
+    """Would catch rounds of two lost with a third, half of its own counted, or a call after it has given up."""
+    log = []
+
+    def c():
+        log.append("c")
+        if log.count("c") == 2:
+            raise Dropout("c")
+        return 0
+
+    steady = in_steady_turns({"c": c} | turns(log), 3, lambda: 50.0)
+    assert log == ["c", "a", "b", "c", "a", "b", "a", "b"]
+    assert steady.kept == [0, 1, 2] and set(steady.results) == {"a", "b"}
+    assert steady.results["a"] == [2, 5, 7]
+    assert in_steady_turns({"c": lambda: c()}, 3, lambda: 50.0).results == {"c": [0, 0, 0]}
+    log[:] = ["c"]
+    assert in_steady_turns({"c": c}, 3, lambda: 50.0).results == {}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
