@@ -15,7 +15,9 @@ Four words::
 
 With one tile buffered a program loads and computes by turns, and another program on the same multiprocessor
 computes meanwhile; so small tiles and several programs per multiprocessor are as good as deep pipelines, and
-do not leave a second, half empty wave of programs at the end.
+do not leave a second, half empty wave of programs at the end. One tile below has no such neighbour: the 128
+rows of a long prompt on an H100 take 177 registers in each of 256 threads, which leaves room for one program,
+so every turn of its loop waits for a whole load. Whether 5 stages are faster there `bench kernels` shows.
 
 Two things bound tiles. Shared memory, where tiles wait between load and use: 64 KB per program on a T4 (7.5),
 99 KB on 8.6, 8.9 and 12.0, 163 KB on an A100 (8.0), 227 KB on an H100 (9.0). And registers: 255 per thread;

@@ -13,7 +13,7 @@ How each is checked and timed is in `kernel_timing.py`. vLLM:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from minivllm.bench.kernel_report import (
+    DEEPER,
     FLASH,
     NO_SPLIT,
     ONE_BLOCK,
@@ -34,13 +35,13 @@ from minivllm.bench.kernel_timing import EVERYTHING, Call, Subject, Timer, Wante
 
 BLOCK_SIZE = 16  # tokens per KV block, as in the engine and in vLLM
 FLEX = "flex attention, contiguous"
-FOR_MARKS = (OURS, NO_SPLIT, FLASH)
+FOR_MARKS = (OURS, NO_SPLIT, FLASH, DEEPER)
 PASSES: tuple[Wanted, ...] = (
     lambda name: name in FOR_MARKS,
     lambda name: name not in (*FOR_MARKS, FLEX),
     lambda name: name == FLEX,  # torch.compile takes some ten seconds a shape
 )
-"""All contenders, each in one pass; the marks need the first only."""
+"""All contenders, each in one pass; the marks need the first only, and so does who wants to reach them."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,12 @@ def measure_decode(
 def measure_prefill(
     shape: AttentionShape, dtype: torch.dtype, timer: Timer, wanted: Wanted = EVERYTHING
 ) -> Iterator[Measurement | Failure]:
-    """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys."""
-    from minivllm.kernels.heuristics import VARIANTS
+    """Our kernel and, for prompts without context, the peers: `is_causal` of torch aligns the first keys.
+
+    Where the tile is so large that a multiprocessor has room for one program, it is timed with 5 stages too:
+    no other program computes while this one waits for a load.
+    """
+    from minivllm.kernels.heuristics import VARIANTS, chip_of, prefill_tiles
     from minivllm.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 
     batch = make_batch(shape, dtype, timer.device)
@@ -185,9 +190,13 @@ def measure_prefill(
         OURS: lambda: prefill_attention(query, *batch.paged, starts, scale),
         ONE_BLOCK: lambda: prefill_attention(query, *batch.in_one_block, starts, scale),
     }
+    attention = partial(prefill_attention, query, *batch.paged, starts, scale)
+    head_dim, element_size = shape.heads.head_dim, query.element_size()
+    tiles = prefill_tiles(chip_of(query.device), head_dim, element_size, shape.query_len)
+    if tiles.block_m == 128:  # Hopper's, for long queries
+        ours[DEEPER] = partial(attention, tiles=replace(tiles, num_stages=5))
     for name, switches in VARIANTS.items():
         if switches.peel or switches.by_block:  # there are no splits here
-            attention = partial(prefill_attention, query, *batch.paged, starts, scale)
             ours[f"minivllm, {name}"] = partial(attention, switches=switches)
     if shape.context == 0:
         peers = attention_peers(batch, True, wanted)

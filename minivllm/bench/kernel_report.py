@@ -25,6 +25,7 @@ import numpy as np
 from minivllm.bench.report import Result, Spread, describe, table
 
 OURS, NO_SPLIT, ONE_BLOCK = "minivllm", "minivllm, no split", "minivllm, one block per sequence"
+DEEPER = "minivllm, 5 stages"
 SDPA, FLASH = "torch sdpa, contiguous", "torch flash attention, contiguous"
 # One long sequence: what split-KV is for.
 SPLIT_SHAPE, SPLIT_MARK = "llama-3.1-8b B1 n16384", 4.0

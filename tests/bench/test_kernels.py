@@ -29,7 +29,7 @@ from minivllm.bench.kernel_report import (
     measurement_table,
 )
 from minivllm.bench.kernel_timing import Subject, is_right, measure_all, measure_copy, measure_floor
-from minivllm.kernels import paged_attention
+from minivllm.kernels import heuristics, paged_attention
 
 TINY = Heads("tiny", 4, 2, 16)
 
@@ -211,6 +211,18 @@ def test_all_contenders_compute_the_same_attention(monkeypatch):
     assert [m.contender for m in rows] == ["minivllm", "torch"] * 2
     assert measure_copy(NoTimer(), num_bytes=1000) == 2 * 1000 / 1e-3
     assert measure_floor(NoTimer()) == [1000.0]
+
+
+def test_an_h100s_largest_tile_is_timed_with_more_stages_and_at_once(monkeypatch):
+    """Would catch 5 stages behind all else, where time is over, or asked for on a chip with another tile."""
+    shapes, deeper = (AttentionShape(TINY, 1, 256, 0), AttentionShape(TINY, 1, 240, 0)), []
+    monkeypatch.setattr(kernel_contenders, "flex_peer", lambda batch, causal: {})
+    for chip in (heuristics.Chip(90, 132), heuristics.Chip(89, 128)):
+        monkeypatch.setattr(heuristics, "chip_of", lambda device, chip=chip: chip)
+        for shape in shapes:
+            found = measure_prefill(shape, torch.float16, NoTimer(), kernel_contenders.PASSES[0])
+            deeper.append([m.contender for m in found if m.contender not in ("minivllm", FLASH)])
+    assert deeper == [["minivllm, 5 stages"], [], [], []]
 
 
 def test_what_the_marks_need_is_measured_first(monkeypatch):

@@ -3,6 +3,7 @@
 The compiling is done by `minivllm/aot/kernel_compile.py` in processes side by side, without the interpreter.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -104,6 +105,24 @@ for test in (
             test(**dict(zip(names, each)), device=torch.device("cpu"))
 """
 
+# What `bench kernels` times beside the tile of a long prompt; prints its record.
+DEEPER = """
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+import minivllm.kernels.common
+from minivllm.aot import kernel_compile
+from minivllm.kernels.heuristics import Chip, prefill_tiles
+
+minivllm.kernels.common.check_launchable = lambda tensor: None
+with tempfile.TemporaryDirectory() as folder:
+    recorder = kernel_compile.Recorder(Path(folder))
+    kernel_compile.pretend_to_be(90)
+    recorder.label(90, kernel_compile.F16, "llama8b")
+    tiles = replace(prefill_tiles(Chip(90, 132), 128, 2, 1200), num_stages=5)
+    kernel_compile.call_prefill("llama8b", kernel_compile.F16, query_len=1200, tiles=tiles)
+"""
+
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
@@ -149,6 +168,20 @@ def test_the_tiles_of_the_tests_fit_into_the_smallest_chips(capability):
     shared = list(map(int, run.stdout.split()))
     assert len(shared) > 15 and max(shared) <= CHIPS[capability].shared_kib_per_program * 1024
     assert max(shared) > 32 * 1024  # the control: it is the tiles of attention that were looked at
+
+
+def test_a_long_prompts_tile_on_an_h100_has_no_neighbour_and_room_for_more_stages(compiled):
+    """Would catch 5 stages that do not fit or spill, and a docstring which says of this tile what holds for others."""
+    (chosen,) = find(compiled, capability=90, kernel=PREFILL, BLOCK_M=128, **LLAMA)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", DEEPER], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    deeper = json.loads(run.stdout)
+    assert deeper["BLOCK_M"] == 128 and deeper["shared"] > chosen["shared"]
+    assert_fits([deeper])
+    for record in (chosen, deeper):
+        sizes = {"registers": record["registers"], "shared_bytes": record["shared"], "num_warps": 8}
+        assert CHIPS[90].programs_per_sm(**sizes) == 1
 
 
 def test_the_limit_rejects_tiles_that_are_too_large(controls):
