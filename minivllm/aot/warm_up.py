@@ -1,4 +1,4 @@
-"""Every variant of the kernels compiled before the first request, on the GPU that is there.
+"""The variants of the kernels compiled before the first request, on the GPU that is there.
 
 Triton compiles a kernel when it is first called with some combination of tile sizes, splits and lanes. That
 takes seconds, and a request that is the first to need one waits for it, with all that run beside it. Which
@@ -11,7 +11,12 @@ which nothing is written to, so that no KV is touched::
     or, where steps are replayed                   one recording for each batch size
 
     from minivllm.aot.warm_up import warm_up
-    warm_up(llm.llm_engine)                        some tens of seconds; afterwards nothing is compiled
+    warm_up(llm.llm_engine)                        some tens of seconds; then requests compile nothing,
+                                                   with two exceptions
+
+The exceptions: the kernels of a draft model, whose sizes are others, are compiled by the first requests; and
+where steps are replayed, decode steps of more sequences than are recorded (256) may need a number of splits
+which no recording has. Whoever drafts, or runs so many, sends a few requests first.
 
 It is not done by itself, because a study of ten lines would wait for kernels it never uses. vLLM V1:
 `compile_or_warm_up_model` in `vllm/v1/worker/gpu_worker.py`.
@@ -33,7 +38,7 @@ FEWEST_LANES = 64
 
 @torch.inference_mode()
 def warm_up(engine: LLMEngine) -> int:
-    """Run a step of padding for every variant that `engine` may meet; -> how many.
+    """Run a step of padding for every variant that the model of `engine` may meet; -> how many.
 
     Nothing happens with another attention backend than `triton`: the others compile nothing in a step. It may
     be called before the first request or between any two steps.

@@ -1,5 +1,6 @@
 """`warm_up`: no kernel is compiled in the middle of a request. The kernels are compiled for an H100 and not run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import sys
 import torch
 
 from minivllm.aot.warm_up import decode_steps, powers_of_two, prefill_steps, warm_up
+from minivllm.backends.cuda_graphs import LARGEST_BUCKET, bucket_sizes
 from minivllm.kernels.heuristics import Chip, choose_num_splits, prefill_tiles
+from minivllm.weights.random_model import random_llama
 from tests.kernels.test_kernel_aot import NOTE_HASHES
 
 H100 = Chip(capability=90, num_sms=132)
@@ -16,12 +19,12 @@ H100 = Chip(capability=90, num_sms=132)
 COUNT = (
     NOTE_HASHES
     + """
-import sys
+import json, sys
 from minivllm import LLM, SamplingParams
 from minivllm.aot.warm_up import warm_up
 
 llm = LLM(sys.argv[1], attention_backend="triton", device="cpu", max_num_seqs=6, max_num_batched_tokens=400, num_blocks=300,
-          max_model_len=512, skip_tokenizer_init=True)
+          max_model_len=512, skip_tokenizer_init=True, speculative_config=json.loads(sys.argv[2]))
 warm_up(llm.llm_engine)
 warm = set(hashes)
 hashes.clear()
@@ -34,10 +37,10 @@ print(len(warm), len(hashes - warm), len(hashes))
 )
 
 
-def count(folder):
-    """(kernels compiled before the requests, compiled by them, used by them)."""
+def count(folder, speculation=None):
+    """(kernels compiled before the requests, compiled by them, used by them); perhaps with drafts."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", COUNT, str(folder)]
+    command = [sys.executable, "-c", COUNT, str(folder), json.dumps(speculation)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     return tuple(map(int, run.stdout.split()))
@@ -48,6 +51,23 @@ def test_after_the_warm_up_requests_compile_nothing(tiny_llama):
     num_warm, num_more, num_used = count(tiny_llama)
     assert num_warm > 8 and num_more == 0
     assert num_used >= 7  # the control: they use kernels, and of several kinds
+
+
+def test_a_draft_models_kernels_are_compiled_by_requests_as_the_docstring_says(tiny_llama, tmp_path):
+    """Would catch a docstring that promises a warm draft model, or still excepts one that is warmed up by now."""
+    draft = random_llama(tmp_path / "draft", hidden_size=96, head_dim=32, byte_tokenizer=True)
+    speculation = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": 2}
+    _, num_more, _ = count(tiny_llama, speculation)
+    says = "kernels of a draft model" in " ".join(sys.modules[warm_up.__module__].__doc__.split())
+    assert (num_more > 0) == says
+
+
+def test_a_batch_beyond_the_recordings_may_need_splits_they_lack_as_the_docstring_says():
+    """Would catch an exception that is none, or another number of sequences than the largest recording's."""
+    # One KV head: a program for each sequence.
+    recorded = {choose_num_splits(H100, size, 4096) for size in bucket_sizes(1024)}
+    assert not {choose_num_splits(H100, num_seqs, 4096) for num_seqs in (300, 1024)} <= recorded
+    assert f"more sequences than are recorded ({LARGEST_BUCKET})" in sys.modules[warm_up.__module__].__doc__
 
 
 def test_every_kind_of_prefill_step_within_the_limits_is_met():
