@@ -201,6 +201,7 @@ class OurRuns:
         """A run, and the matrix products right after it: a slow machine slows both, and their ratio stays."""
         with steps.record_steps(self.engine) as recorded:
             timed = self.backend.run(requests)
+        backends.check_run(OURS, requests, timed)
         self.steps.append(recorded.records)
         self.bound.measure()
         return timed

@@ -650,6 +650,22 @@ def test_backends_take_turns(folder, monkeypatch, any_machine):
     assert log[2:] == [("hf", 20), ("vllm", 20)] * 3
 
 
+def test_a_run_of_ours_with_tokens_missing_becomes_no_rate(folder, monkeypatch, any_machine):
+    """Would catch a rate of tokens which nothing generated: only the runs of others were looked at."""
+    run = backends.MinivllmBackend.run
+
+    def one_token_short(self, requests):
+        done = run(self, requests)
+        return BackendRun(done.seconds, [tokens[:-1] for tokens in done.token_ids])
+
+    monkeypatch.setattr(backends.MinivllmBackend, "run", one_token_short)
+    argv = small(folder, *WORKLOAD, "--repeats", "1", "--backend", "minivllm")
+    with pytest.raises(
+        RuntimeError, match="backend minivllm generated 12 tokens in 3 outputs, asked for were"
+    ):
+        bench.main(["throughput", *argv])
+
+
 class Fails:
     """A backend that answers so many runs, the one to warm up among them, and then raises."""
 
