@@ -201,11 +201,12 @@ def order_of_first_tokens(scheduler, groups):
 
 
 def ask(scheduler, text):
-    """Queue "ann/0:5 ben/0:3": names, and the tokens that each asks for; prompts of 3."""
+    """Queue "ann/0:5 ben/0:3@30": names, the tokens that each asks for, and the prompt's (3 if not said)."""
     groups = []
     for each in text.split():
-        name, _, tokens = each.partition(":")
-        groups.append(make_group(name, 3, int(tokens), seq_id=scheduler.new_seq_id()))
+        name, _, rest = each.partition(":")
+        tokens, _, prompt = rest.partition("@")
+        groups.append(make_group(name, int(prompt or 3), int(tokens), seq_id=scheduler.new_seq_id()))
         scheduler.add(groups[-1])
     return groups
 
@@ -268,7 +269,7 @@ def test_tokens_count_and_not_requests(ex):
     "ex12c", points=2, hint="Choose the second of a step as if the first had been admitted."
 )
 def test_within_one_step_too(ex):
-    """Four seats: sums that are brought up to date only between steps give all four to one user."""
+    """Sums that are brought up to date only between steps, or with the prompts in them, choose other users."""
     scheduler = scheduler_of(ex.FairQueue, max_num_seqs=4)
     groups = ask(scheduler, "ann/0:6 ann/1:6 ann/2:6 ann/3:6 ben/0:6 cleo/0:6")
     first = [row.request_id for row in step(scheduler).scheduled]
@@ -277,6 +278,12 @@ def test_within_one_step_too(ex):
     expect_that(isinstance(scheduler.waiting, deque), "self.waiting is still a collections.deque", got=kind)
     run(scheduler)
     expect([status(group) for group in groups], ["length"] * 6, "how all have ended")
+    # Output tokens are promised, prompts are not: with her 30 in the sum, ann would have to wait for ben's second.
+    scheduler = scheduler_of(ex.FairQueue, max_num_seqs=3)
+    ask(scheduler, "ann/0:5@30 ben/0:8@2 ben/1:8@2 ann/1:5@2")
+    first = [row.request_id for row in step(scheduler).scheduled]
+    what = "requests admitted in the first step, three seats; ann/0 has a prompt of 30, and asks for 5 tokens"
+    expect(first, ["ann/0", "ben/0", "ann/1"], what)
 
 
 @pytest.mark.exercise(

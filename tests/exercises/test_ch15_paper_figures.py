@@ -106,6 +106,10 @@ def test_the_ends_of_the_curve(ex):
     expect_rate(ex, 3.0, CURVE, 2.0)
     expect_rate(ex, 3.0, CURVE, 1.3)
     expect_rate(ex, 0.0, CURVE, 0.1)
+    expect_rate(
+        ex, 0.0, [(1.0, 0.5), (2.0, 0.6)], 0.1
+    )  # the first line, drawn on, reaches 0.1 at a rate of -3
+    expect_rate(ex, 0.0, [(4.0, 0.5)], 0.1)
     expect_rate(ex, 1.0, [(1.0, 0.2)], 0.2)
 
 

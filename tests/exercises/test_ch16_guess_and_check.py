@@ -129,12 +129,16 @@ def check_distribution(ex, p, q):
 
 @pytest.mark.exercise("ex16b", points=1, hint="Compare u_accept with p[draft] / q[draft]: below it, accept.")
 def test_the_example_by_hand(ex):
-    """The four cases of the docstring."""
+    """The four cases of the docstring, and a u_redraw which the sum reaches exactly: 0.5 is not above 0.5."""
     p, q = [0.7, 0.3], [0.4, 0.6]
     for draft, u_accept, expected in ((0, 0.99, 0), (1, 0.49, 1), (1, 0.51, 0), (1, 0.99, 0)):
         given, call = (list(p), list(q)), f"accept_or_redraw({p}, {q}, {draft}, {u_accept}, 0.6)"
         expect(ex.accept_or_redraw(*given, draft, u_accept, 0.6), expected, call)
         expect_unchanged(given, (p, q), call)
+    # What is left over is [0.25, 0.25, 0], and divided by its sum [0.5, 0.5, 0].
+    p, q = [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]
+    call = f"accept_or_redraw({p}, {q}, 2, 0.9, 0.5)"
+    expect(ex.accept_or_redraw(list(p), list(q), 2, 0.9, 0.5), 1, call)
 
 
 @pytest.mark.exercise(

@@ -1,5 +1,4 @@
-# caught by: test_the_blocks_just_hold_the_tokens
-"""Floating point: right for small numbers only."""
+"""In floating point, which is exact enough for every number of tokens that fits into a computer."""
 
 import math
 
