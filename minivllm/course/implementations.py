@@ -16,14 +16,11 @@ A mutant or alternate is one definition; the rest of its chapter comes from the 
 So a mutant shows one mistake and nothing else, and a test that fails has caught that mistake.
 
 A submission is not completed from the solutions: what it lacks is missing. Before a student's file runs it is
-looked at (`find_problems`): an empty file, a syntax error and a call of the very function to be written are
-each reported as what they are.
+looked at (`problems.py`).
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib.util
 import os
 import sys
@@ -32,46 +29,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minivllm.course.catalog import (
-    PROJECT,
-    PROJECT_FILE,
-    ROOT,
-    SOLUTIONS,
-    STUBS,
-    STUDENT,
-    TESTS,
-    exercises_of,
-)
-from minivllm.course.records import COPIED
+from minivllm.course.catalog import PROJECT, PROJECT_FILE, ROOT, SOLUTIONS, STUBS, STUDENT, TESTS
+from minivllm.course.problems import EMPTY, WHOLE_FILE, SubmissionError, find_problems
 
 # Audit events whose first arguments are paths that change.
 CHANGES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.rmdir", "os.chmod")
 VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
 OWN = ("minivllm", "kernels", "tests")
 HIDDEN = (SOLUTIONS, *VARIANTS.values())
-WHOLE_FILE = ""
-EMPTY = "empty file"
-# In the copy that grading makes: one line per solution, its `digest`. The solutions themselves are not there.
-DIGESTS = TESTS / "solution_digests.txt"
-# Names that lead to the engine's modules, or to the running tests, without an `import` of them.
-WAYS_AROUND = (
-    "__import__", "exec", "eval", "modules", "_getframe", "__globals__", "__closure__", "__subclasses__",
-)  # fmt: skip
-# Packages of the project, and those that find a module, or an object in memory, by other means.
-FOREIGN = ("minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest")
-# What the engine of the final project may import from the project.
-PROJECT_NAMES = {
-    *(f"minivllm.course.project.{name}" for name in ("GlassModel", "Limits", "Model", "ModelMisuse", "Row")),
-    "minivllm.course.project.llama_model.LlamaModel",
-}
-
-
-class SubmissionError(Exception):
-    """A file, or one definition in it, that cannot be tested. `kind` is a short name for reports."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -156,105 +121,10 @@ class Implementation:
         return find_problems(self.files_of(chapter)[0]).get(definition)
 
 
-def find_problems(path: Path) -> dict[str, SubmissionError]:
-    """Definition (or `WHOLE_FILE`) -> why it cannot be tested. Reads the file without running it.
-
-    A problem inside the definition of one exercise costs that exercise only::
-
-        def blocks_needed(...):                            {"blocks_needed": uses the reference}
-            from minivllm.block_table import cdiv          append_tokens and free are tested as usual
-
-    The same import at the top of the file, or in a helper, is a problem of `WHOLE_FILE`.
-
-    Args:
-        path: a chapter's file, named as its stub is; it need not exist.
-    """
-    if not path.exists():
-        message = f"there is no {path.name}. {stub_again(path.stem)}"
-        return {WHOLE_FILE: SubmissionError("missing file", message)}
-    try:
-        tree = ast.parse(path.read_bytes())
-        imports = [_imports(statement) for statement in tree.body]
-        is_copy = DIGESTS.exists() and digest(tree) in DIGESTS.read_text(encoding="ascii").split()
-    # ValueError: a null byte, in older versions of Python. The last two: brackets or signs nested too deeply.
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        line = (getattr(error, "text", None) or "").strip()
-        message = f"{path.name} is not valid Python, {where}" + (f"\n    {line}" if line else "")
-        return {WHOLE_FILE: SubmissionError("syntax error", message)}
-    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
-        message = f"{path.name} defines nothing. {stub_again(path.stem)}"
-        return {WHOLE_FILE: SubmissionError(EMPTY, message)}
-    allowed, own = _rules(path)
-    problems = {}
-    for statement, found in zip(tree.body, imports, strict=True):
-        name = getattr(statement, "name", "")
-        where = name if name in own else WHOLE_FILE  # a helper may be called from any exercise
-        for name in sorted(found.keys() - allowed):
-            problems[where] = SubmissionError(
-                COPIED,
-                f"{path.name}, line {found[name]}, uses {name}: that is where the answer is, or a way to "
-                f"it or to the tests. Write it yourself; what the stub imports from the project is enough.",
-            )
-    if is_copy:
-        message = "the file is a copy of the solution that comes with the course."
-        problems[WHOLE_FILE] = SubmissionError(COPIED, message)
-    return problems
-
-
-def _rules(path: Path) -> tuple[set[str], set[str]]:
-    """What a file may import from this project, and which of its definitions are exercises.
-
-    The stub decides, so an author allows an import by writing it into the solution's file. A file of the
-    final project has no stub.
-    """
-    stub = STUBS / path.name
-    if not stub.exists():
-        return PROJECT_NAMES, set()
-    own = {exercise.definition for exercise in exercises_of(path.stem)}
-    return set(_imports(ast.parse(stub.read_text(encoding="utf-8")))), own
-
-
 def project_files(folder: Path) -> list[Path]:
     """The engine of a project, even if it is missing, then the Python files beside it that are no tests."""
     others = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("test_")]
     return [folder / PROJECT_FILE, *(path for path in others if path.name != PROJECT_FILE)]
-
-
-def digest(tree: ast.Module) -> str:
-    """A name for the code of a file: comments and blank lines make no difference, a changed name does."""
-    # `ast.dump` leaves out line numbers.
-    return hashlib.sha256(ast.dump(tree).encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def stub_again(chapter: str) -> str:
-    """How to get a stub back."""
-    if not chapter.startswith("ch"):
-        return "Get a new one with: python -m minivllm.course project start NEW_FOLDER"
-    return f"Get the stub back with: python -m minivllm.course reset {chapter[2:4]}"
-
-
-def _imports(tree: ast.AST) -> dict[str, int]:
-    """What is imported from this project, and ways around `import`, anywhere in `tree`; each with its line.
-
-    Example: `from minivllm.block_table import cdiv` in line 3 and `import torch` in line 4 give
-    {"minivllm.block_table.cdiv": 3}. Names count, not text: a comment that names minivllm is not an import.
-    """
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name: node.lineno for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}": node.lineno for alias in node.names}
-        elif isinstance(node, ast.Name) and node.id in WAYS_AROUND:
-            found[node.id] = node.lineno
-        elif isinstance(node, ast.Attribute) and (node.attr[0] == "_" or ast.unparse(node) == "sys.modules"):
-            found[node.attr] = node.lineno
-    return {
-        name: line
-        for name, line in found.items()
-        if name.split(".")[0] in FOREIGN or name.split(".")[-1] in WAYS_AROUND
-    }
 
 
 def _run(path: Path) -> ModuleType:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minivllm.course.catalog import ROOT, SOLUTIONS
-from minivllm.course.implementations import DIGESTS, digest
+from minivllm.course.problems import DIGESTS, digest
 
 PATTERNS = (
     "minivllm/**/*.py", "minivllm/**/__pycache__/*.pyc", "kernels/*.py", "pyproject.toml",

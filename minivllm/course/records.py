@@ -28,6 +28,7 @@ TIME_LIMIT = "time limit"
 PROCESS_ENDED = "ended the process"
 TAMPERED = "made-up results"
 COPIED = "uses the reference"
+FORBIDDEN = "uses what is to be written"
 
 # Bytes that may wait for the end of their line: a record holds at most some thousand characters.
 LONGEST_LINE = 1 << 20

@@ -31,7 +31,7 @@ WIDTH = 110
 # so the report says it once, without a test's reason and hint.
 FILE_PROBLEMS = (
     "missing file", "empty file", "syntax error", "error on import", "missing definition",
-    "uses the reference",
+    "uses the reference", "uses what is to be written",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Unlike LayerNorm it subtracts no mean. Squares, mean and division are computed in float32 for every dtype of x: in
     float16 the square of 300 is infinite, and bfloat16 has 8 bits. The result has the dtype of x again.
+    Do not call `torch.nn.functional.rms_norm`; it is what you are writing.
 
     Example: x = [[3., 4.]], weight = [1., 1.], eps = 0. The mean square is 12.5, so y = [[0.8485, 1.1314]].
 

@@ -19,7 +19,7 @@ from minivllm.course import (
     export,
     formats,
     grading,
-    implementations,
+    problems,
     report,
     run,
     solutions_page,
@@ -27,8 +27,9 @@ from minivllm.course import (
 )
 from minivllm.course.catalog import CourseError, Target
 from minivllm.course.grading import Submission
-from minivllm.course.implementations import WHOLE_FILE, Implementation
+from minivllm.course.implementations import Implementation
 from minivllm.course.private_copy import CourseFiles
+from minivllm.course.problems import WHOLE_FILE
 from minivllm.course.records import (
     NOT_WRITTEN,
     PASSED,
@@ -189,20 +190,51 @@ def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_graded_is_told_as_what_it_is(tmp_path, text, where, kind):
     """Would catch an empty file that passes, and a call of the very thing to be written, by a helper too."""
-    problems = implementations.find_problems(write(tmp_path, text) / FILE)
-    assert {name: problem.kind for name, problem in problems.items()} == {where: kind}
+    found = problems.find_problems(write(tmp_path, text) / FILE)
+    assert {name: problem.kind for name, problem in found.items()} == {where: kind}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "where"),
+    [
+        ("ch01_llama_forward", "def rms_norm(x, weight, eps): return F.rms_norm(x, (4,))\n", "rms_norm"),
+        ("ch01_llama_forward", "def rms_norm(x, weight, eps): return nn.RMSNorm(4)(x)\n", "rms_norm"),
+        ("ch01_llama_forward", "def grouped_attention(q, k, v): return F.{}(q, k, v)\n", "grouped_attention"),
+        ("ch02_kv_cache", "def decode_step(q, k, v): return F.{}(q, k, v, mask)\n", "decode_step"),
+        ("ch02_kv_cache", "def decode_step(q, k, v): return getattr(F, '{}')(q, k, v)\n", "decode_step"),
+        ("ch02_kv_cache", "def helper(q, k, v): return F.{}(q, k, v)\n", WHOLE_FILE),
+        ("ch02_kv_cache", "from torch.nn.functional import {} as f\ndef g(): pass\n", WHOLE_FILE),
+    ],
+)
+def test_a_call_of_what_is_to_be_written_costs_the_exercise(tmp_path, file, text, where):
+    """Would catch full points for attention that is PyTorch's attention: the text of the exercise forbids it."""
+    path = write(tmp_path, text.replace("{}", "scaled_dot_product_attention"), f"{file}.py") / f"{file}.py"
+    found = problems.find_problems(path)
+    assert {name: problem.kind for name, problem in found.items()} == {where: "uses what is to be written"}
+    stub = ast.parse((catalog.STUBS / f"{file}.py").read_text())
+    texts = [ast.get_docstring(node) for node in stub.body if isinstance(node, ast.FunctionDef)]
+    assert sum("it is what you are writing" in text for text in texts) == {"ch01": 2, "ch02": 1}[file[:4]]
+
+
+def test_a_function_of_ones_own_may_have_any_name(tmp_path):
+    """Negative control of the test above: a recursive call, a comment, and a name that another exercise asks for."""
+    text = "# not scaled_dot_product_attention\ndef rms_norm(x):\n    'Not F.rms_norm.'\n    return rms_norm(x)\n"
+    assert (
+        problems.find_problems(write(tmp_path, text, "ch01_llama_forward.py") / "ch01_llama_forward.py") == {}
+    )
+    assert problems.find_problems(write(tmp_path, text) / FILE) == {}
 
 
 def test_what_the_stub_imports_may_be_imported(tmp_path):
     """Negative control: an untouched stub, and one with imports of the standard library, have no problem."""
     for chapter in catalog.chapters():
-        assert implementations.find_problems(catalog.STUBS / f"{chapter}.py") == {}
-    assert implementations.find_problems(write(tmp_path, "import math\ndef f(): pass\n") / FILE) == {}
+        assert problems.find_problems(catalog.STUBS / f"{chapter}.py") == {}
+    assert problems.find_problems(write(tmp_path, "import math\ndef f(): pass\n") / FILE) == {}
 
 
 def test_a_missing_file_is_missing_and_not_taken_from_elsewhere(tmp_path):
     """Would catch a submission without a file that is graded by the shipped solution."""
-    with pytest.raises(implementations.SubmissionError, match=r"there is no ch04_block_table\.py"):
+    with pytest.raises(problems.SubmissionError, match=r"there is no ch04_block_table\.py"):
         Implementation.from_option(str(tmp_path)).load("ch04_block_table")
 
 
@@ -452,14 +484,14 @@ def test_the_shipped_solutions_are_never_graded(tmp_path, monkeypatch):
         with pytest.raises(CourseError, match="not a submission"):
             grading.grade(folder, [], run.RunOptions())
     digests = tmp_path / "digests.txt"
-    digests.write_bytes(CourseFiles.read().files[implementations.DIGESTS.relative_to(catalog.ROOT)][0])
-    monkeypatch.setattr(implementations, "DIGESTS", digests)
+    digests.write_bytes(CourseFiles.read().files[problems.DIGESTS.relative_to(catalog.ROOT)][0])
+    monkeypatch.setattr(problems, "DIGESTS", digests)
     solution = (catalog.SOLUTIONS / FILE).read_text()
     without_marks = [line for line in solution.splitlines() if " SOLUTION" not in line]
     for text in (solution, "# mine\n" + "\n".join(without_marks)):
-        problem = implementations.find_problems(write(tmp_path, text) / FILE)[WHOLE_FILE]
+        problem = problems.find_problems(write(tmp_path, text) / FILE)[WHOLE_FILE]
         assert problem.kind == "uses the reference" and "copy of the solution" in str(problem)
-    assert implementations.find_problems(write(tmp_path, STUB) / FILE) == {}
+    assert problems.find_problems(write(tmp_path, STUB) / FILE) == {}
 
 
 def test_a_folder_without_submissions_says_what_was_expected(tmp_path):

@@ -12,7 +12,7 @@ import random
 import pytest
 
 from minivllm.course import __main__ as cli
-from minivllm.course import grading, implementations
+from minivllm.course import grading, implementations, problems
 from minivllm.course.cases import cases_of
 from minivllm.course.catalog import MILESTONES, PROJECT_FILE, SOLUTIONS, CourseError, Target
 from minivllm.course.project import GlassModel, Limits, ModelMisuse, Row, benchmark, commands
@@ -246,10 +246,10 @@ def test_an_engine_may_not_import_the_parts_it_should_write(module, tmp_path):
     stub = (commands.STUB / PROJECT_FILE).read_text()
     for name in (PROJECT_FILE, "parts.py"):
         (tmp_path / name).write_text(f"from minivllm.{module} import anything\n\n\ndef f():\n    pass\n")
-        assert {each.kind for each in implementations.find_problems(tmp_path / name).values()} == {COPIED}
+        assert {each.kind for each in problems.find_problems(tmp_path / name).values()} == {COPIED}
     (tmp_path / PROJECT_FILE).write_text(stub)
-    assert implementations.find_problems(tmp_path / PROJECT_FILE) == {}
-    with pytest.raises(implementations.SubmissionError, match=r"parts\.py, line 1"):
+    assert problems.find_problems(tmp_path / PROJECT_FILE) == {}
+    with pytest.raises(problems.SubmissionError, match=r"parts\.py, line 1"):
         implementations.Implementation(tmp_path).load(MILESTONES["m1"])
 
 
@@ -279,12 +279,10 @@ def test_a_copy_of_the_reference_is_recognized(tmp_path, monkeypatch):
     from minivllm.course.private_copy import CourseFiles
 
     digests = tmp_path / "digests.txt"
-    digests.write_bytes(
-        CourseFiles.read().files[implementations.DIGESTS.relative_to(implementations.ROOT)][0]
-    )
-    monkeypatch.setattr(implementations, "DIGESTS", digests)
+    digests.write_bytes(CourseFiles.read().files[problems.DIGESTS.relative_to(implementations.ROOT)][0])
+    monkeypatch.setattr(problems, "DIGESTS", digests)
     (tmp_path / PROJECT_FILE).write_text("# mine\n" + REFERENCES["m6"].read_text())
-    (problem,) = implementations.find_problems(tmp_path / PROJECT_FILE).values()
+    (problem,) = problems.find_problems(tmp_path / PROJECT_FILE).values()
     assert problem.kind == COPIED and "copy of the solution" in str(problem)
     assert grading.engine_files(tmp_path) == {"my_engine": tmp_path / PROJECT_FILE}
 

@@ -53,6 +53,7 @@ def decode_step(
         query at 4      x x x x x
 
     Scores may be anything from -20,000 to 20,000, and they differ from head to head: e^1000 is infinite, e^-1000 is 0.
+    Do not call `scaled_dot_product_attention`; it is what you are writing.
 
     Args:
         query, key, value: (T, H, D), of the new tokens. Not changed. (As many KV heads as query heads, to keep it
