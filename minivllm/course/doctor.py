@@ -4,9 +4,10 @@ One line per question, and for each "no" what to do about it. Nothing is install
 
       ok  Python 3.12.4
       NO  hypothesis is not installed
-          -> pip install -e ".[test]"   (in the folder of the repository)
+          -> pip install -e ".[test,lab]"   (in the folder of the repository)
       ok  exercise files: all there
       ok  the engine writes: [ ... four token ids ... ]
+      ok  weights of SmolLM2: in ~/.cache/minivllm/smollm2-135m-instruct-1
     Not all is fine; see the arrows.
 
 The output is made to be pasted into a question: it tells a broken installation from a wrong exercise.
@@ -23,8 +24,12 @@ from pathlib import Path
 from minivllm.course.catalog import ROOT, STUDENT, chapters
 from minivllm.course.stubs import missing_files, untouched
 
-INSTALL = 'pip install -e ".[test]"   (in the folder of the repository)'
-PACKAGES = ("torch", "numpy", "safetensors", "pytest", "hypothesis")
+INSTALL = 'pip install -e ".[test,lab]"   (in the folder of the repository)'
+# The exercises need the first five, the notebooks the others; Triton comes with torch, on Linux only.
+PACKAGES = (
+    "torch", "numpy", "safetensors", "pytest", "hypothesis",
+    "jupyterlab", "ipywidgets", "ipython", "matplotlib",
+)  # fmt: skip
 
 Answer = tuple[bool, str, str]  # fine or not, the finding, what to do if not
 
@@ -36,7 +41,7 @@ def examine() -> Iterator[Answer]:
     """
     version = ".".join(map(str, sys.version_info[:3]))
     yield sys.version_info >= (3, 11), f"Python {version}", "minivllm needs Python 3.11 or newer."
-    for package in PACKAGES:
+    for package in (*PACKAGES, "triton") if sys.platform == "linux" else PACKAGES:
         # The installed metadata, not an import: a broken torch can take the process down when it is imported.
         try:
             yield True, f"{package} {importlib.metadata.version(package)}", ""
@@ -44,6 +49,7 @@ def examine() -> Iterator[Answer]:
             yield False, f"{package} is not installed", INSTALL
     yield from _examine_files()
     yield _generate()
+    yield _find_weights()
 
 
 def _examine_files() -> Iterator[Answer]:
@@ -81,6 +87,23 @@ def _generate() -> Answer:
     # Any fault of an installation has to become a line of the report, not a traceback.
     except Exception as error:
         return False, f"the engine fails: {type(error).__name__}: {error}", INSTALL
+
+
+def _find_weights() -> Answer:
+    """Whether SmolLM2 is on this machine. If not, that is no fault: the first use fetches it.
+
+    The line is there for a room with a slow network: a teacher sees which machines still have to fetch it.
+    """
+    try:
+        from minivllm.weights.download import builtin_folder
+
+        folder = builtin_folder("smollm2-135m-instruct")
+    # What the installation lacks, the lines above have said already.
+    except ImportError as error:
+        return False, f"weights of SmolLM2: not looked for, {error}", INSTALL
+    if folder.is_dir():
+        return True, f"weights of SmolLM2: in {folder}", ""
+    return True, "weights of SmolLM2: not here yet. To fetch them (93 MB): python -m minivllm demo", ""
 
 
 def report() -> bool:

@@ -98,8 +98,9 @@ class Implementation:
         try:
             module = _run(path)
         except (Exception, SystemExit) as error:
+            what = f"{type(error).__name__}: {error}{_advice(error)}"
             raise SubmissionError(
-                "error on import", f"{path.name} fails when it is imported: {type(error).__name__}: {error}"
+                "error on import", f"{path.name} fails when it is imported: {what}"
             ) from error
         # Replaced in the module's own namespace, so functions of the chapter that call the replaced one call
         # the new one. The overlay's code sees only its own file and has to define or import what it needs.
@@ -137,6 +138,13 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about an error on import that is no fault of the file; "" for every other error."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        return ". Chapter 10 needs Triton, that is Linux; on Windows, WSL 2 is one."
+    return ""
 
 
 def _definitions(module: ModuleType) -> dict[str, Any]:

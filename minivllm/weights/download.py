@@ -87,6 +87,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minivllm"
 
 
+def builtin_folder(name: str, cache_dir: Path | None = None) -> Path:
+    """Where a built-in model lies once it has been fetched and converted; it need not be there yet."""
+    return (cache_dir or default_cache_dir()) / f"{name}-{BUILTIN_MODELS[name].conversion}"
+
+
 def resolve_model(name: str, cache_dir: Path | None = None) -> Path:
     """Return a local folder in Hugging Face format for `name`, fetching it on first use.
 
@@ -209,7 +214,7 @@ def _resolve_builtin(name: str, cache_dir: Path) -> Path:
     from filelock import FileLock
 
     model = BUILTIN_MODELS[name]
-    folder = cache_dir / f"{name}-{model.conversion}"
+    folder = builtin_folder(name, cache_dir)
     lock_file, part = cache_dir / f"{folder.name}.lock", cache_dir / f"{folder.name}.part"
     for path, kind in ((folder, "folder"), (part, "folder"), (lock_file, "file")):
         if path.exists() and path.is_dir() != (kind == "folder"):

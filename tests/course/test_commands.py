@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib.metadata
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from minivllm.course import __main__ as cli
 from minivllm.course import (
     catalog,
+    doctor,
     export,
     formats,
     grading,
@@ -632,3 +634,47 @@ def test_the_magic_is_registered_and_says_what_is_wrong(capsys):
     minivllm.course.load_ipython_extension(shell)
     magics["check"]("ex99a")
     assert "there is no chapter or exercise 'ex99a'" in capsys.readouterr().out
+
+
+# -- the doctor -------------------------------------------------------------------------------------
+
+
+def test_the_doctor_asks_for_what_the_notebooks_need(monkeypatch, capsys):
+    """Would catch "All fine." on a machine where no notebook opens, and advice that installs half of it."""
+    version = importlib.metadata.version
+
+    def missing(package):
+        if package in ("jupyterlab", "ipywidgets", "matplotlib", "ipython", "triton"):
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    monkeypatch.setattr(doctor, "_generate", lambda: (True, "the engine writes", ""))
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    assert not doctor.report()
+    printed = capsys.readouterr().out
+    for package in ("jupyterlab", "ipywidgets", "matplotlib", "ipython", "triton"):
+        assert f'NO  {package} is not installed\n      -> pip install -e ".[test,lab]"' in printed
+    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    doctor.report()
+    assert "triton" not in capsys.readouterr().out
+
+
+def test_the_doctor_says_whether_the_weights_are_here(monkeypatch, tmp_path):
+    """Would catch a class of forty that fetches 93 MB at once; weights that are not here yet are no fault."""
+    monkeypatch.setenv("MINIVLLM_CACHE", str(tmp_path))
+    fine, finding, _ = doctor._find_weights()
+    assert fine and "not here yet" in finding and "python -m minivllm demo" in finding
+    (tmp_path / "smollm2-135m-instruct-1").mkdir()
+    fine, finding, _ = doctor._find_weights()
+    assert fine and finding == f"weights of SmolLM2: in {tmp_path / 'smollm2-135m-instruct-1'}"
+
+
+def test_chapter_10_without_triton_says_what_it_needs(tmp_path):
+    """Would catch an import error without advice on a machine that has no Triton, as macOS."""
+    text = "raise ModuleNotFoundError('No module named triton', name='{}')\ndef f(): pass\n"
+    for module, said in (("triton", True), ("numpy", False)):
+        write(tmp_path, text.format(module), "ch10_triton_kernel.py")
+        with pytest.raises(problems.SubmissionError) as caught:
+            Implementation(tmp_path).load("ch10_triton_kernel")
+        assert ("Chapter 10 needs Triton, that is Linux" in str(caught.value)) is said
