@@ -3,6 +3,7 @@
 One line per question, and for each "no" what to do about it. Nothing is installed or changed::
 
       ok  Python 3.12.4
+      ok  exercises can be checked here
       NO  hypothesis is not installed
           -> pip install -e ".[test,lab]"   (in the folder of the repository)
       ok  exercise files: all there
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minivllm.course.catalog import ROOT, STUDENT, chapters
+from minivllm.course.run import NEEDS_GROUPS, can_run
 from minivllm.course.stubs import missing_files, untouched
 
 INSTALL = 'pip install -e ".[test,lab]"   (in the folder of the repository)'
@@ -41,6 +43,7 @@ def examine() -> Iterator[Answer]:
     """
     version = ".".join(map(str, sys.version_info[:3]))
     yield sys.version_info >= (3, 11), f"Python {version}", "minivllm needs Python 3.11 or newer."
+    yield can_run(), f"exercises {'can' if can_run() else 'cannot'} be checked here", NEEDS_GROUPS
     for package in (*PACKAGES, "triton") if sys.platform == "linux" else PACKAGES:
         # The installed metadata, not an import: a broken torch can take the process down when it is imported.
         try:

@@ -35,6 +35,8 @@ from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Receive
 
 # Seconds that the exception of the time limit has to end a test, before the process is killed from outside.
 GRACE = 3.0
+# Said where no exercise can be checked: the time limit could not end what the code under test has started.
+NEEDS_GROUPS = "Use WSL 2 or Linux; Windows has no process groups."
 # One thread, because with tiny tensors more would only wait for each other. No pytest options from the user's
 # environment: -x would end the run at the first failure. No plugin but the one that is needed.
 ENVIRONMENT = {
@@ -87,8 +89,19 @@ def run_tests(
     return complete(cases, outcome)
 
 
+def can_run() -> bool:
+    """Whether this system has the process groups that a run of the tests needs; Windows has none."""
+    return hasattr(os, "killpg")
+
+
 def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Path = ROOT) -> Outcome:
-    """Start the tests, read what they send, and end the process and all that it has started."""
+    """Start the tests, read what they send, and end the process and all that it has started.
+
+    Raises:
+        CourseError: this system cannot do that; see `can_run`.
+    """
+    if not can_run():
+        raise CourseError(f"exercises cannot be checked on this system. {NEEDS_GROUPS}")
     key = secrets.token_hex(32).encode()
     secret_out, secret_in = os.pipe()
     lines_out, lines_in = os.pipe()

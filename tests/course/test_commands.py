@@ -678,3 +678,18 @@ def test_chapter_10_without_triton_says_what_it_needs(tmp_path):
         with pytest.raises(problems.SubmissionError) as caught:
             Implementation(tmp_path).load("ch10_triton_kernel")
         assert ("Chapter 10 needs Triton, that is Linux" in str(caught.value)) is said
+
+
+def test_without_process_groups_nothing_is_checked_and_all_say_what_to_use(monkeypatch, capsys):
+    """Would catch Windows, where a check ended in an AttributeError and the doctor said "All fine."."""
+    monkeypatch.setattr(doctor, "_generate", lambda: (True, "the engine writes", ""))
+    doctor.report()
+    assert "ok  exercises can be checked here" in capsys.readouterr().out
+    monkeypatch.delattr(os, "killpg")
+    assert cli.main(["check", "ex03b"]) == 2
+    assert "Use WSL 2 or Linux; Windows has no process groups" in capsys.readouterr().err
+    assert not doctor.report()
+    printed = capsys.readouterr().out
+    assert "NO  exercises cannot be checked here\n      -> Use WSL 2 or Linux; Windows has no" in printed
+    for page in (catalog.ROOT / "README.md", catalog.ROOT / "docs" / "instructor" / "index.md"):
+        assert "WSL 2 or Linux; Windows has no process groups" in " ".join(page.read_text().split())
