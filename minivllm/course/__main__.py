@@ -88,8 +88,8 @@ def grade(arguments: argparse.Namespace) -> bool:
     # Before any test runs: with nowhere to put the grades, all that time would be lost.
     num_submissions = len(grading.find_submissions(arguments.folder))
     formats.require_place(arguments.format, num_submissions, arguments.out)
-    submissions = grading.grade(arguments.folder, targets, options, progress=sys.stderr)
-    formats.write(arguments.format, submissions, arguments.out)
+    save = formats.saver(arguments.format, num_submissions, arguments.out)
+    grading.grade(arguments.folder, targets, options, progress=sys.stderr, save=save)
     return True
 
 

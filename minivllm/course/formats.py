@@ -32,15 +32,29 @@ from minivllm.course.grading import Submission
 from minivllm.course.records import PASSED, Record
 
 
-def write(name: str, submissions: list[Submission], out: Path | None) -> None:
+def saver(name: str, num_submissions: int, out: Path | None) -> Callable[[list[Submission]], None]:
+    """A function for `grading.grade` to call with what is graded so far: it writes `out` anew each time.
+
+    So `out` is a whole file at any moment. Without `out` the grades are printed, once, when all are there.
+    """
+
+    def save(submissions: list[Submission]) -> None:
+        if out is not None or len(submissions) == num_submissions:
+            write(name, submissions, out, num_submissions)
+
+    return save
+
+
+def write(name: str, submissions: list[Submission], out: Path | None, num_submissions: int) -> None:
     """Write the grades to `out`, or print them.
 
     Args:
         name: a key of `WRITERS`.
+        num_submissions: how many there will be in all; `submissions` are those that are graded so far.
         out: a file. For gradescope and several submissions a folder, made if it is not there, which gets
             NAME.json for each. None: standard output; the progress of the grading goes to standard error.
     """
-    if name == "gradescope" and len(submissions) > 1:
+    if name == "gradescope" and num_submissions > 1:
         out.mkdir(parents=True, exist_ok=True)
         for submission in submissions:
             (out / f"{submission.name}.json").write_bytes(encode(to_gradescope([submission])))

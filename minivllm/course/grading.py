@@ -89,6 +89,7 @@ def grade(
     options: RunOptions,
     progress: TextIO | None = None,
     files_of: Callable[[Path], dict[str, Path]] = chapter_files,
+    save: Callable[[list[Submission]], None] | None = None,
 ) -> list[Submission]:
     """Grade `folder`: one submission if it holds chapter files, else each folder in it.
 
@@ -97,6 +98,8 @@ def grade(
         options: seed and time limits, the same for every submission.
         progress: where to say which submission is done, and with how many points; None: nowhere.
         files_of: which files of a folder are graded; `engine_files` for the final project.
+        save: called after each submission with all that are graded so far (`formats.saver`): a class takes
+            minutes, and what is done must outlive an interrupt.
 
     Raises:
         CourseError: there is nothing to grade.
@@ -111,6 +114,8 @@ def grade(
     for index, (name, files) in enumerate(found.items(), start=1):
         submission = Submission(name, tuple(grade_one(course, files, targets, options)))
         submissions.append(submission)
+        if save is not None:
+            save(submissions)
         if progress is not None:
             score = f"{submission.score:g} of {submission.max_score:g} points"
             note = ", MADE-UP RESULTS: look at it" if submission.is_tampered else ""

@@ -113,7 +113,7 @@ def test_a_folder_name_that_is_not_utf8_costs_no_grade(graded, tmp_path):
     submissions = list(graded[0].values())
     assert graded[0]["M\\xfcller"].score == graded[0]["M\\xfcller"].max_score
     for name in formats.WRITERS:
-        formats.write(name, submissions, tmp_path / name)
+        formats.write(name, submissions, tmp_path / name, len(submissions))
     rows = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
     assert len(rows) == 1 + len(submissions) and "M\\xfcller" in [row[0] for row in rows]
 

@@ -452,7 +452,7 @@ def test_every_format_tells_the_same_of_a_folder_of_submissions(graded, tmp_path
     for name in formats.WRITERS:
         out = tmp_path / name
         formats.require_place(name, len(five), out)
-        formats.write(name, five, out)
+        formats.write(name, five, out, len(five))
     rows = {row["submission"]: row for row in csv.DictReader((tmp_path / "csv").open())}
     everything = {each["submission"]: each for each in json.loads((tmp_path / "json").read_text())}
     suites = {each.get("name"): each for each in ElementTree.parse(tmp_path / "junit").iter("testsuite")}
@@ -478,6 +478,30 @@ def test_a_place_for_the_grades_is_asked_for_before_the_grading(tmp_path, monkey
         assert cli.main(["grade", str(tmp_path), *options]) == 2
     error = capsys.readouterr().err
     assert "give a folder" in error and "there is no folder" in error
+
+
+@pytest.mark.parametrize("form", sorted(formats.WRITERS))
+def test_an_interrupt_costs_only_the_submission_that_was_being_graded(tmp_path, monkeypatch, form):
+    """Would catch the grades of 39 students lost because somebody pressed Ctrl-C at the last one."""
+    for name in ("ada", "bob", "eve"):
+        write(tmp_path / "class" / name, STUB)
+    results = iter([[record(status=PASSED)], [record(status=WRONG)]])
+
+    def grade_one(*arguments):
+        try:
+            return next(results)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(grading, "grade_one", grade_one)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["grade", str(tmp_path / "class"), "--format", form, "--out", str(tmp_path / "out")])
+    if form == "gradescope":
+        written = {path.stem: json.loads(path.read_text())["score"] for path in (tmp_path / "out").iterdir()}
+        assert written == {"ada": 2, "bob": 0}
+    else:
+        text = (tmp_path / "out").read_text()
+        assert "ada" in text and "bob" in text and "eve" not in text
 
 
 def test_the_shipped_solutions_are_never_graded(tmp_path, monkeypatch):
@@ -554,7 +578,7 @@ def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
     ]
     assert set(data["tests"][0]) == {"name", "number", "score", "max_score", "status", "output", "visibility"}
     assert "A hint." in data["tests"][1]["output"]
-    formats.write("gradescope", SUBMISSIONS, tmp_path / "results")
+    formats.write("gradescope", SUBMISSIONS, tmp_path / "results", 2)
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["ada.json", "bob.json"]
     for out in (None, tmp_path / "results.json"):
         with pytest.raises(CourseError, match="one file per submission"):
@@ -569,7 +593,7 @@ def test_junit_and_json_hold_every_test(capsys):
         ("bob", "2", "1"),
     ]
     assert "<&>" in suites[1].find("testcase/failure").text
-    formats.write("json", SUBMISSIONS, None)
+    formats.write("json", SUBMISSIONS, None, 2)
     data = json.loads(capsys.readouterr().out)
     assert [[test["score"] for test in each["tests"]] for each in data] == [[1, 0.0], [0.0, 2.5]]
 

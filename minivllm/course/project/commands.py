@@ -168,10 +168,9 @@ def grade(arguments: argparse.Namespace) -> bool:
     options = RunOptions(seed=arguments.seed, time_limit=arguments.time_limit)
     found = grading.find_submissions(arguments.submissions, grading.engine_files)
     formats.require_place(arguments.format, len(found), arguments.out)
-    submissions = grading.grade(
-        arguments.submissions, targets(len(MILESTONES)), options, sys.stderr, grading.engine_files
-    )
-    formats.write(arguments.format, submissions, arguments.out)
+    save = formats.saver(arguments.format, len(found), arguments.out)
+    milestones = targets(len(MILESTONES))
+    grading.grade(arguments.submissions, milestones, options, sys.stderr, grading.engine_files, save)
     return True
 
 
