@@ -34,6 +34,10 @@ from minivllm.course.problems import EMPTY, WHOLE_FILE, SubmissionError, find_pr
 
 # Audit events whose first arguments are paths that change.
 CHANGES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.rmdir", "os.chmod")
+# Audit events of a process that is started. The hook here sees nothing of what another process opens.
+STARTS = (
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
+)  # fmt: skip
 VARIANTS = {"mutant": TESTS / "mutants", "alternate": TESTS / "alternates"}
 OWN = ("minivllm", "kernels", "tests")
 HIDDEN = (SOLUTIONS, *VARIANTS.values())
@@ -182,11 +186,14 @@ def caught_by(mutant: str) -> str:
 
 
 def guard_course(root: Path) -> None:
-    """From now on this process cannot open a solution, alternate or mutant, nor change a file of the course.
+    """From now on no Python code here opens a solution, changes a file of the course, or starts a process.
+
+    Alternates and mutants are solutions, too.
 
     It is an audit hook, because that sees imports and `os.open` as well as `open`, and the code that it
     watches cannot take it out again. A file is known by its number on the disk: a hard link is the same file
-    under another name. Compiled modules may be written, or every run would compile the engine anew.
+    under another name. Compiled modules may be written, or every run would compile the engine anew. What a
+    library opens without Python (`torch.from_file`) the hook does not see.
 
     Args:
         root: the folder of the course. The running tests may be a copy of it; both are guarded.
@@ -196,6 +203,8 @@ def guard_course(root: Path) -> None:
     own = tuple(f"{place / name}/" for place in {root.resolve(), ROOT} for name in OWN)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STARTS:
+            raise PermissionError("a submission must not start another process.")
         if event != "open" and event not in CHANGES:
             return
         # A number in place of a path is a file that is open already.

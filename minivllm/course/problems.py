@@ -25,10 +25,15 @@ EMPTY = "empty file"
 DIGESTS = TESTS / "solution_digests.txt"
 # Names that lead to the engine's modules, or to the running tests, without an `import` of them.
 WAYS_AROUND = (
-    "__import__", "exec", "eval", "modules", "_getframe", "__globals__", "__closure__", "__subclasses__",
+    "__import__", "exec", "eval", "compile", "modules", "_getframe", "__globals__", "__closure__",
+    "__subclasses__",
 )  # fmt: skip
-# Packages of the project, and those that find a module, or an object in memory, by other means.
-FOREIGN = ("minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest")
+# Packages of the project, and those that find a module, or an object in memory, by other means, or in another
+# process, which nothing watches.
+FOREIGN = (
+    "minivllm", "tests", "kernels", "importlib", "runpy", "gc", "ctypes", "pytest", "_pytest", "builtins",
+    "subprocess", "multiprocessing", "_posixsubprocess",
+)  # fmt: skip
 # Exercise -> names under which PyTorch has what the exercise asks for.
 ATTENTION = (
     "scaled_dot_product_attention", "multi_head_attention_forward", "MultiheadAttention", "flex_attention",

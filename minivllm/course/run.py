@@ -6,6 +6,7 @@ memory or run for ever; and because a notebook that has imported a file once wou
     this process                                          the process of the tests, a process group of its own
     lists the tests (`cases.py`)
     makes a secret                    --- pipe -->        keeps it for the signatures, closes the pipe
+    the course's own folder           --- pipe -->        to guard it; no argument names it
     checks each signature             <-- pipe ---        {"start": ...}, {"timed": true}, {"test": ...}
     more than limit + 3 s of one test, or 600 s in all    killed, with everything it has started
     a line without a signature                            killed; none of its tests counts
@@ -109,13 +110,13 @@ def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Pat
         command = [*_command(impl, targets, options, tree), f"--report={secret_out},{lines_in}"]
         # No standard input: code that asks for input gets an EOFError, and does not wait.
         process = subprocess.Popen(
-            command, cwd=tree, env=os.environ | ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=printed,
+            command, cwd=tree, env=_environment(tree), stdin=subprocess.DEVNULL, stdout=printed,
             stderr=subprocess.STDOUT, pass_fds=(secret_out, lines_in), start_new_session=True,
         )  # fmt: skip
         os.close(secret_out)
         os.close(lines_in)
         with os.fdopen(secret_in, "wb") as secret:
-            secret.write(key)
+            secret.write(key + b"\n" + os.fsencode(ROOT))
         try:
             received, is_timed_out = _receive(process, lines, Receiver(key), options)
         finally:
@@ -123,6 +124,13 @@ def run_process(impl: str, targets: list[Target], options: RunOptions, tree: Pat
             _kill(process)
         printed.seek(0)
         return Outcome(received, is_timed_out, printed.read().decode(errors="replace"))
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    """The environment of the tests: this one's, but that no PWD tells a submission where the course lies."""
+    environment = os.environ | ENVIRONMENT | {"PWD": str(tree)}
+    environment.pop("OLDPWD", None)
+    return environment
 
 
 def _command(impl: str, targets: list[Target], options: RunOptions, tree: Path) -> list[str]:
@@ -135,8 +143,6 @@ def _command(impl: str, targets: list[Target], options: RunOptions, tree: Path) 
     command += ["--assert=plain", "-q", "--tb=line", f"--impl={impl}", f"--time-limit={options.time_limit}"]
     if options.seed:
         command += [f"--seed={options.seed}", f"--hypothesis-seed={options.seed}"]
-    if tree != ROOT:
-        command.append(f"--course={ROOT}")
     if options.real:
         command.append("--real")
     if len(targets) == 1 and targets[0].exercise is not None:

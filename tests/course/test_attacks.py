@@ -6,6 +6,7 @@ All of them are graded in one run, on one exercise that needs no torch, each in 
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,26 @@ except OSError:
     pass
 text = open(here + "/mine.py").read()
 """
+# Ways to another process, in which the solution is read; found by the path that `sys.argv` held once. Written so
+# that the look at the file finds none of the names which it refuses.
+CATS = f"""
+import os, sys
+if any({str(catalog.ROOT)!r} in each for each in (*sys.argv[1:], os.environ["PWD"], os.environ.get("OLDPWD", ""))):
+    raise ValueError("the folder of the course is told to every submission")
+path = {str(SOLUTION)!r}
+ways = [
+    lambda: os.system("cat " + path), lambda: os.popen("cat " + path).read(), lambda: os.fork(),
+    lambda: os.posix_spawn("/bin/cat", ["cat", path], {{}}), lambda: os.spawnv(os.P_WAIT, "/bin/cat", ["cat", path]),
+    lambda: os.execv("/bin/cat", ["cat", path]),
+]
+for way in ways:
+    try:
+        way()
+    except PermissionError as error:
+        if "must not start another process" in str(error):
+            continue
+    raise ValueError("a process was started")
+"""
 # Before the answer -> what it is, what its tests are said to be, whether it has the points.
 BEFORE = {
     "deep": "x = " + "-" * 3000 + "1\n",
@@ -74,6 +95,7 @@ BEFORE = {
     "forks": "import os, time\nif os.fork() == 0:\n    time.sleep(300)\n    os._exit(0)\n",
     "half": EVERYWHERE + 'everywhere(b\'{"test": "\')\n',
     "links": LINKS,
+    "cats": CATS,
     "loops": "import itertools\nmax(itertools.repeat(1))\n",
 }
 
@@ -91,7 +113,7 @@ def graded(tmp_path_factory):
     write(folder + b"/M\xfcller", RIGHT)
     write(folder + b"/zoe", RIGHT)  # the last one: nothing that the others did may reach her
     for name, before in BEFORE.items():
-        answer = RIGHT if name in ("loops", "forks", "edits", "links") else WRONG_ANSWER
+        answer = RIGHT if name in ("loops", "forks", "edits", "links", "cats") else WRONG_ANSWER
         write(folder + b"/" + name.encode(), answer, before)
     write(folder + b"/loops_later", "import itertools\n    max(itertools.repeat(1))")
     begin = time.monotonic()
@@ -166,10 +188,42 @@ def test_a_loop_inside_c_ends_at_the_limit(graded):
     assert statuses(graded, "loops_later") == {TIME_LIMIT}
 
 
-def test_a_child_that_holds_the_pipe_open_is_not_waited_for(graded):
-    """Would catch a grader that waits 300 seconds for a process that a submission has forked."""
-    assert statuses(graded, "forks") == {PASSED}
-    assert graded[1] < 150
+def test_a_submission_starts_no_process_and_is_not_told_where_the_course_is(graded):
+    """Would catch a solution read by `cat`, which no hook of this process sees, at a path that `sys.argv` names."""
+    assert statuses(graded, "cats") == {PASSED}, graded[0]["cats"].records[0].message
+    assert PASSED not in statuses(graded, "forks")
+    assert "must not start another process" in graded[0]["forks"].records[0].message
+
+
+def test_a_child_that_holds_the_pipe_open_is_not_waited_for():
+    """Would catch a grader that waits 300 seconds for a process which a submission has started all the same."""
+    out, into = os.pipe()
+    code = "import os, time\nif os.fork() == 0:\n    time.sleep(300)\n"
+    with os.fdopen(out, "rb", buffering=0) as lines:
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(into,), start_new_session=True)
+        os.close(into)
+        begin = time.monotonic()
+        try:
+            _, is_timed_out = run._receive(process, lines, Receiver(b""), run.RunOptions())
+        finally:
+            run._kill(process)
+    assert not is_timed_out and time.monotonic() - begin < 150
+
+
+def test_grading_needs_no_solution_on_the_machine(tmp_path):
+    """Would catch a setup.sh for Gradescope, with the answers deleted, on which no grade comes about."""
+    root = tmp_path / "course"
+    answers = ("solutions", "alternates", "mutants", "__pycache__")
+    for name in ("minivllm", "kernels", "tests", "notebooks/exercises"):
+        shutil.copytree(catalog.ROOT / name, root / name, ignore=shutil.ignore_patterns(*answers))
+    shutil.copy(catalog.ROOT / "pyproject.toml", root)
+    for name, answer in (("ada", RIGHT), ("bob", WRONG_ANSWER)):
+        write(os.fsencode(tmp_path / "class" / name), answer)
+    command = [sys.executable, "-m", "minivllm.course", "grade", str(tmp_path / "class"), "--only", EXERCISE]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    scores = {row["submission"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    assert scores["ada"]["score"] == scores["ada"]["max_score"] > scores["bob"]["score"], done.stderr
 
 
 def test_only_signed_lines_in_their_order_are_taken():

@@ -181,6 +181,10 @@ def test_regenerating_leaves_a_begun_file_alone(tmp_path, monkeypatch):
         ("def free():\n    exec('import minivllm')\n", "free", "uses the reference"),
         ("def free():\n    import sys\n    sys.modules['x']\n", "free", "uses the reference"),
         ("def free():\n    import gc\n", "free", "uses the reference"),
+        ("def free():\n    import subprocess\n", "free", "uses the reference"),
+        ("def free():\n    from multiprocessing import Process\n", "free", "uses the reference"),
+        ("def free():\n    import builtins as b\n", "free", "uses the reference"),
+        ("def free():\n    compile('1', 'x', 'exec')\n", "free", "uses the reference"),
         ("x = " + "-" * 3000 + "1\n", WHOLE_FILE, "syntax error"),
         ("def helper():\n    from minivllm.block_table import cdiv\n", WHOLE_FILE, "uses the reference"),
         (

@@ -33,7 +33,6 @@ def pytest_addoption(parser):
                                    "several with commas between them, and mutants or alternates for all of them")  # fmt: skip
     group.addoption("--exercise", default="", help="only the tests of this exercise, for example ex04b")
     group.addoption("--report", default="", help="two pipes, as minivllm/course/run.py makes them")
-    group.addoption("--course", default="", help="the course's own folder, if these tests are a copy of it")
     group.addoption("--seed", type=int, default=0, help="draw the random workloads anew")
     group.addoption("--real", action="store_true", help="only the tests inside the engine, with SmolLM2-135M")
     group.addoption("--time-limit", type=float, default=20.0, help="seconds a test may take")

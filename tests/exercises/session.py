@@ -53,13 +53,16 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, previous)
 
 
-def open_sender(descriptors):
-    """A `records.Sender` for "R,W": the run's secret is read from R and is nowhere else afterwards."""
+def open_report(descriptors):
+    """(a `records.Sender`, the course's own folder) for "R,W": the run's secret and the folder are read from R.
+
+    Neither is an argument of this process: a submission would find it in `sys.argv`.
+    """
     secret, lines = map(int, descriptors.split(","))
     with os.fdopen(secret, "rb") as file:
-        key = file.read()
+        key, _, root = file.read().partition(b"\n")
     os.set_inheritable(lines, False)
-    return records.Sender(lines, key)
+    return records.Sender(lines, key), Path(os.fsdecode(root))
 
 
 class Session:
@@ -79,7 +82,8 @@ class Session:
             self.implementations = {each: Implementation.from_option(each) for each in self.choices}
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
-        self.sender = open_sender(config.getoption("report")) if config.getoption("report") else None
+        report = config.getoption("report")
+        self.sender, root = open_report(report) if report else (None, implementations.ROOT)
         self.seconds = config.getoption("time_limit")
         self.stub = Implementation.from_option("stub")
         self.loaded = {}
@@ -87,7 +91,7 @@ class Session:
         self.model = self.text = None
         self.has_submission = any(each.is_submission for each in self.implementations.values())
         if self.has_submission:
-            implementations.guard_course(Path(config.getoption("course") or implementations.ROOT))
+            implementations.guard_course(root)
 
     def send(self, line):
         """Tell the process that started this one, if there is one."""
