@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from typing import Any
 
 from minivllm.course.catalog import TESTS, Target
 from minivllm.course.records import Record
@@ -32,7 +33,7 @@ class Case:
     hint: str
     fixtures: tuple[str, ...]
 
-    def record(self, status: str, **details: str) -> Record:
+    def record(self, status: str, **details: Any) -> Record:
         """The record of this test with this outcome; `details` are fields of `Record`."""
         return Record(self.test, self.exercise, self.points, status, self.reason, self.hint, **details)
 

@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 from minivllm.course.catalog import CourseError
 from minivllm.course.grading import Submission
-from minivllm.course.records import PASSED, Record
+from minivllm.course.records import PASSED, Record, means
 
 
 def saver(name: str, num_submissions: int, out: Path | None) -> Callable[[list[Submission]], None]:
@@ -108,18 +108,28 @@ def explain(record: Record) -> str:
 def to_csv(submissions: list[Submission]) -> str:
     """One line per submission: name, sum, points of each exercise, and what kept tests from running.
 
+    A quantity that tests measure has a column after those of the points, such as "ex11a goodput": the mean of
+    the tests that measured it, empty if none of them got that far.
+
     "Wrong result" is not a problem in this sense: a low score says it already. The column is for what a
     teacher may have to look into: a crash, an endless loop, a file that is empty.
     """
     # In order of appearance, each once: a dict keeps order where a set would not.
     exercises = list(dict.fromkeys(record.exercise for each in submissions for record in each.records))
+    measured = [
+        {f"{exercise} {name}": f"{value:.4f}" for exercise in exercises
+         for name, value in means(each.exercise(exercise)).items()}
+        for each in submissions
+    ]  # fmt: skip
+    quantities = list(dict.fromkeys(name for each in measured for name in each))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["submission", "score", "max_score", *exercises, "problems"])
-    for each in submissions:
+    writer.writerow(["submission", "score", "max_score", *exercises, *quantities, "problems"])
+    for each, values in zip(submissions, measured, strict=True):
         scores = [f"{sum(record.score for record in each.exercise(exercise)):g}" for exercise in exercises]
         quiet = (PASSED, "wrong result")
         problems = sorted({f"{r.exercise}: {r.status}" for r in each.records if r.status not in quiet})
+        scores += [values.get(name, "") for name in quantities]
         writer.writerow([each.name, f"{each.score:g}", f"{each.max_score:g}", *scores, "; ".join(problems)])
     return text.getvalue()
 

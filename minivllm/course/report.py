@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from minivllm.course.catalog import Exercise, exercises_of
-from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record
+from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record, means
 
 WIDTH = 110
 # What keeps a whole file, or a whole exercise, from being tested. All its tests fail with the same message,
@@ -66,6 +66,7 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
 
         ex04b  append_tokens               5 of  8 points   2 of 6 tests fail
         ex04c  free                        0 of  6 points   not written yet
+        ex11a  MyScheduler.schedule       12 of 12 points   done, goodput 0.902
     """
     got, most = sum(record.score for record in records), sum(record.points for record in records)
     failed = [record for record in records if record.status != PASSED]
@@ -76,7 +77,8 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
         (state,) = statuses
     else:
         state = f"{len(failed)} of {len(records)} tests fail"
-    return f"{exercise.id}  {exercise.name:<26} {got:>2g} of {most:>2g} points   {state}"
+    measured = "".join(f", {name} {value:.3f}" for name, value in means(records).items())
+    return f"{exercise.id}  {exercise.name:<26} {got:>2g} of {most:>2g} points   {state}{measured}"
 
 
 def real_text(records: list[Record], path: Path) -> str:

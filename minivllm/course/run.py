@@ -28,7 +28,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from minivllm.course.cases import Case, cases_of
 from minivllm.course.catalog import ROOT, CourseError, Target
@@ -205,7 +205,7 @@ def complete(cases: list[Case], outcome: Outcome) -> list[Record]:
     return [done.get(case.test) or case.record(status, message=_missing(case, outcome)) for case in cases]
 
 
-def _details(line: dict[str, str]) -> dict[str, str]:
+def _details(line: dict[str, Any]) -> dict[str, Any]:
     """The fields of a record that only the run can know."""
     return {name: value for name, value in line.items() if name != "test"}
 

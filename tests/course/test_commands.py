@@ -572,6 +572,43 @@ def test_csv_has_one_line_a_submission_and_one_column_an_exercise():
     assert rows[1]["score"] == "2.5" and rows[1]["problems"] == "ex04a: empty file"
 
 
+SHORTEST_FIRST = """from collections import deque
+
+from minivllm.scheduler import Scheduler
+
+
+class MyScheduler(Scheduler):
+    def schedule(self):
+        self.waiting = deque(sorted(self.waiting, key=lambda group: group.max_num_tokens - len(group.seqs[0])))
+        return super().schedule()
+"""
+
+
+def test_a_contest_of_the_capstone_has_a_winner(tmp_path):
+    """Would catch two schedulers of 12 points with nothing in any output that tells the better one."""
+    chapter = "ch11_together"
+    least_slack = (catalog.TESTS / "alternates" / "ex11a_least_slack.py").read_text()
+    for name, text in (("sjf", SHORTEST_FIRST), ("slack", least_slack), ("stub", None)):
+        write(tmp_path / name, text or (catalog.STUBS / f"{chapter}.py").read_text(), f"{chapter}.py")
+    submissions = grading.grade(tmp_path, [catalog.parse_target("ex11a")], run.RunOptions(seed=7))
+    assert [each.score for each in submissions] == [12, 12, 0]
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(submissions))))
+    goodput = [row["ex11a goodput"] for row in rows]
+    assert 0.8 < float(goodput[0]) < 1 and 0.8 < float(goodput[1]) < 1 and goodput[0] != goodput[1]
+    assert goodput[2] == "", "nothing was measured"
+    tests = json.loads(formats.to_json(submissions))[1]["tests"]
+    stages = [each["measured"]["goodput"] for each in tests if each["test"].startswith("test_stage")]
+    assert f"{sum(stages) / 2:.4f}" == goodput[1] and {each["status"] for each in tests} == {PASSED}
+    text = report.describe(chapter, list(submissions[1].records), tmp_path / "slack" / f"{chapter}.py")
+    assert f"12 of 12 points   done, goodput {sum(stages) / 2:.3f}" in text
+
+
+def test_what_a_failed_test_measured_is_shown_too():
+    """Would catch a student just below a stage who does not see how far below."""
+    records = [record("ex11a", "test_stage_1", 4, WRONG, measured={"goodput": 0.7})]
+    assert "goodput 0.700" in report.describe("ch11_together", records, catalog.STUBS / "ch11_together.py")
+
+
 def test_gradescope_gets_its_fields_and_one_file_a_submission(tmp_path):
     """Would catch a results.json that Gradescope refuses, or two students in one file."""
     data = json.loads(formats.to_gradescope(SUBMISSIONS[:1]))

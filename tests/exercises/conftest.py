@@ -218,6 +218,7 @@ def pytest_runtest_makereport(item, call):
         "test": item.originalname, "variant": choice_of(item), "status": status, "message": message[:MOST_SAID],
         "where": where, "exception": "" if error is None else type(error).__name__,
         "printed": dict(report.sections).get("Captured stdout call", "")[-MOST_PRINTED:],
+        "measured": dict(item.user_properties),
     })  # fmt: skip
     return report
 

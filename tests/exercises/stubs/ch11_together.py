@@ -19,14 +19,14 @@ class MyScheduler(Scheduler):
 
     Requests come over time, 30 % of them long (40 to 70 tokens), the others short (3 to 10), somewhat faster than
     four seats can serve them. First come, first served has a goodput of about 0.65 there, so about 35 of 100 users
-    are served badly. Your score, on workloads drawn with a seed that you do not know:
+    are served badly. What is tested, on workloads drawn with a seed that you do not know:
 
         stage 1   of the users served badly, you serve at least half well      (goodput about 0.83)
         stage 2   of the users served badly, you serve at least two thirds well       (about 0.88)
 
-    In every stage each request gets all its tokens, and no request is left out for good. Shortest job first passes
-    stage 1, and on most workloads stage 2. What it leaves to be gained is in the requests for which it is already too
-    late.
+    `check ex11a` shows your goodput, the mean of the two, so you see whether an idea has helped. In every stage each
+    request gets all its tokens, and no request is left out for good. Shortest job first passes stage 1, and on most
+    workloads stage 2. What it leaves to be gained is in the requests for which it is already too late.
 
     Any method of `Scheduler` may be overridden; `super()` does what it always did. What you can look at:
 
