@@ -646,6 +646,10 @@ def test_the_copy_for_students_holds_stubs_and_no_solution(tmp_path):
     """Would catch a solution, an alternate or a mutant handed out with the exercises, or a copy that does not run."""
     message = export.export_student(tmp_path / "copy")  # runs all exercise tests of the copy
     assert re.search(r"Its [1-9]\d+ exercise tests fail, as they should", message)
+    leftovers = [
+        path for path in (tmp_path / "copy").rglob("*") if path.name in (".hypothesis", "__pycache__")
+    ]
+    assert leftovers == []
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/exercises"],
         cwd=tmp_path / "copy",
@@ -662,9 +666,31 @@ def test_the_copy_for_students_holds_stubs_and_no_solution(tmp_path):
         "docs/instructor",
     )
     assert not [name for name in names if name.startswith((*hidden, "tests/course"))]
+    assert export.dead_names(tmp_path / "copy") == []
     assert "BEGIN SOLUTION" not in (tmp_path / "copy" / "notebooks" / "exercises" / FILE).read_text()
     with pytest.raises(CourseError, match="not empty"):
         export.export_student(tmp_path / "copy")
+
+
+def test_what_is_for_teachers_is_cut_and_what_still_names_it_is_found(tmp_path):
+    """Would catch links to docs/instructor in the copy for students, with which its `make docs` and `make test` fail."""
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "index.md"
+    (tmp_path / "README.md").write_text(
+        "Hand it in.<!-- teacher --> See\n`docs/instructor/`.<!-- end -->\n\nA word.<!-- teacher --> x<!-- end -->\n"
+    )
+    page.write_text("One.\n\n<!-- teacher -->\n[All](instructor/index.md)\n<!-- end -->\nTwo.\n")
+    assert export.dead_names(tmp_path)
+    export.cut_for_teachers(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "Hand it in.\n\nA word.\n"
+    assert page.read_text() == "One.\n\nTwo.\n" and export.dead_names(tmp_path) == []
+    page.write_text("One.\n[All](instructor/index.md)\n<!-- end -->\n")
+    assert export.dead_names(tmp_path) == [
+        "docs/index.md, line 2: ](instructor",
+        "docs/index.md, line 3: <!-- end -->",
+    ]
+    with pytest.raises(CourseError, match=r"<!-- teacher --> and(.|\n)*docs/index\.md, line 2"):
+        export.try_out(tmp_path)
 
 
 def test_the_solutions_page_is_up_to_date_and_folds_every_exercise():
