@@ -24,7 +24,11 @@ TEXT_FIXTURE = "reference_text"
 
 @dataclass(frozen=True)
 class Case:
-    """One test: its name, what it is worth, why it is there (`reason`) and what to think about (`hint`)."""
+    """One test: its name, what it is worth, why it is there (`reason`) and what to think about (`hint`).
+
+    `is_key`: no test of the exercise gives points unless this one passes. A milestone of the project has such
+    a test, as an engine that does nothing new passes many of the others.
+    """
 
     test: str
     exercise: str
@@ -32,6 +36,7 @@ class Case:
     reason: str
     hint: str
     fixtures: tuple[str, ...]
+    is_key: bool = False
 
     def record(self, status: str, **details: Any) -> Record:
         """The record of this test with this outcome; `details` are fields of `Record`."""
@@ -67,5 +72,6 @@ def _case(function: ast.FunctionDef) -> Case:
             fixtures = tuple(argument.arg for argument in function.args.args)
             if reason and {"points", "hint"} <= options.keys():
                 exercise = ast.literal_eval(decorator.args[0])
-                return Case(function.name, exercise, options["points"], reason, options["hint"], fixtures)
+                points, hint, is_key = options["points"], options["hint"], options.get("key", False)
+                return Case(function.name, exercise, points, reason, hint, fixtures, is_key)
     raise ValueError(f"{function.name} needs @pytest.mark.exercise(id, points=, hint=) and a docstring.")

@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 from minivllm.course.catalog import CourseError
 from minivllm.course.grading import Submission
-from minivllm.course.records import PASSED, Record, means
+from minivllm.course.records import NOT_COUNTED, PASSED, Record, means
 
 
 def saver(name: str, num_submissions: int, out: Path | None) -> Callable[[list[Submission]], None]:
@@ -127,7 +127,7 @@ def to_csv(submissions: list[Submission]) -> str:
     writer.writerow(["submission", "score", "max_score", *exercises, *quantities, "problems"])
     for each, values in zip(submissions, measured, strict=True):
         scores = [f"{sum(record.score for record in each.exercise(exercise)):g}" for exercise in exercises]
-        quiet = (PASSED, "wrong result")
+        quiet = (PASSED, NOT_COUNTED, "wrong result")
         problems = sorted({f"{r.exercise}: {r.status}" for r in each.records if r.status not in quiet})
         scores += [values.get(name, "") for name in quantities]
         writer.writerow([each.name, f"{each.score:g}", f"{each.max_score:g}", *scores, "; ".join(problems)])

@@ -29,6 +29,7 @@ TIME_LIMIT = "time limit"
 PROCESS_ENDED = "ended the process"
 TAMPERED = "made-up results"
 COPIED = "uses the reference"
+NOT_COUNTED = "passes, but the key test does not"
 FORBIDDEN = "uses what is to be written"
 
 # Bytes that may wait for the end of their line: a record holds at most some thousand characters.

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from minivllm.course.catalog import Exercise, exercises_of
-from minivllm.course.records import CRASHED, NOT_WRITTEN, PASSED, WRONG, Record, means
+from minivllm.course.records import CRASHED, NOT_COUNTED, NOT_WRITTEN, PASSED, WRONG, Record, means
 
 WIDTH = 110
 # What keeps a whole file, or a whole exercise, from being tested. All its tests fail with the same message,
@@ -69,7 +69,7 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
         ex11a  MyScheduler.schedule       12 of 12 points   done, goodput 0.902
     """
     got, most = sum(record.score for record in records), sum(record.points for record in records)
-    failed = [record for record in records if record.status != PASSED]
+    failed = [record for record in records if record.status not in (PASSED, NOT_COUNTED)]
     statuses = {record.status for record in failed}
     if not failed:
         state = "done"
@@ -77,6 +77,7 @@ def summary(exercise: Exercise, records: list[Record]) -> str:
         (state,) = statuses
     else:
         state = f"{len(failed)} of {len(records)} tests fail"
+        state += ", the key test too" if any(record.status == NOT_COUNTED for record in records) else ""
     measured = "".join(f", {name} {value:.3f}" for name, value in means(records).items())
     return f"{exercise.id}  {exercise.name:<26} {got:>2g} of {most:>2g} points   {state}{measured}"
 

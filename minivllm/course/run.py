@@ -26,13 +26,21 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from minivllm.course.cases import Case, cases_of
 from minivllm.course.catalog import ROOT, CourseError, Target
-from minivllm.course.records import PROCESS_ENDED, TAMPERED, TIME_LIMIT, Receiver, Record
+from minivllm.course.records import (
+    NOT_COUNTED,
+    PASSED,
+    PROCESS_ENDED,
+    TAMPERED,
+    TIME_LIMIT,
+    Receiver,
+    Record,
+)
 
 # Seconds that the exception of the time limit has to end a test, before the process is killed from outside.
 GRACE = 3.0
@@ -202,7 +210,24 @@ def complete(cases: list[Case], outcome: Outcome) -> list[Record]:
         return [case.record(TAMPERED, message=message) for case in cases]
     done = {each["test"]: known[each["test"]].record(**_details(each)) for each in received.records}
     status = TIME_LIMIT if outcome.is_timed_out else PROCESS_ENDED
-    return [done.get(case.test) or case.record(status, message=_missing(case, outcome)) for case in cases]
+    records = [done.get(case.test) or case.record(status, message=_missing(case, outcome)) for case in cases]
+    return count_by_keys(cases, records)
+
+
+def count_by_keys(cases: list[Case], records: list[Record]) -> list[Record]:
+    """The records, but that no test of an exercise counts as passed whose key test did not pass.
+
+    Example, the test of m5 that is its key has failed: another one that passed is "passes, but the key test
+    does not", and gives no points. An exercise without a key test, as those of the chapters, stays as it is.
+    """
+    status = {record.test: record.status for record in records}
+    keys = {case.exercise: case.test for case in cases if case.is_key and status[case.test] != PASSED}
+    return [
+        replace(record, status=NOT_COUNTED, message=f"it counts once {keys[record.exercise]} passes.")
+        if record.status == PASSED and record.exercise in keys
+        else record
+        for record in records
+    ]
 
 
 def _details(line: dict[str, Any]) -> dict[str, Any]:

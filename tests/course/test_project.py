@@ -8,6 +8,7 @@ replaced, and the test that has to catch it is named beside it.
 import importlib
 import json
 import random
+import re
 
 import pytest
 
@@ -17,7 +18,8 @@ from minivllm.course.cases import cases_of
 from minivllm.course.catalog import MILESTONES, PROJECT_FILE, SOLUTIONS, CourseError, Target
 from minivllm.course.project import GlassModel, Limits, ModelMisuse, Row, benchmark, commands
 from minivllm.course.project.glass import next_token
-from minivllm.course.records import COPIED, NOT_WRITTEN, PASSED, WRONG, Record
+from minivllm.course.records import COPIED, NOT_COUNTED, NOT_WRITTEN, PASSED, WRONG, Record
+from minivllm.course.run import RunOptions
 from minivllm.weights.random_model import random_llama
 from tests.exercises.conftest import describe
 from tests.exercises.session import TimeLimit, time_limit
@@ -272,6 +274,29 @@ def test_a_submission_of_several_files_is_graded_and_one_without_an_engine_has_n
         t for t in ada["tests"] if t["status"] != PASSED
     ]
     assert bob["score"] == 0 and {test["status"] for test in bob["tests"]} == {"missing file"}
+
+
+def test_the_loop_of_the_first_milestone_is_given_its_points_and_no_more(tmp_path):
+    """Would catch 23 of 75 points, some of them for paging, to an engine without KV cache, batches or blocks."""
+    (tmp_path / PROJECT_FILE).write_text(REFERENCES["m1"].read_text() + "\n\nMINE = True\n")
+    targets = [Target(chapter, None) for chapter in CHAPTERS]
+    (loop,) = grading.grade(tmp_path, targets, RunOptions(), files_of=grading.engine_files)
+    assert loop.score == sum(case.points for case in cases_up_to(1)) == 6
+    uncounted = [record for record in loop.records if record.status == NOT_COUNTED]
+    assert uncounted and all("counts once test_" in record.message for record in uncounted)
+    text = commands.describe(list(loop.records), tmp_path / PROJECT_FILE)
+    assert "Next: m2, test_every_position_is_computed_once: wrong result" in text
+    assert re.search(r"m5 .* 0 of 17 points   \d of 7 tests fail, the key test too", text)
+
+
+def test_each_milestone_but_the_first_has_a_key_test_and_the_page_names_it():
+    """Would catch a milestone whose points need nothing of what it is about."""
+    keys = {case.exercise: case.test for case in cases_up_to(6) if case.is_key}
+    assert list(keys) == ["m2", "m3", "m4", "m5", "m6"]
+    assert sum(case.is_key for case in cases_up_to(6)) == len(keys)
+    page = (implementations.ROOT / "docs" / "project.md").read_text()
+    for milestone, test in keys.items():
+        assert f"| {milestone[1:]} | `{test}` |" in page
 
 
 def test_a_copy_of_the_reference_is_recognized(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from tests.exercises.project import Bench, expect_once, prompts_of
 
 
 @pytest.mark.exercise(
-    "m2", points=3, hint="New are the tokens that no call has computed: len(tokens) - computed."
+    "m2", points=3, key=True, hint="New are the tokens that no call has computed: len(tokens) - computed."
 )
 def test_every_position_is_computed_once(ex, rng):
     """The last old token computed again each time, or the last new one computed though nothing follows it."""

@@ -8,7 +8,9 @@ from tests.exercises.project import SEATS, Bench, expect_once, prompts_of, wides
 LENGTHS, MAX_TOKENS = [5, 2, 9, 3, 4, 7], [4, 9, 2, 6, 8, 3]
 
 
-@pytest.mark.exercise("m3", points=3, hint="One call of forward takes the rows of all running requests.")
+@pytest.mark.exercise(
+    "m3", points=3, key=True, hint="One call of forward takes the rows of all running requests."
+)
 def test_requests_share_their_calls(ex, rng):
     """Requests that are computed one after the other: each call reads all weights for a single token."""
     calls = Bench(ex).run(prompts_of(rng, LENGTHS), MAX_TOKENS)

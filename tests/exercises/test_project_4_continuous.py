@@ -23,7 +23,7 @@ def fewest_calls(max_tokens, seats):
 
 
 @pytest.mark.exercise(
-    "m4", points=4, hint="Before every call: while a seat is free and a request waits, let it in."
+    "m4", points=4, key=True, hint="Before every call: while a seat is free and a request waits, let it in."
 )
 def test_no_seat_is_empty_while_a_request_waits(ex, rng):
     """The next requests are let in only when all are finished, or one of them per call."""

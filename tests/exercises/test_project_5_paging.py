@@ -35,7 +35,7 @@ def test_a_request_takes_what_its_prompt_needs_and_no_more(ex, rng):
     expect(len(calls[0]), 3, "rows of the first call: 3 prompts of 4 tokens, 6 blocks of 4")
 
 
-@pytest.mark.exercise("m5", points=4, hint="No free block: the request that was let in last gives its blocks back and waits. Later it computes its whole text again.")  # fmt: skip
+@pytest.mark.exercise("m5", points=4, key=True, hint="No free block: the request that was let in last gives its blocks back and waits. Later it computes its whole text again.")  # fmt: skip
 def test_when_memory_is_full_the_last_request_gives_way(ex, rng):
     """Three requests that each grow to 4 of the 6 blocks: an engine that stops, or that lets the oldest give way."""
     prompts = prompts_of(rng, [4, 4, 4])

@@ -21,7 +21,7 @@ PREFIX = [50, 51, 52, 53, 54, 55, 56, 57]  # two blocks of 4
 
 
 @pytest.mark.exercise(
-    "m6", points=2, hint="Subtract what each row computes from the budget, running requests too."
+    "m6", points=2, key=True, hint="Subtract what each row computes from the budget, running requests too."
 )
 def test_no_call_has_more_tokens_than_the_budget(ex, rng):
     """A long prompt in one call, or tokens of running requests that nothing counts."""

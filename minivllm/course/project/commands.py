@@ -33,7 +33,7 @@ from minivllm.course.catalog import (
     exercises_of,
     require_checkout,
 )
-from minivllm.course.records import PASSED, Record
+from minivllm.course.records import NOT_COUNTED, PASSED, Record
 from minivllm.course.run import RunOptions, run_tests
 
 STUB = STUDENT / "project"
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> bool:
 def describe(records: list[Record], path: Path) -> str:
     """The report on some milestones: a line each, then what to look at next."""
     lines = [f"{path.name}, {report.age(path)}", ""]
-    failed = [record for record in records if record.status != PASSED]
+    failed = [record for record in records if record.status not in (PASSED, NOT_COUNTED)]
     for chapter in MILESTONES.values():
         (exercise,) = exercises_of(chapter)
         own = [record for record in records if record.exercise == exercise.id]
