@@ -61,3 +61,27 @@ def test_every_chapter_says_which_knowledge_it_expects():
     assert numbers_of(section.partition("Chapters are independent")[0].replace("Chapter 10", "10")) == set(
         range(1, 17)
     )
+
+
+def test_the_page_counts_the_notebooks_that_fetch_the_weights():
+    """Would catch a class that is told that only chapter 11 fetches 93 MB, and meets the download in notebook 00."""
+    loads = re.compile(r"^(?!#).*(real_llm\(|\"smollm2-135m-instruct\")", re.M)
+    fetching = [path.name[:2] for path in NOTEBOOKS if loads.search(path.read_text())]
+    words = {11: "Eleven", 12: "Twelve", 13: "Thirteen", 14: "Fourteen"}
+    assert (
+        f"{words[len(fetching)]} notebooks, 00 among them, fetch SmolLM2" in page("index")
+        and "00" in fetching
+    )
+
+
+def test_the_cpu_build_of_torch_is_installed_before_what_would_take_the_cuda_build():
+    """Would catch gigabytes of CUDA packages on each machine of a class, with the hint below the commands; and
+    another version in the hint than in requirements.txt, with which the second command installs torch anew."""
+    (pinned,) = re.findall(r"^(torch==\S+)", (catalog.ROOT / "requirements.txt").read_text(), re.M)
+    for path, later in (
+        (catalog.ROOT / "README.md", "\nmake demo\n"),
+        (PAGES / "index.md", 'install -e ".[test,lab]"'),
+    ):
+        text = path.read_text()
+        assert f"{pinned} --index-url" in text, path
+        assert text.index(f"{pinned} --index-url") < text.index(later), path
