@@ -241,4 +241,4 @@ def _missing(case: Case, outcome: Outcome) -> str:
         return "not run: the process had ended before."
     if outcome.is_timed_out:
         return "the process had to be killed: a loop that does not end, and that no exception reaches?"
-    return "the process ended here: sys.exit, or a crash?"
+    return "the process ended here: os._exit, or a crash?"
