@@ -196,8 +196,8 @@ claim(
 )
 
 # %% [markdown]
-# The same calls work on the model that comes with this project, SmolLM2-135M, with real text. Chapter 11 uses
-# it; on the command line, `python -m minivllm demo` does.
+# The same calls work on the model that comes with this project, SmolLM2-135M, with real text. Most chapters use
+# it somewhere, and chapter 11 throughout; on the command line, `python -m minivllm demo` does.
 #
 # ## Exercises
 #

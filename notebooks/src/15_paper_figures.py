@@ -83,7 +83,7 @@ reveal(guess, over_max, "times", how="Computed")
 # *below* what the paper measured: 2.7 to 8, and 1.7 to 2.7. Twenty requests are few, and the first digits are all one
 # should believe: `python -m minivllm bench paper` takes a hundred and more, for three models and two data sets, in a
 # minute on two cores. It finds 2.63 and 1.65 for this model, 3% below the ranges, and for the three models 1.25 to 2.08
-# over Oracle ([all of them](../docs/performance.md)).
+# over Oracle (all of them: `docs/performance.md`).
 #
 # ## How the code does it
 #
