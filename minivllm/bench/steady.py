@@ -10,13 +10,16 @@ change show what the host did, and their rounds spread. So the bandwidth is meas
     round      1                    | 2                    | 3                    | 4
     counts     yes                  | no: it changed       | no: not the same     | yes
 
-The most rounds that are alike count, and rounds are added until there are as many as were asked for, or
-three times as many have run. The rates have no part in it, so they cannot choose the rounds which suit them.
-vLLM V1 has no counterpart.
+Rounds are added until as many are alike as were asked for, and these count. The rates have no part in it, so
+they cannot choose the rounds which suit them. After `PATIENCE_SECONDS` of additional rounds all that ran
+count: long rounds may each have a change in them, and then the spread shows what the host did. vLLM V1 has no
+counterpart.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -27,8 +30,8 @@ from minivllm.bench.steps import median_seconds
 
 ALIKE = 1.25
 """Bandwidths are alike if the largest is at most so many times the smallest."""
-MOST_TRIES = 3
-"""Rounds are run for each one asked for, at most."""
+PATIENCE_SECONDS = 600
+"""How long rounds are added, after as many have run as were asked for."""
 NUM_BYTES = 256 << 20
 """Memory to read: more than the caches hold."""
 T = TypeVar("T")
@@ -83,15 +86,16 @@ def in_steady_turns(
     rounds: int,
     bandwidth: Callable[[], float],
     after_round: Callable[[SteadyRounds[T]], None] = lambda so_far: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SteadyRounds[T]:
-    """Call each function once per round, until `rounds` rounds are alike.
+    """Call each function once per round, until `rounds` rounds are alike or patience is at its end.
 
-    Where that does not happen, the most which are alike are returned, at least one. A function that raises
-    `Dropout` is not called again, and no round has results of it. `after_round` gets what would be returned
-    if the round that has just run were the last.
+    A function that raises `Dropout` is not called again, and no round has results of it. `after_round` gets
+    what would be returned if the round that has just run were the last.
     """
     going, results, measured = dict(turns), [], []
-    while going and len(alike(measured)) < rounds and len(measured) < MOST_TRIES * rounds:
+    end = math.inf
+    while going and len(alike(measured)) < rounds and clock() < end:
         during, of_round = [bandwidth()], {}
         for name, turn in list(going.items()):
             try:
@@ -101,15 +105,19 @@ def in_steady_turns(
             during.append(bandwidth())
         results.append(of_round)
         measured.append(during)
-        after_round(_counted(going, results, measured))
-    return _counted(going, results, measured)
+        if len(measured) == rounds:
+            end = clock() + PATIENCE_SECONDS
+        after_round(_counted(going, results, measured, rounds))
+    return _counted(going, results, measured, rounds)
 
 
 def _counted(
-    names: Iterable[str], results: list[dict[str, T]], measured: list[list[float]]
+    names: Iterable[str], results: list[dict[str, T]], measured: list[list[float]], rounds: int
 ) -> SteadyRounds[T]:
-    """The rounds that count so far, with the results of those of `names`."""
+    """The rounds that count so far, with the results of those of `names`: all, if too few are alike."""
     kept = alike(measured)
+    if len(kept) < rounds:
+        kept = list(range(len(measured)))
     return SteadyRounds({name: [results[i][name] for i in kept] for name in names}, list(measured), kept)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minivllm.bench.steady import MOST_TRIES, Dropout, alike, bandwidth_meter, describe, in_steady_turns
+from minivllm.bench.steady import PATIENCE_SECONDS, Dropout, alike, bandwidth_meter, describe, in_steady_turns
 
 
 def scripted(*values):
@@ -54,19 +54,22 @@ def test_a_round_with_a_change_is_set_aside_and_replaced():
 
 
 def test_a_machine_that_never_rests_ends_the_benchmark():
-    """Would catch a benchmark that waits forever for a quiet machine."""
+    """Would catch a benchmark that waits forever for a quiet machine, and one that throws away what it has:
+    then all rounds count.
+    """
     log = []
-    steady = in_steady_turns(turns(log), 2, scripted(*[50.0, 80.0, 50.0] * 6))
-    assert len(log) == 2 * 2 * MOST_TRIES
-    assert len(steady.kept) == len(steady.results["a"]) == 1
+    now = scripted(0.0, 0.0, 0.0, PATIENCE_SECONDS - 1, PATIENCE_SECONDS)
+    steady = in_steady_turns(turns(log), 2, scripted(*[50.0, 80.0, 50.0] * 4), clock=now)
+    assert log == ["a", "b"] * 3
+    assert steady.kept == [0, 1, 2] and steady.results == {"a": [1, 3, 5], "b": [2, 4, 6]}
 
 
 def test_what_counts_so_far_is_told_after_each_round():
     """Would catch hours of measuring that nobody hears of before the end."""
     told, bandwidths = [], scripted(50.0, 50.0, 50.0, 50.0, 50.0, 80.0, 50.0, 50.0, 50.0)
     final = in_steady_turns(turns([]), 2, bandwidths, told.append)
-    assert [so_far.kept for so_far in told] == [[0], [0], [0, 2]]
-    assert [so_far.results["b"] for so_far in told] == [[2], [2], [2, 6]]
+    assert [so_far.kept for so_far in told] == [[0], [0, 1], [0, 2]]
+    assert [so_far.results["b"] for so_far in told] == [[2], [2, 4], [2, 6]]
     assert [len(so_far.bandwidths) for so_far in told] == [1, 2, 3]  # each a list of its own
     assert told[-1] == final
 
