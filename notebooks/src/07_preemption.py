@@ -235,7 +235,7 @@ for budget, trace in late.items():
 # ## The picture
 #
 # The twelve requests in 24 blocks. A heavy frame is a prompt, or a request which catches up after a preemption. First
-# requests 9, 8 and 7 are preempted, the newest first; later request 11, three times, and request 10. Turn the pool and
+# 9, 8 and 7 are preempted, the newest first, later 11, three times, and 10. Turn the pool and
 # the budget: what becomes of the work?
 
 

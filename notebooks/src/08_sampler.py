@@ -101,9 +101,9 @@ one_alone, one_in_batch = (run(range(count), sampler=OneGenerator())[0][0] for c
 print("alone:     ", decode(one_alone[:8]), "\nin a batch:", decode(one_in_batch[:8]))
 
 # %% [markdown]
-# The same request, the same generator, another text from the third word on: in the batch seven other rows take numbers
-# before it has its next turn. (The second word agrees by luck: it was drawn with another number too.) In chapter 06
-# scheduling changed no text; here it does. Neither a run nor a bug could be repeated.
+# The same request, the same generator, another text (the second word agrees by luck): in the batch seven other rows
+# take numbers before it has its next turn. In chapter 06 scheduling changed no text; here it does. Neither a run nor a
+# bug could be repeated.
 #
 # ## Predict, then run
 #

@@ -124,11 +124,10 @@ print(
 
 # %% [markdown]
 # Eight times as many positions, and yet nothing like eight times as many seconds. For so short a text, a step costs
-# little more than reading the weights once, some 540 MB, whether one row goes through them or seventeen. (Where the
-# engine printed more MiB of weights, it holds the output matrix twice, once in an order that this processor reads
-# faster; a step reads one of the two.) With 1,000 tokens it would be different: then the rows themselves are the work,
-# up to a thousand in a step in place of one. Remember that fact. It makes a wasteful loop look harmless here, and
-# batching lives on it: the rows of a step may as well belong to different people.
+# little more than reading the weights once, some 540 MB, whether one row goes through them or seventeen. With 1,000
+# tokens it would be different: then the rows themselves are the work, up to a thousand in a step in place of one.
+# Remember that fact. It makes a wasteful loop look harmless here, and batching lives on it: the rows of a step may as
+# well belong to different people.
 #
 # ## Predict, then run
 #
@@ -231,7 +230,7 @@ for name, block_size, tokens in (
 #
 # From A to E there are two ways. Each bar says how much it gains on the one above it, and on the first. Beside them,
 # the same requests by Hugging Face's `generate`, in static batches of twelve. Its cache grows with the longest of the
-# batch, so memory, which is what limits B, does not limit it; prompts are padded, and it is other code.
+# batch, so memory, which is what limits B, does not limit it.
 
 # %% tags=["machine"]
 hf = HfStaticBackend(load_hf_model("smollm2-135m-instruct", "float32", "cpu"), max_batch_size=12)
@@ -272,12 +271,11 @@ show_way("ABDE")
 
 # %% [markdown]
 # The two panels do not show the same factors. A step with twelve rows is more work than a step with one: weights are
-# read once, but there is more to multiply, and on a CPU multiplication is not free. The gap between the panels is
-# that extra work. On a GPU it is much smaller, which is why batching pays even more there.
+# read once, but there is more to multiply, and on a CPU multiplication is not free. On a GPU that
+# extra work is much smaller, and batching pays even more.
 #
-# Hugging Face's bar equals C's on the left and is far shorter on the right: its schedule is C's, but each of its steps
-# takes several times as long. So only what the left panel shows of E's lead over it is scheduling and paging. The rest is
-# faster kernels and less Python per step, which this chapter is not about.
+# Hugging Face has C's bar on the left and a far shorter one on the right: its schedule is C's, its steps take several
+# times as long. So what the left panel shows of E's lead is scheduling and paging, and the rest faster kernels.
 #
 # ### Where does a step's time go?
 #
@@ -394,11 +392,10 @@ claim("and it is faster by the clock", gain > 1.2, measured=f"{gain:.2f} times t
 # The same ideas, on GPUs. Beyond them it captures whole steps as CUDA graphs, splits models over devices, overlaps
 # scheduling with computing, and guesses several tokens ahead. Our D and E are the paper's Orca (Max) and vLLM. At the
 # same latency the paper gives vLLM 2.7 to 8 times the request rate of Orca (Max) on chats, and 1.7 to 2.7 times that of
-# Orca (Oracle), which knows the length of each answer beforehand; the headline, "2-4x", sums up all its experiments.
-# `python -m minivllm bench headline` measures it with SmolLM2 and the paper's memory (7.7 reservations): on two cores
-# of an AMD EPYC (Zen 5) E wrote 1.66 times the tokens of D, and 1.99 times with `watermark=0.05`: 5% of the blocks stay
-# free of newcomers, which spares most preemptions. The point is not picked: with memory for 4, 7.7 and 16 reservations
-# E writes 2.03, 1.83 and 1.07 times as much as D (half as many requests).
+# Orca (Oracle), which knows the length of each answer beforehand. `python -m minivllm bench headline` measures it with
+# SmolLM2 and the paper's memory (7.7 reservations): on two cores of an AMD EPYC (Zen 5) E wrote 1.66 times the tokens
+# of D, and 1.99 times with `watermark=0.05`: 5% of the blocks stay free of newcomers, which spares most preemptions.
+# With memory for 4, 7.7 and 16, and half as many requests, E writes 2.03, 1.83 and 1.07 times as much as D.
 #
 # ## Key points
 #
