@@ -16,7 +16,7 @@ which nothing is written to, so that no KV is touched::
 
 The exceptions: the kernels of a draft model, whose sizes are others, are compiled by the first requests; and
 where steps are replayed, decode steps of more sequences than are recorded (256) may need a number of splits
-which no recording has. Whoever drafts, or runs so many, sends a few requests first.
+which no recording has. With drafts, or with so many sequences, send a few requests first.
 
 It is not done by itself, because a study of ten lines would wait for kernels it never uses. vLLM V1:
 `compile_or_warm_up_model` in `vllm/v1/worker/gpu_worker.py`.

@@ -41,7 +41,7 @@ PASSES: tuple[Wanted, ...] = (
     lambda name: name not in (*FOR_MARKS, FLEX),
     lambda name: name == FLEX,  # torch.compile takes some ten seconds a shape
 )
-"""All contenders, each in one pass; the marks need the first only, and so does who wants to reach them."""
+"""All contenders, each in one pass. The marks need the first pass only."""
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,8 @@ def comparison(
         raise RuntimeError(f"every backend failed: {failed}")
     reference = OURS if OURS in rounds.results else next(iter(rounds.results))
     seconds = {name: [run.seconds for run in runs] for name, runs in rounds.results.items()}
-    tokens = {
-        name: runs[-1].token_ids for name, runs in rounds.results.items()
-    }  # greedy text: always the same
+    # Greedy text is the same in each round.
+    tokens = {name: runs[-1].token_ids for name, runs in rounds.results.items()}
     # All tokens of a request or none: behind the first difference, equal tokens are accidents.
     same = {name: sum(map(operator.eq, each, tokens[reference])) for name, each in tokens.items()}
     rates = {name: throughput_report.rates(each, requests) for name, each in seconds.items()}

@@ -46,6 +46,13 @@ class EngineStats(SchedulerStats):
     requests: tuple[RequestMetrics, ...]  # finished ones, in the order they finished
 
     @property
+    def num_without_blocks(self) -> int:
+        """Requests that wait for blocks, swapped ones included. vLLM has none that are swapped, so under its
+        names both are one number.
+        """
+        return self.num_waiting + self.num_swapped
+
+    @property
     def waste(self) -> float:
         """Share of the slots in held blocks that hold no token: the paper's internal fragmentation."""
         # Both shares are of the same total, so their ratio is tokens / slots in held blocks: 42% / 50% above.
@@ -96,7 +103,7 @@ class EngineStats(SchedulerStats):
         return (
             f"Avg prompt throughput: {prompt_throughput:.1f} tokens/s, "
             f"Avg generation throughput: {generation_throughput:.1f} tokens/s, "
-            f"Running: {self.num_running} reqs, Waiting: {self.num_waiting + self.num_swapped} reqs, "
+            f"Running: {self.num_running} reqs, Waiting: {self.num_without_blocks} reqs, "
             f"{preemptions}KV cache usage: {self.block_usage:.1%}, "
             f"Prefix cache hit rate: {self.prefix_cache_hit_rate:.1%}{drafts}"
         )

@@ -58,11 +58,10 @@ OF_REQUESTS: dict[str, tuple[tuple[float, ...], Callable[[RequestOutput, Request
 }
 # Why a request ends that is not aborted.
 REASONS = ("stop", "length")
-# Name -> (field of `EngineStats`, or several to add up; text). A counter is shown with `_total` at its end.
+# Name -> (attribute of `EngineStats`, text). A counter is shown with `_total` at its end.
 GAUGES = {
     "vllm:num_requests_running": ("num_running", "Requests that hold blocks."),
-    # vLLM has no swapped requests any more; ours are among those that wait, as in the log line.
-    "vllm:num_requests_waiting": ("num_waiting num_swapped", "Requests that wait for blocks."),
+    "vllm:num_requests_waiting": ("num_without_blocks", "Requests that wait for blocks."),
     "vllm:kv_cache_usage_perc": ("block_usage", "Share of the KV blocks that are held, from 0 to 1."),
     "minivllm:kv_token_usage_perc": ("token_usage", "Share of the KV slots that hold a token, from 0 to 1."),
 }
@@ -145,10 +144,9 @@ class _Snapshot:
 
     def collect(self) -> Iterable[Metric]:
         for kind, families in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
-            for name, (attributes, text) in families.items():
+            for name, (attribute, text) in families.items():
                 family = kind(name, text, labels=LABELS)
-                value = sum(getattr(self._stats, attribute) for attribute in attributes.split())
-                family.add_metric(self._labels, value)
+                family.add_metric(self._labels, getattr(self._stats, attribute))
                 yield family
 
 

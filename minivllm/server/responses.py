@@ -147,7 +147,7 @@ class CompletionReply(Reply):
 
     def _count(self, output: RequestOutput) -> None:
         super()._count(output)
-        if self.no_output:  # a token that nobody asked for
+        if self.no_output:  # the engine made a token which the request did not ask for
             self._completion_tokens = 0
 
     def _logprobs(

@@ -107,7 +107,7 @@ sys.exit(bench.main(["gpu-report", "--rehearsal", "--stages", "slow", "--output-
 
 
 def test_a_killed_report_ends_its_stage(tmp_path):
-    """Would catch a stage that goes on, on the GPU of whoever comes next, because it is in a session of its own."""
+    """Would catch a stage that goes on, and disturbs what runs on the GPU next: it is in a session of its own."""
     pid_file, command = tmp_path / "pid", [sys.executable, "-c", SLOW_REPORT]
     process = subprocess.Popen([*command, str(pid_file), str(tmp_path / "out")], cwd=gpu_report.ROOT)
     try:

@@ -286,7 +286,7 @@ def test_a_kernel_of_ours_that_fails_is_named_and_ends_nothing(made_up_gpu, monk
 
 
 def test_a_mark_whose_kernel_failed_says_so(tmp_path):
-    """Would catch a failed kernel that a reader takes for one nobody has tried, and a figure without any bar."""
+    """Would catch a failed kernel that a reader takes for one not yet tried, and a figure without any bar."""
     shape = "llama-3.1-8b B64 n4096"
     failures = [asdict(Failure(shape, "minivllm", "OSError: no compiler"))]
     result = {"copy_bytes_per_second": 3e12, "results": [], "failures": failures}

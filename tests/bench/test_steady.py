@@ -65,7 +65,7 @@ def test_a_machine_that_never_rests_ends_the_benchmark():
 
 
 def test_what_counts_so_far_is_told_after_each_round():
-    """Would catch hours of measuring that nobody hears of before the end."""
+    """Would catch hours of measuring of which nothing is written before the end."""
     told, bandwidths = [], scripted(50.0, 50.0, 50.0, 50.0, 50.0, 80.0, 50.0, 50.0, 50.0)
     final = in_steady_turns(turns([]), 2, bandwidths, told.append)
     assert [so_far.kept for so_far in told] == [[0], [0, 1], [0, 2]]

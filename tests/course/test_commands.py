@@ -488,7 +488,7 @@ def test_a_place_for_the_grades_is_asked_for_before_the_grading(tmp_path, monkey
 
 @pytest.mark.parametrize("form", sorted(formats.WRITERS))
 def test_an_interrupt_costs_only_the_submission_that_was_being_graded(tmp_path, monkeypatch, form):
-    """Would catch the grades of 39 students lost because somebody pressed Ctrl-C at the last one."""
+    """Would catch the grades of 39 students lost with a Ctrl-C during the last one."""
     for name in ("ada", "bob", "eve"):
         write(tmp_path / "class" / name, STUB)
     results = iter([[record(status=PASSED)], [record(status=WRONG)]])

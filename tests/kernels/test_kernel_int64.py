@@ -77,7 +77,7 @@ def run_case(folder: Path, code: str, edits: list[tuple[str, str, str]]) -> subp
 
 
 def wrapped(result: subprocess.CompletedProcess) -> bool:
-    """Whether an address that wrapped ended it: nobody's memory was touched, or the comparison failed.
+    """Whether an address that wrapped ended the program: it left the program's memory, or a comparison failed.
 
     An assertion with a text, as of a stale edit, and every other exception say nothing of addresses.
     """

@@ -175,7 +175,7 @@ def test_an_echoed_prompt_may_begin_with_a_character_of_several_tokens(server):
 def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(server, llm, max_tokens):
     """Would catch scores that are shifted by one: lm-eval's `local-completions` would rank answers wrongly.
 
-    And a completion token in the usage that nobody asked for.
+    And a usage with a completion token which the request did not ask for.
     """
     body = {"prompt": [72, 101, 108], "echo": True, "logprobs": 1, "max_tokens": max_tokens, "temperature": 0}
     answer = post(server, "/v1/completions", body).json()
@@ -353,7 +353,7 @@ def test_a_body_that_is_not_json_is_told_so(server, content, kind, told):
     ],
 )  # fmt: skip
 def test_an_error_names_the_field_as_it_was_sent_and_what_it_may_hold(server, more, param, told):
-    """Would catch a field "prompt.str" that nobody sent, "invalid literal for int()", and 6_5 taken for 65."""
+    """Would catch a field "prompt.str" which no request has, "invalid literal for int()", and 6_5 taken for 65."""
     chat = "max_completion_tokens" in more
     body = {"messages": MESSAGES} if chat else {"prompt": "a"}
     answer = post(server, "/v1/chat/completions" if chat else "/v1/completions", body | more)

@@ -227,7 +227,7 @@ def test_sigterm_finishes_what_runs(tiny_llama):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_whoever_is_not_finished_in_time_after_sigterm_is_told_so(start, monkeypatch, stream):
+def test_a_request_that_is_not_finished_in_time_after_sigterm_gets_an_error(start, monkeypatch, stream):
     """Would catch a plain "Internal Server Error", or a stream which just stops, once the patience is over."""
     with start("--shutdown-timeout", "1") as server:
         runner = server.engine.engine.runner
